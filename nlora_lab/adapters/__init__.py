@@ -1,0 +1,26 @@
+"""SLoRA, NLoRA and NLoRA-as-released as a PEFT method like any other.
+
+**Importing this module registers the method with PEFT.** Import it wherever such an adapter is
+loaded, before ``PeftModel.from_pretrained``; without it, PEFT refuses the adapter with a KeyError.
+
+PEFT's own ``register_peft_method`` only takes names of its built-in enum, so the type is entered
+in the public tables of ``peft.mapping``, which PEFT looks everything up in (peft >= 0.21).
+"""
+
+from __future__ import annotations
+
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+
+from nlora_lab.adapters.config import NLORA, NLoraConfig, nlora, nlora_released, slora
+from nlora_lab.adapters.layer import NLoraLayer, NLoraLinear
+from nlora_lab.adapters.model import NLoraModel
+
+PEFT_TYPE_TO_CONFIG_MAPPING[NLORA] = NLoraConfig
+PEFT_TYPE_TO_TUNER_MAPPING[NLORA] = NLoraModel
+PEFT_TYPE_TO_PREFIX_MAPPING[NLORA] = NLoraModel.prefix
+
+__all__ = ["NLoraConfig", "NLoraLayer", "NLoraLinear", "NLoraModel", "nlora", "nlora_released", "slora"]

@@ -1,0 +1,237 @@
+"""The command line: the same functions as in Python, results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlora_lab.errors import InputError
+
+if TYPE_CHECKING:
+    from nlora_lab.records import Run, RunConfig, Step
+
+START = "00_start_here.ipynb"
+COPIES = "nlora-lab-notebooks"
+DEFAULT_LR = 2e-4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for a caller's mistake, 130 for an interrupt."""
+    options = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except InputError as error:
+        print(f"nlora-lab: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nlora-lab: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from nlora_lab import __version__
+
+    parser = argparse.ArgumentParser(prog="nlora-lab", description="Understand low-rank fine-tuning by touching it.")
+    parser.add_argument("--version", action="version", version=f"nlora-lab {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    lab = commands.add_parser("lab", help="open JupyterLab at the first notebook")
+    lab.add_argument("--no-browser", action="store_true", help="start the server and print its address")
+    lab.set_defaults(command=_lab)
+
+    race = commands.add_parser("race", help="fine-tune with several methods on identical batches and compare")
+    race.add_argument("--methods", default="lora,slora,nlora", help="names with commas (default: %(default)s)")
+    _run_options(race)
+    race.set_defaults(command=_race)
+
+    run = commands.add_parser("run", help="fine-tune with one method")
+    run.add_argument("--method", dest="methods", default="lora", help="its name (default: %(default)s)")
+    _run_options(run)
+    run.set_defaults(command=_race)
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rank", type=int, default=8, help="rank of the adapters (default: %(default)s)")
+    add("--lr", default=f"{DEFAULT_LR:g}", metavar="RATE", help="one rate, or lora=1.6e-2,nlora=2e-4")
+    add("--alpha", type=float, help="scale is alpha / rank (default: alpha = rank)")
+    add("--init", help="initialisation of N, for the methods that have a choice")
+    add("--steps", type=int, default=250, help="optimiser steps (default: %(default)s)")
+    add("--batch-size", type=int, default=16, help="examples a step (default: %(default)s)")
+    add("--task", default="word-problems", help="word-problems or entailment (default: %(default)s)")
+    add("--difficulty", help="easy, medium or hard (default: medium)")
+    add("--model", default="embedded", help="embedded, a folder, or a hub id (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights, data order and dropout (default: %(default)s)")
+    add("--device", help="cuda, mps or cpu (default: the best one here)")
+    add("--clip-norm", type=float, help="clip the gradient's norm (default: no clipping)")
+    add("--out", type=Path, metavar="FOLDER", help="write one JSON record a run into this folder")
+    add("--json", action="store_true", help="only JSON on stdout")
+
+
+def _race(options: argparse.Namespace) -> int:
+    configs = _configs(options)
+    if options.out is not None:
+        _check_writable(options.out)
+    from nlora_lab.devices import find_device
+    from nlora_lab.progress import ProgressLine
+    from nlora_lab.training import race
+
+    progress = ProgressLine(sum(c.steps for c in configs))
+    progress.say(f"{len(configs)} run{'s' * (len(configs) > 1)} on {find_device(options.device).words}")
+    place = {id(c): f"{c.method} ({i}/{len(configs)})" for i, c in enumerate(configs, start=1)}
+
+    def on_step(config: RunConfig, step: Step) -> None:
+        progress.advance(f"{place[id(config)]}  step {step.step}/{config.steps}  loss {step.loss:.3f}")
+
+    def on_run(run: Run) -> None:
+        progress.skip(run.config.steps - len(run.steps))
+        if options.out is not None:
+            progress.say(f"wrote {run.save(_record_path(options.out, run))}")
+
+    runs = race(configs, on_step, on_run)
+    progress.close()
+    if options.json:
+        print(json.dumps({"runs": [run.summary() for run in runs]}, indent=2))
+    else:
+        print(render_table(runs))
+    return 130 if runs and runs[-1].stopped else 0
+
+
+def _configs(options: argparse.Namespace) -> list[RunConfig]:
+    from nlora_lab.methods import get_method
+    from nlora_lab.records import RunConfig
+
+    names = [name.strip() for name in options.methods.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--methods {options.methods!r} names no method; for example: lora,slora,nlora")
+    methods = [get_method(name) for name in names]
+    rates = parse_rates(options.lr, names)
+    if options.init is not None and not any(m.inits for m in methods):
+        raise InputError(f"--init {options.init}: none of {', '.join(names)} has a choice of init; leave it out")
+    shared = {
+        key: getattr(options, key)
+        for key in (
+            "rank", "alpha", "steps", "batch_size", "task", "difficulty", "model", "seed", "device", "clip_norm",
+        )
+    }  # fmt: skip
+    return [
+        RunConfig(method=m.name, lr=rates[m.name], init=options.init if m.inits else None, **shared) for m in methods
+    ]
+
+
+def parse_rates(text: str, methods: Sequence[str]) -> dict[str, float]:
+    """``"2e-4"`` or ``"lora=1.6e-2,nlora=2e-4"`` as one rate a method.
+
+    A bare number is the rate of every method not named. Raises :class:`InputError` for a word that
+    is no number, a method that does not race, or one that is left without a rate.
+    """
+    rates: dict[str, float] = {}
+    default: float | None = None
+    for part in text.split(","):
+        name, equals, number = part.strip().rpartition("=")
+        try:
+            rate = float(number)
+        except ValueError:
+            raise InputError(f"--lr {text}: {part.strip()!r} is not a rate; write 2e-4 or lora=1.6e-2") from None
+        if not equals:
+            default = rate
+        elif name.strip() in methods:
+            rates[name.strip()] = rate
+        else:
+            raise InputError(f"--lr {text}: {name.strip()!r} is not racing; the methods are {', '.join(methods)}")
+    missing = [m for m in methods if m not in rates]
+    if missing and default is None:
+        raise InputError(f"--lr {text} gives {', '.join(missing)} no rate; add one, or a bare number for all others")
+    return {m: rates.get(m, default if default is not None else DEFAULT_LR) for m in methods}
+
+
+def render_table(runs: Sequence[Run]) -> str:
+    """The results as aligned text."""
+    head = ["method", "rate", "parameters", "final loss", "accuracy", "seconds", "peak memory", "ended"]
+    rows = [head]
+    for run in runs:
+        row: dict[str, Any] = run.summary()
+        rows.append(
+            [
+                row["method"],
+                f"{row['lr']:.1e}",
+                f"{row['trainable']:,}",
+                "-" if row["final_loss"] is None else f"{row['final_loss']:.4f}",
+                "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
+                f"{row['seconds']:.1f}",
+                f"{row['peak_memory'] / 2**20:,.0f} MB",
+                "diverged" if row["diverged"] else "stopped" if row["stopped"] else "normally",
+            ]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(c.ljust(w) if i in (0, 7) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _record_path(folder: Path, run: Run) -> Path:
+    c = run.config
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    stem = f"{stamp}-{c.task}-{c.method}-r{c.rank}-lr{c.lr:g}-seed{c.seed}"
+    path, copy = folder / f"{stem}.json", 2
+    while path.exists():
+        path, copy = folder / f"{stem}-{copy}.json", copy + 1
+    return path
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _lab(options: argparse.Namespace) -> int:
+    if find_spec("jupyterlab") is None:
+        raise InputError("JupyterLab is not installed; run: pip install 'nlora-lab[lab]'")
+    folder = notebook_folder(Path.cwd())
+    command = [sys.executable, "-m", "jupyterlab", "--ServerApp.root_dir", str(folder.parent)]
+    command += [f"{folder.name}/{START}"] if not options.no_browser else ["--no-browser"]
+    command += [f"--LabApp.default_url=/lab/tree/{folder.name}/{START}"] if options.no_browser else []
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 0  # Ctrl-C is how a JupyterLab server is ended
+
+
+def notebook_folder(here: Path) -> Path:
+    """Where to open the notebooks: the clone's own, or copies in ``here`` of those in the wheel.
+
+    A copy that is already there is left as it is: it may hold somebody's answers.
+    """
+    from nlora_lab.files import shipped
+
+    source = shipped("notebooks")
+    if "_shipped" not in source.parts:
+        return source
+    target = here / COPIES
+    target.mkdir(exist_ok=True)
+    for notebook in sorted(source.glob("*.ipynb")):
+        if not (target / notebook.name).exists():
+            shutil.copy(notebook, target / notebook.name)
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""A figure that changes in place: plotly's widget where it works, an image everywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import ipywidgets as widgets
+
+from nlora_lab.errors import one_of
+from nlora_lab.plots import Curve, figure_parts, picture
+
+Figures = Literal["auto", "plotly", "image"]
+OVERRIDE = "NLORA_LAB_FIGURES"
+
+
+class LiveFigure(Protocol):
+    """What a lab needs of a figure."""
+
+    widget: widgets.Widget
+
+    def draw(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+        """Show these curves now."""
+
+    def grow(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+        """The last curve has grown: show it, unless that was done a moment ago."""
+
+
+def in_colab() -> bool:
+    """Whether this kernel runs in Google Colab."""
+    return "google.colab" in sys.modules
+
+
+def pick_figures(wanted: Figures = "auto") -> Literal["plotly", "image"]:
+    """Plotly's live figure, or an image where it is known not to be reliable (Colab, VS Code).
+
+    A kernel cannot ask its page what it can show, so this goes by where the kernel was started;
+    ``NLORA_LAB_FIGURES=plotly`` or ``=image`` overrides.
+    """
+    choice = os.environ.get(OVERRIDE) or wanted
+    one_of("figures", choice, ("auto", "plotly", "image"))
+    if choice == "auto":
+        elsewhere = in_colab() or "VSCODE_PID" in os.environ or "VSCODE_CWD" in os.environ
+        choice = "image" if elsewhere or not _has_figure_widget() else "plotly"
+    return "image" if choice == "image" else "plotly"
+
+
+def _has_figure_widget() -> bool:
+    try:
+        import plotly.graph_objects as go
+
+        go.FigureWidget()
+    except ImportError:  # plotly without anywidget
+        return False
+    return True
+
+
+def live_figure(wanted: Figures = "auto") -> LiveFigure:
+    """The figure :func:`pick_figures` chooses."""
+    return ImageFigure() if pick_figures(wanted) == "image" else PlotlyFigure()
+
+
+class PlotlyFigure:
+    """``FigureWidget``; a growing curve sends only its own new points, ten times a second at most."""
+
+    every = 0.1  # seconds
+
+    def __init__(self) -> None:
+        import plotly.graph_objects as go
+
+        traces, layout = figure_parts([], 1)
+        self.widget = go.FigureWidget(data=traces, layout=layout)
+        self._drawn = 0.0
+
+    def draw(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+        """Replace traces and layout."""
+        traces, layout = figure_parts(shown, planned, metric)
+        with self.widget.batch_update():
+            while len(self.widget.data) < len(traces):
+                self.widget.add_trace(traces[len(self.widget.data)])
+            if len(self.widget.data) > len(traces):
+                self.widget.data = self.widget.data[: len(traces)]
+            for old, new in zip(self.widget.data, traces, strict=True):
+                old.update(new.to_plotly_json(), overwrite=False)
+            self.widget.layout.update(layout)
+        self._drawn = time.monotonic()
+
+    def grow(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+        """Send the last curve's points and the labels."""
+        if time.monotonic() - self._drawn < self.every:
+            return
+        traces, layout = figure_parts(shown, planned, metric)
+        if len(traces) != len(self.widget.data):
+            self.draw(shown, planned, metric)
+            return
+        with self.widget.batch_update():
+            for old, new in zip(self.widget.data[-2:], traces[-2:], strict=True):
+                old.x, old.y = new.x, new.y
+            self.widget.layout.annotations = layout["annotations"]
+            self.widget.layout.yaxis.range = layout["yaxis"]["range"]
+        self._drawn = time.monotonic()
+
+
+class ImageFigure:
+    """A PNG drawn anew, once a second at most; needs nothing but ipywidgets of the page."""
+
+    every = 1.0  # seconds
+
+    def __init__(self) -> None:
+        self.widget = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self._drawn = 0.0
+
+    def draw(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+        """Draw and send the picture."""
+        self.widget.value = picture(shown, planned, metric)
+        self._drawn = time.monotonic()
+
+    def grow(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+        """The same, unless a second has not passed yet."""
+        if time.monotonic() - self._drawn >= self.every:
+            self.draw(shown, planned, metric)

@@ -1,0 +1,138 @@
+"""Loading a language model: the embedded one, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlora_lab.errors import ModelError
+from nlora_lab.files import shipped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def check_model(name: str) -> str | Path:
+    """What transformers should load for ``name``, without loading it.
+
+    Raises :class:`ModelError` for a folder that holds no safetensors model and for a name that is
+    neither "embedded", nor an existing folder, nor of a hub id's form ``owner/name``.
+    """
+    if name == EMBEDDED:
+        return shipped("data") / EMBEDDED
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return folder
+    if folder.is_absolute() or not HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"model={name!r} is not known: use 'embedded', an existing folder in the Hugging Face layout, "
+            "or a hub id such as 'HuggingFaceTB/SmolLM2-135M'"
+        )
+    return name
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"the folder {folder} holds no model: config.json is missing; save one with save_pretrained")
+    if any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
+        return
+    pickled = next((p for pattern in PICKLES for p in folder.glob(pattern)), None)
+    if pickled is not None:
+        raise ModelError(
+            f"the folder {folder} has its weights in {pickled.name}, a pickle, which can run code when opened; "
+            "convert it with save_pretrained, which writes safetensors"
+        )
+    raise ModelError(f"the folder {folder} holds no weights: no .safetensors file; save the model with save_pretrained")
+
+
+def load_model(name: str = EMBEDDED) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in float32 on the CPU, with its tokenizer, in evaluation mode.
+
+    ``name``: "embedded", a folder in the hub's layout, or a hub id. Code from a hub is never run.
+    Raises :class:`ModelError` with the reason and a remedy where it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = check_model(name)
+    if isinstance(source, str):
+        _check_reachable(source)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, …
+        raise ModelError(_explain(name, source, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def _check_reachable(hub_id: str) -> None:
+    """Say within seconds that there is no network; the hub's own client retries for a minute."""
+    from huggingface_hub import constants, get_session, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+        return
+    remedy = "load it once with a connection, or use model='embedded', which needs no network"
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError(f"model={hub_id!r} is not in the cache and HF_HUB_OFFLINE is set; {remedy}")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # the HTTP library's own classes, which differ between versions
+        reason = " ".join(str(error).split())[:100]
+        raise ModelError(
+            f"model={hub_id!r} is not in the cache and the hub is out of reach ({reason}); {remedy}"
+        ) from error
+
+
+def _explain(name: str, source: str | Path, error: Exception) -> str:
+    first = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(source, Path):
+        if type(error).__name__ == "SafetensorError":
+            return f"a weight file in {source} is truncated or not safetensors ({first}); download or save it again"
+        return f"the folder {source} cannot be loaded ({first}); save model and tokenizer with save_pretrained"
+    if "gated" in first.lower() or "401" in first or "403" in first:
+        return f"model={name!r} is gated or private; accept its licence on the hub and run 'hf auth login'"
+    return (
+        f"model={name!r} could not be loaded from the hub ({first}); check the id and the connection, "
+        "or use model='embedded', which needs no network"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No weight-loading bar: it would be the first thing every notebook prints on stderr."""
+    from transformers.utils import logging
+
+    had_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def linear_layers(model: Any) -> dict[str, Any]:
+    """The linear layers an adapter can sit on, by dotted name: every ``nn.Linear`` but the output head."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }

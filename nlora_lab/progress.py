@@ -1,0 +1,67 @@
+"""A progress line with the time left, for terminals and for logs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class ProgressLine:
+    """One line that rewrites itself in a terminal; in a log, a new line every ``quiet`` seconds.
+
+    ``total`` counts units of equal cost, such as optimiser steps over all runs.
+    """
+
+    def __init__(self, total: int, stream: TextIO | None = None, quiet: float = 10.0) -> None:
+        self.total, self.done = total, 0
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._every = 0.1 if self._live else quiet
+        self._started = self._said = time.monotonic()
+        self._width = 0
+
+    def advance(self, text: str, by: int = 1) -> None:
+        """``by`` more units are done; ``text`` says where we are."""
+        self.done += by
+        now = time.monotonic()
+        if now - self._said < self._every and self.done < self.total:
+            return
+        self._said = now
+        left = (now - self._started) / self.done * (self.total - self.done)
+        self._write(f"{text}  {100 * self.done // self.total} %  {duration(left)} left")
+
+    def skip(self, units: int) -> None:
+        """These units will not be done (a run ended early)."""
+        self.total = max(self.total - units, self.done, 1)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.close()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Clear the live line."""
+        if self._live and self._width:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._stream.flush()
+            self._width = 0
+
+    def _write(self, line: str) -> None:
+        if self._live:
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()

@@ -1,0 +1,257 @@
+"""What a run leaves behind: its record, as an object and as one JSON file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlora_lab.devices import DEVICES
+from nlora_lab.errors import InputError, one_of
+from nlora_lab.methods import METHODS, check_init, get_method
+from nlora_lab.models import check_model
+from nlora_lab.tasks import check_task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1  # of the JSON record; raised whenever a field changes its meaning
+LAST = 20  # steps that `final_loss` averages over
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run; the same config gives the same run on the same machine.
+
+    ``alpha=None`` means alpha = rank, a scale of 1. ``init`` is the initialisation of N, for methods
+    that have a choice. ``clip_norm=None`` leaves gradients alone, so that the effect of the learning
+    rate stays visible. ``warmup`` is the share of steps over which the rate rises; a cosine to zero
+    follows. Every bad value raises :class:`InputError` with what is allowed.
+    """
+
+    method: str = "lora"
+    rank: int = 8
+    alpha: float | None = None
+    lr: float = 2e-4
+    init: str | None = None
+    steps: int = 250
+    batch_size: int = 16
+    task: str = "word-problems"
+    difficulty: str | None = None
+    model: str = "embedded"
+    seed: int = 0
+    device: str | None = None
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_init(get_method(self.method), self.init)
+        check_task(self.task, self.difficulty)
+        for name in ("rank", "steps", "batch_size"):
+            _whole(name, getattr(self, name), least=1)
+        _whole("seed", self.seed, least=0)
+        _number("lr", self.lr, above=0.0, remedy="try 2e-4")
+        for name in ("alpha", "clip_norm"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), above=0.0, remedy="or leave it out")
+        _number("weight_decay", self.weight_decay, least=0.0)
+        for name in ("warmup", "dropout"):
+            _number(name, getattr(self, name), least=0.0, below=1.0)
+        if self.device is not None:
+            one_of("device", self.device, DEVICES)
+        check_model(self.model)
+
+    @property
+    def label(self) -> str:
+        """The method's name in figures, with the init where it is not the default."""
+        method = METHODS[self.method]
+        return f"{method.label}, N {self.init}" if self.init not in (None, *method.inits[:1]) else method.label
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def _number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    remedy: str = "",
+) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    bounds = []
+    if above is not None:
+        good = good and value > above
+        bounds.append(f"above {above:g}")
+    if least is not None:
+        good = good and value >= least
+        bounds.append(f"at least {least:g}")
+    if below is not None:
+        good = good and value < below
+        bounds.append(f"below {below:g}")
+    if not good:
+        raise InputError(f"{name}={value!r} must be a number {' and '.join(bounds)}{'; ' + remedy if remedy else ''}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its number from 1, the loss before it, its rate, its gradient's norm."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished, stopped or diverged run.
+
+    ``metrics``: ``accuracy`` (test, 0 to 1), ``validation_loss`` (nats a target token),
+    ``base_accuracy`` (before tuning, if it was measured) and ``step0_change``: the root mean square
+    change of the logits by the adapter before any training, over that of the logits. A run that
+    diverged or was stopped has no accuracy.
+    """
+
+    config: RunConfig
+    steps: tuple[Step, ...] = field(repr=False)
+    metrics: dict[str, float]
+    trainable: int
+    seconds: float  # of training alone, without loading and evaluation
+    peak_memory: int  # bytes, see devices.PeakMemory
+    diverged: bool = False
+    stopped: bool = False
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row a step: step, loss, lr, grad_norm."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(s) for s in self.steps], columns=[f.name for f in fields(Step)])
+
+    @property
+    def final_loss(self) -> float:
+        """Mean training loss of the last 20 steps, nats a target token; NaN if the run diverged."""
+        if self.diverged or not self.steps:
+            return math.nan
+        tail = [s.loss for s in self.steps[-LAST:]]
+        return sum(tail) / len(tail)
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy, 0 to 1; NaN if it was not measured."""
+        return self.metrics.get("accuracy", math.nan)
+
+    def summary(self) -> dict[str, Any]:
+        """The row of a results table, with ``None`` where there is no number."""
+        return {
+            "method": self.config.method,
+            "rank": self.config.rank,
+            "init": self.config.init,
+            "lr": self.config.lr,
+            "seed": self.config.seed,
+            "steps": len(self.steps),
+            "trainable": self.trainable,
+            "final_loss": _finite(self.final_loss),
+            "accuracy": _finite(self.accuracy),
+            "validation_loss": _finite(self.metrics.get("validation_loss", math.nan)),
+            "step0_change": _finite(self.metrics.get("step0_change", math.nan)),
+            "seconds": round(self.seconds, 2),
+            "peak_memory": self.peak_memory,
+            "diverged": self.diverged,
+            "stopped": self.stopped,
+        }
+
+    def to_json(self) -> str:
+        """The whole record; NaN and infinity, which JSON lacks, become null."""
+        columns = {f.name: [_finite(getattr(s, f.name)) for s in self.steps] for f in fields(Step)}
+        record = {
+            "format": FORMAT,
+            "config": asdict(self.config),
+            "metrics": {k: _finite(v) for k, v in self.metrics.items()},
+            "final_loss": _finite(self.final_loss),
+            **{k: getattr(self, k) for k in ("trainable", "seconds", "peak_memory", "diverged", "stopped")},
+            "device": self.device,
+            "versions": self.versions,
+            "history": columns,
+        }
+        return json.dumps(record, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Run:
+        """The run that :meth:`to_json` wrote; :class:`InputError` if it is damaged or newer."""
+        try:
+            record = json.loads(text)
+            if record["format"] > FORMAT:
+                raise InputError(f"the record has format {record['format']}, newer than {FORMAT}; update nlora-lab")
+            columns = record["history"]
+            rows = zip(columns["step"], *(map(_nan, columns[k]) for k in ("loss", "lr", "grad_norm")), strict=True)
+            steps = tuple(Step(*row) for row in rows)
+            return cls(
+                config=RunConfig(**record["config"]),
+                steps=steps,
+                metrics={k: _nan(v) for k, v in record["metrics"].items()},
+                **{
+                    k: record[k]
+                    for k in ("trainable", "seconds", "peak_memory", "diverged", "stopped", "device", "versions")
+                },
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise InputError(f"not a run record ({type(error).__name__}: {error}); was the file cut short?") from error
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record, whole or not at all; missing folders are made."""
+        target = Path(path)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(self.to_json(), encoding="utf-8")
+            os.replace(part, target)
+        except OSError as error:
+            raise InputError(f"{target} cannot be written ({error.strerror}); choose another place") from error
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Read a record that :meth:`save` wrote."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        return cls.from_json(text)
+
+
+def table(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row a run, the columns of :meth:`Run.summary`."""
+    import pandas as pd
+
+    return pd.DataFrame([run.summary() for run in runs])
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on: Python and the libraries that compute."""
+    names = ("nlora-lab", "torch", "transformers", "peft", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

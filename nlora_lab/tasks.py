@@ -1,0 +1,249 @@
+"""The fine-tuning tasks: generated from a seed, shipped as JSONL, loaded as ``datasets.Dataset``.
+
+``word-problems``: two to three dependent operations, written out, ending in "The answer is N.";
+scored by exact match of N under greedy decoding. ``entailment``: does a claim follow from a few
+facts; scored by which of " yes", " no", " maybe" is likeliest as the next token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from nlora_lab.errors import InputError, one_of
+from nlora_lab.files import shipped
+from nlora_lab.world import (
+    COMPARATIVES,
+    CONTAINERS,
+    GAIN_VERBS,
+    LOSS_VERBS,
+    PLACES,
+    THINGS,
+    count,
+    people,
+    plural,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SIZES = {"train": 6400, "validation": 200, "test": 200}  # 6,400 = 400 steps of 16, each item once
+DIFFICULTIES = ("easy", "medium", "hard")
+LARGEST = 60  # no value on the way is above this: the embedded model's sums are certain up to there
+Item = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its three splits; each row has ``prompt``, ``target`` (both text) and ``answer``.
+
+    ``labels`` are the answers to choose from, or empty where the answer is generated.
+    """
+
+    name: str
+    difficulty: str
+    train: Dataset = field(repr=False)
+    validation: Dataset = field(repr=False)
+    test: Dataset = field(repr=False)
+    labels: tuple[str, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """What ``accuracy`` means here, in words."""
+        return "accuracy of the next token" if self.labels else "exact match of the final number"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task's items are made: ``make(rng, difficulty)`` draws one."""
+
+    make: Callable[[Random, str], Item]
+    labels: tuple[str, ...] = ()
+
+
+def word_problem(rng: Random, difficulty: str) -> Item:
+    """One story problem; 2, 2–3 or 3–4 operations for easy, medium, hard."""
+    operations = {"easy": (2, 2), "medium": (2, 3), "hard": (3, 4)}[difficulty]
+    while True:
+        item = _try_word_problem(rng, rng.randint(*operations))
+        if item is not None:
+            return item
+
+
+def _try_word_problem(rng: Random, operations: int) -> Item | None:
+    """A problem with exactly that many operations, or None where the numbers ran out of range."""
+    who, *others = people(rng, operations + 1)
+    thing, steps = rng.choice(THINGS), []
+    if rng.random() < 0.4:
+        boxes, each = rng.randint(2, 6), rng.randint(2, 9)
+        value = boxes * each
+        steps.append(f"{boxes}*{each}={value}.")
+        text = f"{who.name} has {count(boxes, rng.choice(CONTAINERS))} with {count(each, thing)} in each."
+    else:
+        value = rng.randint(3, 30)
+        text = f"{who.name} has {count(value, thing)}."
+    while len(steps) < operations:
+        # the last two kinds turn to somebody else, so they only come at the end
+        last = len(steps) == operations - 1
+        other, kind, before = others.pop(), rng.randrange(4 if last else 2), value
+        if kind == 0:
+            n = rng.randint(1, 12)
+            value += n
+            text += f" {who.they.capitalize()} {rng.choice(GAIN_VERBS)} {n} more."
+            steps.append(f"{before}+{n}={value}.")
+        elif kind == 1:
+            n = rng.randint(1, 12)
+            value -= n
+            loss = rng.choice([*(f"{v} {n} of them" for v in LOSS_VERBS), f"gives {n} to {other.name}"])
+            text += f" {who.they.capitalize()} {loss}."
+            steps.append(f"{before}-{n}={value}.")
+        elif kind == 2:
+            n = rng.randint(1, 12)
+            value += n
+            text += f" {other.name} has {n} more than {who.name}."
+            steps.append(f"{before}+{n}={value}.")
+            who = other
+        else:
+            value *= 2
+            text += f" {other.name} has twice as many."
+            steps.append(f"2*{before}={value}.")
+            who = other
+        if not 1 <= value <= LARGEST:
+            return None
+    prompt = f"{text} Q: How many {plural(thing)} does {who.name} have? A:"
+    return {"prompt": prompt, "target": f" {' '.join(steps)} The answer is {value}.", "answer": str(value)}
+
+
+def entailment(rng: Random, difficulty: str) -> Item:
+    """One claim about 2, 3 or 4 facts (easy, medium, hard): it follows, it does not, or nobody knows.
+
+    The answer is drawn first, each with equal chance, then facts and a claim that fit it. Claims are
+    negated, or turned round, as often for "yes" as for "no"; "maybe" claims are about somebody
+    whom the facts do not name.
+    """
+    facts = {"easy": 2, "medium": 3, "hard": 4}[difficulty]
+    answer = rng.choice(("yes", "no", "maybe"))
+    make = rng.choice((_place_claim, _number_claim, _order_claim))
+    said, claim = make(rng, facts, answer)
+    return {"prompt": f"{' '.join(said)} Claim: {claim} True? A:", "target": f" {answer}", "answer": answer}
+
+
+def _place_claim(rng: Random, facts: int, answer: str) -> tuple[list[str], str]:
+    *group, stranger = people(rng, facts + 1)
+    places = rng.sample(PLACES, facts)
+    said = [f"{p.name} is in the {q}." for p, q in zip(group, places, strict=True)]
+    i, negated = rng.randrange(facts), rng.random() < 0.5
+    elsewhere = rng.choice([q for j, q in enumerate(places) if j != i])
+    if answer == "maybe":
+        subject, place = stranger, rng.choice(places)
+    else:
+        subject = group[i]
+        place = places[i] if (answer == "yes") != negated else elsewhere
+    return said, f"{subject.name} is {'not ' if negated else ''}in the {place}."
+
+
+def _number_claim(rng: Random, facts: int, answer: str) -> tuple[list[str], str]:
+    *group, stranger = people(rng, facts + 1)
+    things = rng.sample(THINGS, facts)
+    numbers = [rng.randint(5, 40) for _ in range(facts)]
+    said = [f"{p.name} has {count(n, t)}." for p, n, t in zip(group, numbers, things, strict=True)]
+    i, more = rng.randrange(facts), rng.random() < 0.5
+    below = (answer == "yes") == more
+    bound = numbers[i] - rng.randint(1, 4) if below else numbers[i] + rng.randint(1, 4)
+    subject = stranger if answer == "maybe" else group[i]
+    return said, f"{subject.name} has {'more' if more else 'less'} than {bound} {plural(things[i])}."
+
+
+def _order_claim(rng: Random, facts: int, answer: str) -> tuple[list[str], str]:
+    chain = people(rng, facts + 2)
+    stranger = chain.pop()
+    up, down = rng.choice(COMPARATIVES)
+    said = []
+    for a, b in pairwise(chain):
+        said.append(f"{a.name} is {up} than {b.name}." if rng.random() < 0.5 else f"{b.name} is {down} than {a.name}.")
+    rng.shuffle(said)
+    i, j = sorted(rng.sample(range(facts + 1), 2))
+    first, second = chain[i], chain[j]  # first is more than second
+    if answer == "no":
+        first, second = second, first
+    elif answer == "maybe":
+        first, second = (first, stranger) if rng.random() < 0.5 else (stranger, second)
+    if rng.random() < 0.5:
+        return said, f"{first.name} is {up} than {second.name}."
+    return said, f"{second.name} is {down} than {first.name}."
+
+
+TASKS: dict[str, Recipe] = {
+    "word-problems": Recipe(word_problem),
+    "entailment": Recipe(entailment, labels=("yes", "no", "maybe")),
+}
+DEFAULT_DIFFICULTY = "medium"
+
+
+def generate(name: str, difficulty: str = DEFAULT_DIFFICULTY) -> dict[str, list[Item]]:
+    """All splits of a task, the same every time; no prompt occurs twice, within or across splits."""
+    recipe = TASKS[name]
+    rng = Random(f"{name}-{difficulty}")
+    seen: set[str] = set()
+
+    def fresh() -> Iterator[Item]:
+        while True:
+            item = recipe.make(rng, difficulty)
+            if item["prompt"] not in seen:
+                seen.add(item["prompt"])
+                yield item
+
+    stream = fresh()
+    return {split: [next(stream) for _ in range(n)] for split, n in reversed(SIZES.items())}
+
+
+def to_jsonl(items: list[Item]) -> str:
+    """One JSON object a line, keys in order, newline at the end."""
+    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+
+
+def write_tasks(out: Path) -> None:
+    """Write every task at its default difficulty to ``out/<task>/<split>.jsonl`` (``make tasks``)."""
+    for name in TASKS:
+        (out / name).mkdir(parents=True, exist_ok=True)
+        for split, items in generate(name).items():
+            (out / name / f"{split}.jsonl").write_text(to_jsonl(items), encoding="utf-8")
+
+
+def check_task(name: str, difficulty: str | None) -> None:
+    """Raise :class:`InputError` for an unknown task or difficulty."""
+    one_of("task", name, TASKS)
+    if difficulty is not None:
+        one_of("difficulty", difficulty, DIFFICULTIES)
+
+
+def load_task(name: str = "word-problems", difficulty: str | None = None) -> Task:
+    """The task called ``name``, at "easy", "medium" (default) or "hard" difficulty.
+
+    Splits are ``datasets.Dataset`` of 6,400, 200 and 200 rows. The default difficulty is read from
+    the shipped files, the others are generated. Raises :class:`InputError` for unknown names.
+    """
+    check_task(name, difficulty)
+    from datasets import Dataset
+
+    level = difficulty or DEFAULT_DIFFICULTY
+    rows: dict[str, list[Any]]
+    if level == DEFAULT_DIFFICULTY:
+        folder = shipped("data") / "tasks" / name
+        rows = {split: _read(folder / f"{split}.jsonl") for split in SIZES}
+    else:
+        rows = generate(name, level)
+    splits = {split: Dataset.from_list(items) for split, items in rows.items()}
+    return Task(name, level, labels=TASKS[name].labels, **splits)
+
+
+def _read(path: Path) -> list[Item]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); install nlora-lab again or run 'make tasks'") from error

@@ -1,0 +1,64 @@
+"""The small world that the pretraining text and the tasks share: its words, and nothing else.
+
+One list of each kind of word, so that a task never asks the embedded model for a word it has not
+met. The lists are part of the recipe of the embedded model: changing one changes the tokenizer and
+every recorded figure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+
+@dataclass(frozen=True)
+class Person:
+    """A first name with the pronouns that go with it."""
+
+    name: str
+    they: str  # nominative pronoun, "she"
+    them: str  # objective pronoun, "her"
+    their: str  # possessive, "her"
+
+
+PEOPLE: tuple[Person, ...] = tuple(
+    [Person(n, "she", "her", "her") for n in "Ana Cara Dora Eva Gina Ida Lena Mia Nora Pia Rosa Tia".split()]
+    + [Person(n, "he", "him", "his") for n in "Ben Carl Dan Emil Finn Hugo Jon Leo Max Otto Paul Tom".split()]
+)
+
+THINGS: tuple[str, ...] = tuple(
+    "apple pear plum nut egg cake shell stone coin stamp card book pen key cup ball kite marble "
+    "button sticker flower leek lemon bean".split()
+)
+PLACES: tuple[str, ...] = tuple(
+    "garden kitchen park school shop library forest farm market barn house tent field cellar".split()
+)
+ANIMALS: tuple[str, ...] = tuple("dog cat hen horse duck fox goat mouse bird frog rabbit cow".split())
+COLOURS: tuple[str, ...] = tuple("red blue green yellow white black brown pink".split())
+OPPOSITES: tuple[tuple[str, str], ...] = (
+    ("big", "small"), ("hot", "cold"), ("tall", "short"), ("old", "young"), ("fast", "slow"),
+    ("happy", "sad"), ("full", "empty"), ("wet", "dry"), ("loud", "quiet"), ("early", "late"),
+    ("soft", "hard"), ("clean", "dirty"), ("open", "closed"), ("high", "low"), ("near", "far"),
+)  # fmt: skip
+COMPARATIVES: tuple[tuple[str, str], ...] = (
+    ("taller", "shorter"), ("older", "younger"), ("faster", "slower"), ("stronger", "weaker"),
+    ("louder", "quieter"), ("happier", "sadder"),
+)  # fmt: skip
+CONTAINERS: tuple[str, ...] = ("box", "bag", "basket", "jar")
+GAIN_VERBS: tuple[str, ...] = ("finds", "buys", "gets", "picks", "wins")
+LOSS_VERBS: tuple[str, ...] = ("loses", "sells", "gives away", "drops", "breaks")
+
+
+def plural(noun: str) -> str:
+    """The plural of one of this module's nouns: ``box`` → ``boxes``, ``apple`` → ``apples``."""
+    return noun + ("es" if noun.endswith(("x", "s", "ch")) else "s")
+
+
+def count(n: int, noun: str) -> str:
+    """``3 apples``, ``1 apple``: digits, then the noun in its number."""
+    return f"{n} {noun if n == 1 else plural(noun)}"
+
+
+def people(rng: Random, k: int) -> list[Person]:
+    """``k`` different people."""
+    return rng.sample(PEOPLE, k)
