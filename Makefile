@@ -16,7 +16,7 @@ help:
 	@echo "make lab        set up and open the lab"
 	@echo "make test       set up and run every check"
 	@echo "make notebooks  run the notebooks and store their outputs"
-	@echo "make model      pretrain the embedded model again (about half an hour on two cores)"
+	@echo "make model      pretrain the embedded model again (about a quarter of an hour on two cores)"
 	@echo "make tasks      generate the task files again"
 
 lab: $(VENV)/.lab
@@ -30,6 +30,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.%: $(BIN)/python $(SOURCES)
+	@echo "Installing into $(VENV): @SIZE@"
 ifeq ($(TORCH),cpu)
 	$(PIP) install -q uv
 	$(BIN)/uv pip install --python $(BIN)/python --torch-backend=cpu -c constraints.txt -e ".[$*]"

@@ -1,60 +1,18 @@
-"""Settings of all tests, and how notebook outputs are compared.
-
-``pytest --nbval`` compares printed text exactly. Sums taken in another order (another processor,
-another number of threads) move the last digits, so here a printed decimal may differ by one in its
-last digit. Whole numbers and all other text stay exact.
-"""
+"""Settings of all tests, those of the notebooks included: on the CPU, offline."""
 
 from __future__ import annotations
 
 import os
-import re
+import sys
+from pathlib import Path
 
 os.environ.setdefault("NLORA_LAB_DEVICE", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-DECIMAL = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
-
-
-def same_printed(a: str, b: str) -> bool:
-    """Equal but for decimals that differ by one in the last digit they print."""
-    if DECIMAL.split(a) != DECIMAL.split(b):
-        return False
-    return all(
-        abs(float(x) - float(y)) <= 1.001 * max(_last_digit(x), _last_digit(y))
-        for x, y in zip(DECIMAL.findall(a), DECIMAL.findall(b), strict=True)
-    )
-
-
-def _last_digit(number: str) -> float:
-    mantissa, _, exponent = number.partition("e")
-    return 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-
-
-class Printed(str):
-    """Text that equals another as :func:`same_printed` says."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, str) and same_printed(str(self), str(other))
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = str.__hash__
+sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
 
 def pytest_configure() -> None:
-    from nbval.plugin import IPyNbCell
+    import notebook_output
 
-    exact = IPyNbCell.sanitize
-
-    def sanitize(self: IPyNbCell, value: object) -> object:
-        clean = exact(self, value)
-        return Printed(clean) if isinstance(clean, str) else clean
-
-    if not getattr(IPyNbCell.sanitize, "tolerant", False):
-        sanitize.tolerant = True  # type: ignore[attr-defined]
-        IPyNbCell.sanitize = sanitize
+    notebook_output.install()

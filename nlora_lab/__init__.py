@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from nlora_lab.evaluation import Answer, answers
     from nlora_lab.labs import FineTuneLab
     from nlora_lab.lowrank import LowRank, nystrom, relative_error
     from nlora_lab.methods import METHODS, attach
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 __version__ = version("nlora-lab")
 
 _HOME = {
+    "Answer": "evaluation",
     "FineTuneLab": "labs",
     "LowRank": "lowrank",
     "METHODS": "methods",
     "Run": "records",
     "RunConfig": "records",
     "Task": "tasks",
+    "answers": "evaluation",
     "attach": "methods",
     "fine_tune": "training",
     "load_model": "models",
@@ -42,6 +45,7 @@ _HOME = {
 
 __all__ = [
     "METHODS",
+    "Answer",
     "FineTuneLab",
     "InputError",
     "LowRank",
@@ -49,6 +53,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Task",
+    "answers",
     "attach",
     "fine_tune",
     "load_model",

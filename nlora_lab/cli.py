@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,11 @@ DEFAULT_LR = 2e-4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for a caller's mistake, 130 for an interrupt."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.command is not _lab:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    options.rest = rest
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -44,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nlora-lab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    lab = commands.add_parser("lab", help="open JupyterLab at the first notebook")
+    lab = commands.add_parser("lab", help="open JupyterLab at the first notebook; further options go to jupyter lab")
     lab.add_argument("--no-browser", action="store_true", help="start the server and print its address")
     lab.set_defaults(command=_lab)
 
@@ -207,8 +212,10 @@ def _lab(options: argparse.Namespace) -> int:
         raise InputError("JupyterLab is not installed; run: pip install 'nlora-lab[lab]'")
     folder = notebook_folder(Path.cwd())
     command = [sys.executable, "-m", "jupyterlab", "--ServerApp.root_dir", str(folder.parent)]
-    command += [f"{folder.name}/{START}"] if not options.no_browser else ["--no-browser"]
-    command += [f"--LabApp.default_url=/lab/tree/{folder.name}/{START}"] if options.no_browser else []
+    command += [f"--LabApp.default_url=/lab/tree/{folder.name}/{START}"]
+    command += ["--no-browser"] if options.no_browser else []
+    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # containers
+    command += options.rest
     try:
         return subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:

@@ -57,7 +57,7 @@ def answers(
                 said = _choose(model, tokenizer, batch, task.labels)
                 right = [s == t for s, t in zip(said, truth, strict=True)]
             else:
-                said = _generate(model, tokenizer, batch, _longest_target(tokenizer, rows))
+                said = greedy(model, tokenizer, batch, _longest_target(tokenizer, rows))
                 right = [final_number(s) == t for s, t in zip(said, truth, strict=True)]
             given += [Answer(*row) for row in zip(batch, said, truth, right, strict=True)]
     return given
@@ -91,7 +91,9 @@ def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) 
     return {k: v.to(model.device) for k, v in batch.items()}
 
 
-def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], new_tokens: int) -> list[str]:
+@torch.no_grad()
+def greedy(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], new_tokens: int) -> list[str]:
+    """The likeliest continuation of each prompt, up to ``</s>`` or ``new_tokens``; one batch, with a KV cache."""
     batch = _encode(model, tokenizer, prompts)
     out = model.generate(
         **batch, max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LOADING = threading.RLock()
+"""Held while a model is built: transformers switches global state then, and two at once break both."""
+
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -29,7 +33,7 @@ def check_model(name: str) -> str | Path:
     if name == EMBEDDED:
         return shipped("data") / EMBEDDED
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         _check_folder(folder)
         return folder
     if folder.is_absolute() or not HUB_ID.fullmatch(name):
@@ -67,7 +71,7 @@ def load_model(name: str = EMBEDDED) -> tuple[PreTrainedModel, PreTrainedTokeniz
     if isinstance(source, str):
         _check_reachable(source)
     try:
-        with _quiet():
+        with LOADING, _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     except ModelError:

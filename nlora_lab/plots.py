@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WINDOW = 10  # steps in the thick line's running mean
 INK = "#767676"  # readable on white and on JupyterLab's dark grey alike
 GRID = "rgba(128,128,128,0.18)"
+LOSS_TICKS = [c * 10.0**e for e in range(-4, 3) for c in (1, 2, 5)]
 FLOOR = 1e-4  # a loss axis is logarithmic: nothing is drawn below this
 
 
@@ -156,7 +157,9 @@ def figure_parts(shown: Sequence[Curve], planned: int, metric: str = "accuracy")
             yaxis="y2",
             hoverinfo="skip",
             showlegend=False,
-        )
+        ),
+        # plotly draws no axes where there is no trace, and the left side starts without any
+        go.Scatter(x=[None], y=[None], mode="lines", showlegend=False, hoverinfo="skip"),
     ]
     for line in lines:
         style = {"color": line.curve.colour, "dash": line.curve.dash}
@@ -172,20 +175,38 @@ def figure_parts(shown: Sequence[Curve], planned: int, metric: str = "accuracy")
         for line in lines if line.x
     ]  # fmt: skip
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": INK, "ticks": "outside", "tickcolor": INK}
+    if not lines:
+        middle = {"x": 0.5, "y": 0.5, "xref": "x domain", "yref": "y domain", "showarrow": False}
+        notes.append({**middle, "text": "press Run, and the losses appear here"})
     title = {"x": 0, "y": 1.09, "yref": "paper", "showarrow": False, "xanchor": "left"}
     notes += [{**title, "xref": f"{x} domain", "text": text} for x, text in (("x", "loss over steps"), ("x2", metric))]
     layout = {
         "xaxis": {**axis, "domain": [0, 0.6], "range": [0, end * 1.35], "title": {"text": "step"}},
-        "yaxis": {**axis, "type": "log", "range": [low, high], "title": {"text": "training loss, nats a token"},
-                  "minor": {"dtick": "D1"}, "dtick": 1, "tickformat": "~g"},
-        "xaxis2": {**axis, "domain": [0.78, 0.97], "range": [0, 100], "ticksuffix": " %", "anchor": "y2", "dtick": 50},
-        "yaxis2": {**axis, "anchor": "x2", "autorange": "reversed", "showgrid": False, "ticks": "", "automargin": True},
+        "yaxis": {
+            **axis,
+            "type": "log",
+            "range": [low, high],
+            "title": {"text": "training loss, nats a token"},
+            "tickvals": LOSS_TICKS,
+            "ticktext": [f"{v:g}" for v in LOSS_TICKS],
+        },
+        "xaxis2": {**axis, "domain": [0.78, 0.96], "range": [0, 100], "ticksuffix": " %", "anchor": "y2", "dtick": 50},
+        "yaxis2": {
+            **axis,
+            "anchor": "x2",
+            "type": "category",
+            "autorange": "reversed",
+            "showgrid": False,
+            "ticks": "",
+            "automargin": True,
+        },
         "annotations": notes,
         "font": {"color": INK, "size": 12},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 60, "r": 30, "t": 36, "b": 44},
         "height": 360,
+        "autosize": True,
         "bargap": 0.35,
     }  # fmt: skip
     return traces, layout
@@ -216,6 +237,8 @@ def picture(shown: Sequence[Curve], planned: int, metric: str = "accuracy", dpi:
     left.set(
         yscale="log", xlim=(0, end * 1.3), ylim=(10**low, 10**high), xlabel="step", ylabel="training loss, nats a token"
     )
+    left.set_yticks([v for v in LOSS_TICKS if 10**low <= v <= 10**high])
+    left.set_yticks([], minor=True)
     left.yaxis.set_major_formatter("{x:g}")
     left.set_title("loss over steps", loc="left", fontsize=10, color=INK)
     bars = _bars(shown)

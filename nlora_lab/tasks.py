@@ -1,8 +1,8 @@
 """The fine-tuning tasks: generated from a seed, shipped as JSONL, loaded as ``datasets.Dataset``.
 
 ``word-problems``: two to three dependent operations, written out, ending in "The answer is N.";
-scored by exact match of N under greedy decoding. ``entailment``: does a claim follow from a few
-facts; scored by which of " yes", " no", " maybe" is likeliest as the next token.
+scored by exact match of N under greedy decoding. ``entailment``: does a claim follow from a fact;
+scored by which of " yes", " no", " maybe" is likeliest as the next token.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.files import shipped
 from nlora_lab.world import (
-    COMPARATIVES,
     CONTAINERS,
     GAIN_VERBS,
     LOSS_VERBS,
-    PLACES,
     THINGS,
     count,
     people,
@@ -120,62 +117,29 @@ def _try_word_problem(rng: Random, operations: int) -> Item | None:
 
 
 def entailment(rng: Random, difficulty: str) -> Item:
-    """One claim about 2, 3 or 4 facts (easy, medium, hard): it follows, it does not, or nobody knows.
+    """Is a claim true, given a fact about a number: "yes", "no", or "maybe" where it leaves that open.
 
-    The answer is drawn first, each with equal chance, then facts and a claim that fit it. Claims are
-    negated, or turned round, as often for "yes" as for "no"; "maybe" claims are about somebody
-    whom the facts do not name.
+    Fact and claim say "more than" or "less than" some number. If Ana has more than 20 pears, then it
+    is true that she has more than 15, false that she has less than 18, and open whether she has more
+    than 30. easy: the fact says "more than" and the numbers are at least 6 apart. medium: at least 2
+    apart. hard: the fact says "more than" or "less than". The answer is drawn first, each with equal
+    chance.
     """
-    facts = {"easy": 2, "medium": 3, "hard": 4}[difficulty]
     answer = rng.choice(("yes", "no", "maybe"))
-    make = rng.choice((_place_claim, _number_claim, _order_claim))
-    said, claim = make(rng, facts, answer)
-    return {"prompt": f"{' '.join(said)} Claim: {claim} True? A:", "target": f" {answer}", "answer": answer}
+    who, thing = people(rng, 1)[0], rng.choice(THINGS)
+    above = difficulty != "hard" or rng.random() < 0.5  # the fact says "more than"
+    known = rng.randint(12, 48)
+    claims_above = above == (answer == "yes") if answer != "maybe" else rng.random() < 0.5
+    # 1 apart would leave no whole number between "more than 20" and "less than 21"
+    apart = rng.randint(6 if difficulty == "easy" else 2, 11)
+    # a claim is settled if its number lies on the known side: below for "more than", above for "less than"
+    bound = known - apart if above == (answer != "maybe") else known + apart
+    fact, claim = _amount(who.name, above, known, thing), _amount(who.name, claims_above, bound, thing)
+    return {"prompt": f"{fact} Claim: {claim} True? A:", "target": f" {answer}", "answer": answer}
 
 
-def _place_claim(rng: Random, facts: int, answer: str) -> tuple[list[str], str]:
-    *group, stranger = people(rng, facts + 1)
-    places = rng.sample(PLACES, facts)
-    said = [f"{p.name} is in the {q}." for p, q in zip(group, places, strict=True)]
-    i, negated = rng.randrange(facts), rng.random() < 0.5
-    elsewhere = rng.choice([q for j, q in enumerate(places) if j != i])
-    if answer == "maybe":
-        subject, place = stranger, rng.choice(places)
-    else:
-        subject = group[i]
-        place = places[i] if (answer == "yes") != negated else elsewhere
-    return said, f"{subject.name} is {'not ' if negated else ''}in the {place}."
-
-
-def _number_claim(rng: Random, facts: int, answer: str) -> tuple[list[str], str]:
-    *group, stranger = people(rng, facts + 1)
-    things = rng.sample(THINGS, facts)
-    numbers = [rng.randint(5, 40) for _ in range(facts)]
-    said = [f"{p.name} has {count(n, t)}." for p, n, t in zip(group, numbers, things, strict=True)]
-    i, more = rng.randrange(facts), rng.random() < 0.5
-    below = (answer == "yes") == more
-    bound = numbers[i] - rng.randint(1, 4) if below else numbers[i] + rng.randint(1, 4)
-    subject = stranger if answer == "maybe" else group[i]
-    return said, f"{subject.name} has {'more' if more else 'less'} than {bound} {plural(things[i])}."
-
-
-def _order_claim(rng: Random, facts: int, answer: str) -> tuple[list[str], str]:
-    chain = people(rng, facts + 2)
-    stranger = chain.pop()
-    up, down = rng.choice(COMPARATIVES)
-    said = []
-    for a, b in pairwise(chain):
-        said.append(f"{a.name} is {up} than {b.name}." if rng.random() < 0.5 else f"{b.name} is {down} than {a.name}.")
-    rng.shuffle(said)
-    i, j = sorted(rng.sample(range(facts + 1), 2))
-    first, second = chain[i], chain[j]  # first is more than second
-    if answer == "no":
-        first, second = second, first
-    elif answer == "maybe":
-        first, second = (first, stranger) if rng.random() < 0.5 else (stranger, second)
-    if rng.random() < 0.5:
-        return said, f"{first.name} is {up} than {second.name}."
-    return said, f"{second.name} is {down} than {first.name}."
+def _amount(name: str, above: bool, number: int, thing: str) -> str:
+    return f"{name} has {'more' if above else 'less'} than {number} {plural(thing)}."
 
 
 TASKS: dict[str, Recipe] = {

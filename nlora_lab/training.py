@@ -18,7 +18,7 @@ from nlora_lab.batches import BatchOrder, plain_batches, training_batches
 from nlora_lab.devices import Device, PeakMemory, find_device
 from nlora_lab.evaluation import accuracy, answers, mean_loss
 from nlora_lab.methods import attach, check_rank, get_method, trainable_parameters
-from nlora_lab.models import load_model
+from nlora_lab.models import LOADING, load_model
 from nlora_lab.records import Run, RunConfig, Step, versions
 from nlora_lab.tasks import Task, load_task
 
@@ -40,10 +40,7 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
     device = find_device(cfg.device)
     accelerator = make_accelerator(device)
     task = load_task(cfg.task, cfg.difficulty)
-    base, tokenizer = load_model(cfg.model)
-
-    torch.manual_seed(cfg.seed)  # the adapter's weights
-    model: Any = attach(base, cfg.method, cfg.rank, cfg.alpha, cfg.init, **_dropout(cfg))
+    model, tokenizer = build(cfg)
     model.to(accelerator.device)
     batches = training_batches(task.train, tokenizer, BatchOrder(len(task.train), cfg.steps, cfg.batch_size, cfg.seed))
     metrics = {"step0_change": step0_change(model, next(plain_batches(task.validation, tokenizer, model.device)))}
@@ -80,8 +77,11 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
     seconds = time.perf_counter() - started
 
     if not (diverged or stopped):
-        metrics |= measure(accelerator.unwrap_model(model), tokenizer, task)
-        memory.look()
+        try:
+            metrics |= measure(accelerator.unwrap_model(model), tokenizer, task)
+            memory.look()
+        except KeyboardInterrupt:
+            stopped = True
     return Run(
         config=cfg,
         steps=tuple(steps),
@@ -94,6 +94,15 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
         device=device.words,
         versions=versions(),
     )
+
+
+def build(cfg: RunConfig) -> tuple[Any, Any]:
+    """The base model with the adapter of ``cfg``, seeded, on the CPU; and the tokenizer."""
+    with LOADING:  # another thread must not draw from the global generator in between
+        base, tokenizer = load_model(cfg.model)
+        torch.manual_seed(cfg.seed)
+        options = {"dropout": cfg.dropout} if cfg.dropout else {}
+        return attach(base, cfg.method, cfg.rank, cfg.alpha, cfg.init, **options), tokenizer
 
 
 def race(
@@ -175,7 +184,3 @@ def make_accelerator(device: Device) -> Accelerator:
         mixed_precision=device.precision,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
-
-
-def _dropout(cfg: RunConfig) -> dict[str, float]:
-    return {"dropout": cfg.dropout} if cfg.dropout else {}

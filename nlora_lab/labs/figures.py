@@ -73,6 +73,8 @@ class PlotlyFigure:
 
         traces, layout = figure_parts([], 1)
         self.widget = go.FigureWidget(data=traces, layout=layout)
+        # plotly offers no public way to give a FigureWidget its page settings
+        self.widget._config = {"responsive": True, "displayModeBar": False}
         self._drawn = 0.0
 
     def draw(self, shown: Sequence[Curve], planned: int, metric: str) -> None:

@@ -66,7 +66,15 @@ class FineTuneLab:
         self.rank = widgets.IntSlider(8, 1, 64, description="rank r", style=WORDS)
         self.init = widgets.Dropdown(options=CORE_INITS, description="N in SLoRA", style=WORDS)
         self.lr = widgets.FloatLogSlider(
-            2e-4, base=10, min=-5, max=-1, step=0.05, description="learning rate", readout_format=".1e", style=WORDS
+            2e-4,
+            base=10,
+            min=-5,
+            max=-1,
+            step=0.05,
+            description="learning rate",
+            readout_format=".1e",
+            style=WORDS,
+            layout=widgets.Layout(width="440px"),
         )
         self.steps = widgets.IntSlider(250, 1, 500, description="steps", style=WORDS)
         self.task = widgets.Dropdown(options=list(TASKS), description="task", style=WORDS)
@@ -169,13 +177,14 @@ class FineTuneLab:
         self._train(configs)
 
     def _train(self, configs: list[RunConfig]) -> None:
+        from nlora_lab.devices import find_device
         from nlora_lab.training import race
 
         total = sum(c.steps for c in configs)
         self._bar.max, self._bar.value = total, 0
-        self._say("Loading the model …")
         progress = _Pace(total)
         try:
+            self._say(f"Loading the model, to train on: {html.escape(find_device().words)}")
             race(configs, on_step=lambda c, s: self._on_step(c, s, progress), on_run=self._on_run)
             self._say(_verdict(self.runs[-len(configs) :]))
         except InputError as error:
@@ -263,7 +272,9 @@ class FineTuneLab:
         choices = widgets.Box([self.init, self.task, self.seed], layout=row)
         buttons = widgets.Box([self.run, self.stop, self.clear, self._bar, self._status], layout=row)
         self._redraw()
-        return widgets.VBox([self.method, sliders, choices, buttons, self._figure.widget, self._table])
+        label = widgets.Label("methods", layout=widgets.Layout(width="104px", justify_content="flex-end"))
+        methods = widgets.Box([label, self.method], layout=row)
+        return widgets.VBox([methods, sliders, choices, buttons, self._figure.widget, self._table])
 
 
 class _Pace:

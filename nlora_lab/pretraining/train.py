@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nlora_lab.pretraining.corpus import documents
+from nlora_lab.pretraining.skills import skills
 from nlora_lab.pretraining.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+TOKENIZER_DOCUMENTS = 40_000  # the first so many documents of the stream train the tokenizer
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,11 @@ def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, r
 
 
 def pretrain(
-    out: Path, recipe: Recipe | None = None, say: Callable[[str], None] = print, checkpoint_every: int = 100
+    out: Path,
+    recipe: Recipe | None = None,
+    say: Callable[[str], None] = print,
+    say_every: int = 20,
+    checkpoint_every: int = 100,
 ) -> dict[str, Any]:
     """Train, save model and tokenizer to ``out``, and return what was measured.
 
@@ -106,7 +114,7 @@ def pretrain(
     replayed up to that point, so the result is the same as without the interruption.
     """
     recipe = recipe or Recipe()
-    tokenizer = train_tokenizer(islice(documents(recipe.seed), 40_000))
+    tokenizer = train_tokenizer(islice(documents(recipe.seed), TOKENIZER_DOCUMENTS))
     model = build_model(recipe, tokenizer)
     decayed = [p for p in model.parameters() if p.ndim == 2]
     plain = [p for p in model.parameters() if p.ndim != 2]
@@ -138,7 +146,7 @@ def pretrain(
         optimizer.zero_grad()
         step += 1
         seconds = time.perf_counter() - started
-        if step % 20 == 0:
+        if step % say_every == 0:
             rate = step * batch.numel() / seconds
             say(f"step {step}/{recipe.steps}  loss {loss.item():.3f}  {rate:,.0f} tokens/s")
         if step % checkpoint_every == 0:
@@ -158,6 +166,7 @@ def pretrain(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "held_out_loss": round(held_out_loss(model, tokenizer, recipe), 4),
+        "accuracy": skills(model.eval(), tokenizer),
     }
     (out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)

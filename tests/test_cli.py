@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nlora_lab import cli
+from nlora_lab.errors import InputError
+from nlora_lab.records import Run
+
+QUICK = ["--steps", "2", "--batch-size", "2", "--task", "entailment"]
+
+
+def test_race_prints_a_table_and_progress_apart(capsys, tmp_path):
+    code = cli.main(["race", "--rank", "4", "--lr", "1e-3,nlora=2e-4", *QUICK, "--out", str(tmp_path / "runs")])
+    out, err = capsys.readouterr()
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["method", "------", "lora", "slora", "nlora"]
+    assert "peak memory" in lines[0]
+    assert lines[2].split()[1] == "1.0e-03"
+    assert lines[4].split()[1] == "2.0e-04"
+    assert "100 %" in err
+    assert "0 s left" in err
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 3
+    assert {Run.load(p).config.rank for p in (tmp_path / "runs").glob("*.json")} == {4}
+
+
+def test_json_is_all_there_is_on_stdout(capsys):
+    assert cli.main(["race", "--methods", "lora,full", "--json", *QUICK]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [r["method"] for r in runs] == ["lora", "full"]
+    wanted = {"method", "final_loss", "accuracy", "trainable", "seconds", "peak_memory", "diverged"}
+    assert all(wanted <= set(r) for r in runs)
+
+
+def test_run_is_a_race_of_one(capsys):
+    assert cli.main(["run", "--method", "slora", "--init", "identity", "--json", *QUICK]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["init"] == "identity"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--rank", "0"], "rank=0"),
+        (["--rank", "129"], "rank=129"),
+        (["--methods", "lora,lorra"], "method='lorra'"),
+        (["--methods", ","], "names no method"),
+        (["--task", "poetry"], "task='poetry'"),
+        (["--model", "nope"], "model='nope'"),
+        (["--lr", "0"], "lr=0.0"),
+        (["--lr=-1e-3"], "lr=-0.001"),
+        (["--lr", "fast"], "'fast' is not a rate"),
+        (["--lr", "lora=1e-3"], "gives slora, nlora no rate"),
+        (["--lr", "2e-4,dora=1e-3"], "'dora' is not racing"),
+        (["--init", "zeros"], "nothing can learn"),
+        (["--methods", "lora", "--init", "kaiming"], "none of lora has a choice"),
+        (["--steps", "0"], "steps=0"),
+        (["--out", "/dev/null/runs"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, names):
+    assert cli.main(["race", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    errors = [line for line in err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert names in errors[0]
+    assert "Traceback" not in err
+
+
+def test_rates():
+    assert cli.parse_rates("2e-4", ["a", "b"]) == {"a": 2e-4, "b": 2e-4}
+    assert cli.parse_rates("a=1, b=2e-3", ["a", "b"]) == {"a": 1.0, "b": 2e-3}
+    assert cli.parse_rates("a=1,5", ["a", "b"]) == {"a": 1.0, "b": 5.0}
+    with pytest.raises(InputError, match="no rate"):
+        cli.parse_rates("a=1", ["a", "b"])
+
+
+def test_notebooks_from_a_wheel_are_copied_once(tmp_path, monkeypatch):
+    import nlora_lab.files
+
+    source = tmp_path / "site" / "_shipped" / "notebooks"
+    source.mkdir(parents=True)
+    (source / cli.START).write_text("{}")
+    monkeypatch.setattr(nlora_lab.files, "_PACKAGE", tmp_path / "site")
+    folder = cli.notebook_folder(tmp_path)
+    assert folder == tmp_path / cli.COPIES
+    (folder / cli.START).write_text("my answers")
+    assert (cli.notebook_folder(tmp_path) / cli.START).read_text() == "my answers"
+
+
+def test_without_jupyterlab_the_lab_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert cli.main(["lab"]) == 2
+    assert "pip install 'nlora-lab[lab]'" in capsys.readouterr().err
+
+
+def test_lab_opens_the_first_notebook_and_hands_its_options_on(monkeypatch):
+    called = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(cli.subprocess, "run", lambda command, **_: called.append(command) or Done())
+    assert cli.main(["lab", "--no-browser", "--port", "9999"]) == 0
+    (command,) = called
+    assert f"--LabApp.default_url=/lab/tree/notebooks/{cli.START}" in command
+    assert command[-2:] == ["--port", "9999"]
+    assert "--no-browser" in command
+
+
+def test_an_unknown_option_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["race", "--ranc", "4"])
+    assert caught.value.code == 2
+    assert "--ranc" in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""What every committed notebook must be, so that `pytest --nbval` really compares something."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import nbformat
+import pytest
+from notebook_output import Printed, same_printed
+from support import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [p.name for p in NOTEBOOKS]
+IGNORED = ("# NBVAL_IGNORE_OUTPUT", "nbval-ignore-output")
+
+
+def test_the_course_is_complete():
+    assert NAMES == ["00_start_here.ipynb"]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=NAMES)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code_cells(notebook):
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def test_it_is_valid_and_was_run_once_from_top_to_bottom(notebook):
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert len(cells) >= 5
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+
+
+def test_no_widget_state_no_error_no_stderr_no_machine(notebook):
+    assert "widgets" not in notebook.metadata
+    outputs = [o for c in code_cells(notebook) for o in c.outputs]
+    assert outputs
+    assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs)
+    assert not re.search(r"/(?:home|root|tmp|Users|work)/", json.dumps(outputs))
+    assert set(notebook.metadata.kernelspec) == {"display_name", "language", "name"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_is_small(path):
+    assert path.stat().st_size < 500_000
+
+
+def test_at_most_half_of_the_cells_with_output_are_not_compared(notebook):
+    shown = [c for c in code_cells(notebook) if c.outputs]
+    ignored = [c for c in shown if c.source.startswith(IGNORED[0]) or IGNORED[1] in c.metadata.get("tags", [])]
+    assert len(ignored) <= len(shown) / 2
+
+
+def test_every_live_panel_has_a_picture_or_a_line_beside_it(notebook):
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "application/vnd.jupyter.widget-view+json" in data:
+                assert "text/plain" in data
+    pictures = [o for c in code_cells(notebook) for o in c.outputs if "image/png" in o.get("data", {})]
+    assert pictures
+
+
+def test_code_cells_are_short(notebook):
+    lengths = sorted(len(c.source.splitlines()) for c in code_cells(notebook))
+    assert lengths[len(lengths) // 2] <= 4
+    assert lengths[-1] <= 12
+
+
+def test_it_opens_in_colab(notebook):
+    assert "colab.research.google.com/github/nlora-lab/nlora-lab/blob/main/notebooks/" in notebook.cells[0].source
+    assert "%pip install" in code_cells(notebook)[0].source
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("loss 0.123", "loss 0.124", True),
+        ("loss 0.123", "loss 0.125", False),
+        ("loss 0.123", "loss 0.1230", False),
+        ("3 runs", "4 runs", False),
+        ("1.2e-03", "1.3e-03", True),
+        ("1.2e-03", "1.2e-04", False),
+        ("a 1.5 b", "a 1.5 c", False),
+        ("-0.01", "0.01", False),
+        ("no number", "no number", True),
+    ],
+)
+def test_printed_decimals_may_differ_by_one_in_the_last_digit(a, b, same):
+    assert same_printed(a, b) is same
+    assert (Printed(a) == b) is same
+    assert (Printed(a) != b) is not same

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from nlora_lab.errors import InputError
+from nlora_lab.records import Run, RunConfig, Step, table
+
+
+def some_run(**changes):
+    steps = tuple(Step(i, 1 / i, 1e-3, 0.5) for i in range(1, 41))
+    fields = {
+        "config": RunConfig(method="slora", init="identity"), "steps": steps, "trainable": 10, "seconds": 1.5,
+        "metrics": {"accuracy": 0.5, "validation_loss": 0.7, "step0_change": 0.0}, "peak_memory": 2**20,
+        "device": "CPU", "versions": {"torch": "2"},
+    }  # fmt: skip
+    return Run(**{**fields, **changes})
+
+
+def test_a_record_survives_the_disk(tmp_path):
+    run = some_run()
+    assert Run.load(run.save(tmp_path / "a" / "run.json")) == run
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["run.json"]
+
+
+def test_a_diverged_record_is_valid_json_and_survives(tmp_path):
+    steps = (Step(1, 2.0, 1e-3, 1.0), Step(2, math.nan, 1e-3, math.inf))
+    run = some_run(steps=steps, diverged=True, metrics={})
+    record = json.loads(run.to_json(), parse_constant=pytest.fail)
+    assert record["history"]["loss"] == [2.0, None]
+    assert record["final_loss"] is None
+    back = Run.load(run.save(tmp_path / "run.json"))
+    assert back.diverged
+    assert math.isnan(back.steps[1].loss)
+
+
+def test_the_final_loss_is_the_mean_of_the_last_twenty():
+    assert some_run().final_loss == pytest.approx(sum(1 / i for i in range(21, 41)) / 20)
+    assert math.isnan(some_run(steps=()).final_loss)
+
+
+def test_the_table_has_one_row_a_run():
+    frame = table([some_run(), some_run(diverged=True)])
+    assert list(frame["diverged"]) == [False, True]
+    assert {"method", "trainable", "final_loss", "accuracy", "seconds", "peak_memory"} <= set(frame.columns)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', some_run().to_json()[:200], "[1]"])
+def test_a_damaged_record_is_refused(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(InputError, match="not a run record"):
+        Run.load(tmp_path / "r.json")
+
+
+def test_a_newer_record_is_refused_and_a_missing_one_named(tmp_path):
+    newer = some_run().to_json().replace('"format": 1', '"format": 99')
+    with pytest.raises(InputError, match="format 99"):
+        Run.from_json(newer)
+    with pytest.raises(InputError, match=r"nothing\.json"):
+        Run.load(tmp_path / "nothing.json")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        some_run().save(tmp_path / "file" / "run.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("method", "lorra"), ("rank", 0), ("rank", 1.5), ("rank", True), ("lr", 0), ("lr", -1e-4), ("lr", "fast"),
+        ("lr", math.nan), ("lr", math.inf), ("steps", 0), ("batch_size", -1), ("task", "poetry"),
+        ("difficulty", "cruel"), ("model", "no such folder"), ("seed", -1), ("seed", 0.5), ("device", "tpu"),
+        ("alpha", 0), ("clip_norm", -1), ("warmup", 1.0), ("dropout", 1.0), ("weight_decay", -0.1),
+    ],
+)  # fmt: skip
+def test_every_bad_value_is_named(field, value):
+    with pytest.raises(InputError, match=f"^{field}=") as caught:
+        RunConfig(**{field: value})
+    assert repr(value) in str(caught.value)
+
+
+def test_init_belongs_to_methods_that_have_a_choice():
+    assert RunConfig(method="slora", init="orthogonal").label == "SLoRA, N orthogonal"
+    assert RunConfig(method="slora", init="kaiming").label == "SLoRA"
+    with pytest.raises(InputError, match="lora has no choice"):
+        RunConfig(method="lora", init="kaiming")
+    with pytest.raises(InputError, match="nothing can learn"):
+        RunConfig(method="slora", init="zeros")
+    with pytest.raises(InputError, match="init='best'"):
+        RunConfig(method="slora", init="best")

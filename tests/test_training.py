@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nlora_lab import methods, training
+from nlora_lab.errors import InputError
+from nlora_lab.methods import METHODS
+from nlora_lab.records import RunConfig
+from nlora_lab.training import fine_tune, race, rate_factor
+
+QUICK = {"steps": 3, "batch_size": 4, "task": "entailment"}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {name: fine_tune(RunConfig(method=name, **QUICK)) for name in METHODS}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_runs_and_is_measured(runs, name):
+    run = runs[name]
+    assert [s.step for s in run.steps] == [1, 2, 3]
+    assert list(run.history.columns) == ["step", "loss", "lr", "grad_norm"]
+    assert len(run.history) == 3
+    assert all(math.isfinite(s.loss) and s.grad_norm > 0 for s in run.steps)
+    assert 0 <= run.accuracy <= 1
+    assert run.metrics["validation_loss"] > 0
+    assert run.peak_memory > 2**20
+    assert run.seconds > 0
+    assert not run.diverged
+    assert not run.stopped
+    assert run.device.startswith("CPU")
+    assert run.versions["torch"] == torch.__version__
+
+
+def test_trainable_parameters_are_what_the_formulas_say(runs):
+    # every linear layer (m, n) of the embedded model but the tied head: 4 of 128x128, 2 of 352x128, 1 of 128x352
+    sides = [(128, 128)] * 4 + [(352, 128)] * 2 + [(128, 352)]
+    lora = 4 * sum(8 * (m + n) for m, n in sides)
+    assert runs["lora"].trainable == lora
+    assert runs["slora"].trainable == runs["nlora"].trainable == runs["nlora-released"].trainable == lora + 28 * 64
+    assert runs["full"].trainable == 917_632
+
+
+def test_only_the_released_start_changes_the_model(runs):
+    for name, run in runs.items():
+        assert (run.metrics["step0_change"] > 1e-4) == (name == "nlora-released")
+
+
+def test_methods_that_keep_the_function_start_from_the_same_loss_on_the_same_batch(runs):
+    first = {name: run.steps[0].loss for name, run in runs.items() if name != "nlora-released"}
+    assert len(set(first.values())) == 1
+
+
+def test_the_same_seed_gives_the_identical_history_and_another_does_not(runs):
+    again = fine_tune(RunConfig(method="slora", **QUICK))
+    assert again.steps == runs["slora"].steps
+    assert again.metrics == runs["slora"].metrics
+    other = fine_tune(RunConfig(method="slora", seed=1, **QUICK))
+    assert other.steps[0].loss != runs["slora"].steps[0].loss
+
+
+def test_the_seed_decides_the_weights_too():
+    models = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        models.append(methods.attach(training.load_model()[0], "slora"))
+    weights = [torch.cat([p.flatten() for n, p in m.named_parameters() if "nlora_N" in n]) for m in models]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    cfg = RunConfig(steps=100, warmup=0.1)
+    factors = [rate_factor(s, cfg) for s in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1.0
+    assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    assert factors[100] == pytest.approx(0.0)
+
+
+def test_clipping_is_off_unless_asked(monkeypatch):
+    asked = []
+    real = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n, **k: asked.append(n) or real(p, n, **k))
+    fine_tune(RunConfig(**{**QUICK, "steps": 1}))
+    fine_tune(RunConfig(clip_norm=0.5, **{**QUICK, "steps": 1}))
+    assert asked == [math.inf, 0.5]
+
+
+def test_a_diverging_run_is_a_result():
+    run = fine_tune(RunConfig(method="full", lr=1e30, **{**QUICK, "steps": 30}))
+    assert run.diverged
+    assert not run.stopped
+    assert 1 < len(run.steps) < 30
+    assert math.isnan(run.final_loss)
+    assert math.isnan(run.accuracy)
+    assert run.summary()["final_loss"] is None
+
+
+def test_on_step_can_stop_and_what_there_is_is_kept():
+    run = fine_tune(RunConfig(**{**QUICK, "steps": 50}), on_step=lambda step: step.step == 4)
+    assert run.stopped
+    assert len(run.steps) == 4
+    assert math.isfinite(run.final_loss)
+    assert math.isnan(run.accuracy)
+
+
+def test_an_interrupt_keeps_the_partial_run_and_ends_the_race():
+    def interrupt(config, step):
+        if config.method == "slora" and step.step == 2:
+            raise KeyboardInterrupt
+
+    done = []
+    configs = [RunConfig(method=m, **QUICK) for m in ("lora", "slora", "nlora")]
+    runs = race(configs, on_step=interrupt, on_run=done.append)
+    assert [r.config.method for r in runs] == ["lora", "slora"]
+    assert runs == done
+    assert runs[1].stopped
+    assert len(runs[1].steps) == 2
+
+
+def test_an_interrupt_while_measuring_keeps_the_trained_steps(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "measure", interrupt)
+    run = fine_tune(RunConfig(**QUICK))
+    assert run.stopped
+    assert len(run.steps) == 3
+
+
+def test_a_race_checks_everything_before_it_trains_anything():
+    done = []
+    with pytest.raises(InputError, match=r"rank=129 is above 128.*q_proj"):
+        race([RunConfig(**QUICK), RunConfig(rank=129, **QUICK)], on_run=done.append)
+    assert done == []
+
+
+def test_rank_does_not_matter_to_full_fine_tuning():
+    assert fine_tune(RunConfig(method="full", rank=4000, **{**QUICK, "steps": 1})).trainable == 917_632
+
+
+def test_dropout_changes_the_run_and_is_seeded():
+    plain, wet, again = (
+        fine_tune(RunConfig(method="nlora", dropout=d, **QUICK)).steps[0].loss for d in (0.0, 0.5, 0.5)
+    )
+    # the pair of products drops apart, so even the first loss moves
+    assert wet == again
+    assert wet != plain
+
+
+def test_the_environment_overrides_the_device(monkeypatch):
+    monkeypatch.setenv("NLORA_LAB_DEVICE", "tpu")
+    with pytest.raises(InputError, match="device='tpu'"):
+        fine_tune(RunConfig(**QUICK))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_missing_device_is_named(monkeypatch):
+    monkeypatch.delenv("NLORA_LAB_DEVICE", raising=False)
+    with pytest.raises(InputError, match="device='cuda' is not there"):
+        fine_tune(RunConfig(device="cuda", **QUICK))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_runs_on_a_gpu(monkeypatch, name):
+    monkeypatch.setenv("NLORA_LAB_DEVICE", "cuda")
+    run = fine_tune(RunConfig(method=name, **QUICK))
+    assert math.isfinite(run.final_loss)
+    assert run.peak_memory > 0
