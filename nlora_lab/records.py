@@ -26,7 +26,7 @@ FORMAT = 1  # of the JSON record; raised whenever a field changes its meaning
 LAST = 20  # steps that `final_loss` averages over
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run; the same config gives the same run on the same machine.
 
@@ -44,10 +44,10 @@ class RunConfig:
     steps: int = 250
     batch_size: int = 16
     task: str = "word-problems"
-    difficulty: str | None = None
     model: str = "embedded"
     seed: int = 0
     device: str | None = None
+    difficulty: str | None = None
     warmup: float = 0.03
     weight_decay: float = 0.0
     clip_norm: float | None = None
@@ -190,7 +190,7 @@ class Run:
             "versions": self.versions,
             "history": columns,
         }
-        return json.dumps(record, indent=1) + "\n"
+        return json.dumps(record, separators=(",", ":")) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Run:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.files import shipped
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SIZES = {"train": 6400, "validation": 200, "test": 200}  # 6,400 = 400 steps of 16, each item once
+FIELDS = ("prompt", "target", "answer")
 DIFFICULTIES = ("easy", "medium", "hard")
 LARGEST = 60  # no value on the way is above this: the embedded model's sums are certain up to there
 Item = dict[str, str]
@@ -186,28 +187,65 @@ def check_task(name: str, difficulty: str | None) -> None:
         one_of("difficulty", difficulty, DIFFICULTIES)
 
 
-def load_task(name: str = "word-problems", difficulty: str | None = None) -> Task:
+def load_task(name: str = "word-problems", path: str | Path | None = None, difficulty: str | None = None) -> Task:
     """The task called ``name``, at "easy", "medium" (default) or "hard" difficulty.
 
     Splits are ``datasets.Dataset`` of 6,400, 200 and 200 rows. The default difficulty is read from
-    the shipped files, the others are generated. Raises :class:`InputError` for unknown names.
+    the shipped files, the others are generated. ``path``: read the items from this folder instead,
+    ``train.jsonl`` and ``test.jsonl`` with the fields ``prompt``, ``target`` and ``answer``;
+    ``validation.jsonl`` or, where there is none, the last 5 % of the training items.
+
+    Raises :class:`InputError` for unknown names and for files that cannot be used.
     """
     check_task(name, difficulty)
     from datasets import Dataset
 
     level = difficulty or DEFAULT_DIFFICULTY
-    rows: dict[str, list[Any]]
-    if level == DEFAULT_DIFFICULTY:
-        folder = shipped("data") / "tasks" / name
-        rows = {split: _read(folder / f"{split}.jsonl") for split in SIZES}
+    rows: dict[str, list[Item]]
+    if path is not None:
+        level, rows = f"from {path}", _read_folder(Path(path))
+    elif level == DEFAULT_DIFFICULTY:
+        rows = _read_folder(shipped("data") / "tasks" / name)
     else:
         rows = generate(name, level)
+    labels = TASKS[name].labels
+    if labels:
+        for item in (item for items in rows.values() for item in items):
+            one_of("answer", item["answer"], labels)
     splits = {split: Dataset.from_list(items) for split, items in rows.items()}
-    return Task(name, level, labels=TASKS[name].labels, **splits)
+    return Task(name, level, labels=labels, **splits)
+
+
+def _read_folder(folder: Path) -> dict[str, list[Item]]:
+    rows = {split: _read(folder / f"{split}.jsonl") for split in ("train", "test")}
+    held = folder / "validation.jsonl"
+    if held.exists():
+        rows["validation"] = _read(held)
+    else:
+        cut = max(1, len(rows["train"]) // 20)
+        if cut >= len(rows["train"]):
+            raise InputError(f"{folder / 'train.jsonl'} has {len(rows['train'])} item; it takes at least 2")
+        rows["train"], rows["validation"] = rows["train"][:-cut], rows["train"][-cut:]
+    return rows
 
 
 def _read(path: Path) -> list[Item]:
+    """The items of a JSONL file; :class:`InputError` names file, line and what is missing."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); install nlora-lab again or run 'make tasks'") from error
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); a task folder holds train.jsonl and test.jsonl") from error
+    items = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            item = json.loads(line)
+            items.append({key: item[key] for key in FIELDS})
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON ({error})") from error
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number} needs the fields {', '.join(FIELDS)}; missing: {error}") from error
+        if not all(isinstance(value, str) and value for value in items[-1].values()):
+            raise InputError(f"{path}, line {number}: {', '.join(FIELDS)} must be text, and not empty")
+    if not items:
+        raise InputError(f"{path} is empty; it takes at least one item")
+    return items

@@ -39,7 +39,7 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
     """
     device = find_device(cfg.device)
     accelerator = make_accelerator(device)
-    task = load_task(cfg.task, cfg.difficulty)
+    task = load_task(cfg.task, difficulty=cfg.difficulty)
     model, tokenizer = build(cfg)
     model.to(accelerator.device)
     batches = training_batches(task.train, tokenizer, BatchOrder(len(task.train), cfg.steps, cfg.batch_size, cfg.seed))

@@ -47,7 +47,7 @@ def test_the_table_has_one_row_a_run():
     assert {"method", "trainable", "final_loss", "accuracy", "seconds", "peak_memory"} <= set(frame.columns)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', some_run().to_json()[:200], "[1]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"format":1}', some_run().to_json()[:200], "[1]"])
 def test_a_damaged_record_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(InputError, match="not a run record"):
@@ -55,7 +55,7 @@ def test_a_damaged_record_is_refused(tmp_path, text):
 
 
 def test_a_newer_record_is_refused_and_a_missing_one_named(tmp_path):
-    newer = some_run().to_json().replace('"format": 1', '"format": 99')
+    newer = some_run().to_json().replace('"format":1', '"format":99')
     with pytest.raises(InputError, match="format 99"):
         Run.from_json(newer)
     with pytest.raises(InputError, match=r"nothing\.json"):

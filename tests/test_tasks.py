@@ -27,7 +27,7 @@ def test_the_shipped_files_are_what_the_generator_makes_byte_for_byte(name):
 @pytest.mark.parametrize("name", list(TASKS))
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_no_prompt_occurs_twice_in_or_across_splits(name, difficulty):
-    task = load_task(name, difficulty)
+    task = load_task(name, difficulty=difficulty)
     prompts = [p for split in SIZES for p in getattr(task, split)["prompt"]]
     assert len(prompts) == sum(SIZES.values())
     assert len(set(prompts)) == len(prompts)
@@ -36,7 +36,7 @@ def test_no_prompt_occurs_twice_in_or_across_splits(name, difficulty):
 @pytest.mark.parametrize(("difficulty", "operations"), [("easy", {2}), ("medium", {2, 3}), ("hard", {3, 4})])
 def test_word_problems_are_worked_out_right_and_each_step_needs_the_last(difficulty, operations):
     seen = set()
-    for item in load_task("word-problems", difficulty).test:
+    for item in load_task("word-problems", difficulty=difficulty).test:
         steps = STEP.findall(item["target"])
         seen.add(len(steps))
         for a, sign, b, value in steps:
@@ -63,14 +63,14 @@ def solve(prompt: str) -> str:
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_entailment_answers_are_right_and_balanced(difficulty):
-    rows = load_task("entailment", difficulty).train.select(range(2000))
+    rows = load_task("entailment", difficulty=difficulty).train.select(range(2000))
     assert [solve(p) for p in rows["prompt"]] == list(rows["answer"])
     shares = Counter(rows["answer"])
     assert all(0.28 < shares[label] / 2000 < 0.39 for label in ("yes", "no", "maybe"))
 
 
 def test_harder_is_longer():
-    means = [sum(map(len, load_task("word-problems", d).test["target"])) / 200 for d in DIFFICULTIES]
+    means = [sum(map(len, load_task("word-problems", difficulty=d).test["target"])) / 200 for d in DIFFICULTIES]
     assert means == sorted(means)
     assert means[0] < means[2] - 10
 
@@ -98,8 +98,49 @@ def test_labels_are_one_distinguishable_token_each(embedded):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "names"), [(("poetry",), "task='poetry'"), (("entailment", "cruel"), "difficulty='cruel'")]
+    ("arguments", "names"),
+    [({"name": "poetry"}, "task='poetry'"), ({"difficulty": "cruel"}, "difficulty='cruel'")],
 )
 def test_unknown_names_are_named(arguments, names):
     with pytest.raises(InputError, match=names):
-        load_task(*arguments)
+        load_task(**arguments)
+
+
+def folder(tmp_path, train, test):
+    (tmp_path / "train.jsonl").write_text(train)
+    (tmp_path / "test.jsonl").write_text(test)
+    return tmp_path
+
+
+def test_a_folder_of_ones_own(tmp_path):
+    items = [{"prompt": f"{i}?", "target": f" {i}", "answer": str(i), "more": 1} for i in range(40)]
+    task = load_task(path=folder(tmp_path, to_jsonl(items), to_jsonl(items[:3])))
+    assert [len(getattr(task, s)) for s in ("train", "validation", "test")] == [38, 2, 3]
+    assert task.train.column_names == ["prompt", "target", "answer"]
+    assert task.validation["prompt"] == ["38?", "39?"]
+
+
+GOOD = '{"prompt": "a", "target": "b", "answer": "c"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "names"),
+    [
+        ("word-problems", "", "is empty"),
+        ("word-problems", GOOD + "{", "line 2 is not JSON"),
+        ("word-problems", GOOD + '{"prompt": "a", "target": "b"}', "line 2 needs the fields .* missing: 'answer'"),
+        ("word-problems", GOOD + "[1]", "line 2 needs the fields"),
+        ("word-problems", '{"prompt": "a", "target": "", "answer": "c"}', "must be text"),
+        ("word-problems", '{"prompt": "a", "target": "b", "answer": 3}', "must be text"),
+        ("word-problems", GOOD, "at least 2"),
+        ("entailment", GOOD + GOOD, "answer='c' is not known"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(tmp_path, name, train, names):
+    with pytest.raises(InputError, match=names):
+        load_task(name, path=folder(tmp_path, train, GOOD))
+
+
+def test_a_folder_without_files_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"train\.jsonl cannot be read"):
+        load_task(path=tmp_path)
