@@ -5,8 +5,9 @@
 
 Every method is tried at each of its rates with seed 0; its own rate is the one with the lowest
 *validation* loss. That rate and the paper's 2e-4 are then repeated with two more seeds. The test split
-is never used to choose. One JSON record a run stands in results/first_table/; a run that has
-one is not repeated, so the script can be stopped and started at will.
+is never used to choose. One JSON record a run stands in results/first_table/; a run that has one is not
+repeated, so the script can be stopped and started at will. Delete the records after `make model`:
+they are of the model that was there.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def run_one(cfg: RunConfig) -> str:
     from nlora_lab.training import fine_tune
 
     torch.set_num_threads(1)
-    return f"{fine_tune(cfg).save(place(cfg)).name}"
+    run = fine_tune(cfg)
+    if run.stopped:
+        return f"{place(cfg).name}: interrupted, not kept"
+    return run.save(place(cfg)).name
 
 
 def run_missing(configs: Iterable[RunConfig], workers: int = 2) -> None:
@@ -57,7 +61,10 @@ def config(task: str, method: str, lr: float, seed: int, steps: int = 250) -> Ru
 
 
 def load(cfg: RunConfig) -> Run:
-    return Run.load(place(cfg))
+    run = Run.load(place(cfg))
+    if run.stopped or run.config != cfg:
+        raise SystemExit(f"{place(cfg)} is not a finished run of {cfg}; delete it and start again")
+    return run
 
 
 def own_rate(task: str, method: str) -> float:

@@ -73,7 +73,8 @@ def training_batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, order: B
     from torch.utils.data import DataLoader
 
     pad = int(tokenizer.pad_token_id)
-    return DataLoader(encode(rows, tokenizer), batch_sampler=order, collate_fn=Collate(pad))  # type: ignore[arg-type]
+    own = torch.Generator().manual_seed(order.seed)  # or the loader draws from the global one
+    return DataLoader(encode(rows, tokenizer), batch_sampler=order, collate_fn=Collate(pad), generator=own)  # type: ignore[arg-type]
 
 
 def plain_batches(

@@ -98,18 +98,21 @@ def _race(options: argparse.Namespace) -> int:
     def on_step(config: RunConfig, step: Step) -> None:
         progress.advance(f"{place[id(config)]}  step {step.step}/{config.steps}  loss {step.loss:.3f}")
 
+    runs: list[Run] = []
+
     def on_run(run: Run) -> None:
+        runs.append(run)
         progress.skip(run.config.steps - len(run.steps))
         if options.out is not None:
             progress.say(f"wrote {run.save(_record_path(options.out, run))}")
 
-    runs = race(configs, on_step, on_run)
-    progress.close()
-    if options.json:
-        print(json.dumps({"runs": [run.summary() for run in runs]}, indent=2))
-    else:
-        print(render_table(runs))
-    return 130 if runs and runs[-1].stopped else 0
+    try:
+        race(configs, on_step, on_run)
+    finally:  # whatever ends the race, what was computed is shown
+        progress.close()
+        if runs:
+            print(json.dumps({"runs": [run.summary() for run in runs]}, indent=2) if options.json else report(runs))
+    return 0 if len(runs) == len(configs) and not runs[-1].stopped else 130
 
 
 def _configs(options: argparse.Namespace) -> list[RunConfig]:
@@ -158,6 +161,18 @@ def parse_rates(text: str, methods: Sequence[str]) -> dict[str, float]:
     if missing and default is None:
         raise InputError(f"--lr {text} gives {', '.join(missing)} no rate; add one, or a bare number for all others")
     return {m: rates.get(m, default if default is not None else DEFAULT_LR) for m in methods}
+
+
+def report(runs: Sequence[Run]) -> str:
+    """The table, and what it cannot say."""
+    lines = [render_table(runs)]
+    for run in runs:
+        change = run.metrics.get("step0_change", 0.0)
+        if change > 0:
+            lines.append(f"{run.config.method} changed the model's logits by {change:.1%} before the first step.")
+    if any(run.device.startswith("CPU") for run in runs):
+        lines.append("Peak memory on a CPU is that of the whole process.")
+    return "\n".join(lines)
 
 
 def render_table(runs: Sequence[Run]) -> str:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.errors import InputError, one_of
+from nlora_lab.inits import CORE_INITS, check_core_init
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import nn
 
-CORE_INITS = ("kaiming", "xavier", "orthogonal", "identity", "normal")
 Builder = Callable[..., "PeftConfig"]
 
 
@@ -100,12 +100,7 @@ def check_init(method: Method, init: str | None) -> None:
         return
     if not method.inits:
         raise InputError(f"init={init!r}: {method.name} has no choice of init for N; leave init out")
-    if init == "zeros":
-        raise InputError(
-            "init='zeros': with N = 0 and B = 0 no factor ever gets a gradient, so nothing can learn; "
-            f"choose one of: {', '.join(method.inits)}"
-        )
-    one_of("init", init, method.inits)
+    check_core_init(init)
 
 
 def check_rank(model: nn.Module, rank: int) -> None:
@@ -133,10 +128,11 @@ def attach(
     check_init(entry, init)
     if entry.build is None:
         return model.requires_grad_(True)
-    check_rank(model, rank)
+    options = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
+    if options["target_modules"] == "all-linear":
+        check_rank(model, rank)
     from peft import get_peft_model
 
-    options = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
     with warnings.catch_warnings():
         # PEFT asks transformers for this property under its old name; nothing a learner can act on
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LOADING = threading.RLock()
 """Held while a model is built: transformers switches global state then, and two at once break both."""
 
@@ -68,12 +68,21 @@ def load_model(name: str = EMBEDDED) -> tuple[PreTrainedModel, PreTrainedTokeniz
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = check_model(name)
-    if isinstance(source, str):
-        _check_reachable(source)
     try:
+        if isinstance(source, str):
+            _check_reachable(source)
         with LOADING, _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+            # False, not the default: that one asks on stdin whether to run the model's own code
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ModelError(
+                f"the weights of {name!r} lack {len(missing)} tensors, {missing[0]} first; they would start at random: "
+                "download or save the model again"
+            )
     except ModelError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, …
@@ -103,6 +112,8 @@ def _check_reachable(hub_id: str) -> None:
 
 def _explain(name: str, source: str | Path, error: Exception) -> str:
     first = " ".join(str(error).split())[:200] or type(error).__name__
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return f"model={name!r} needs code of its own, which is never run here; choose a model that transformers knows"
     if isinstance(source, Path):
         if type(error).__name__ == "SafetensorError":
             return f"a weight file in {source} is truncated or not safetensors ({first}); download or save it again"

@@ -42,10 +42,8 @@ def run_names(configs: Sequence[RunConfig]) -> list[str]:
     told = {"rank": "r {}", "lr": "{:.2g}", "task": "{}", "steps": "{} steps", "seed": "seed {}"}
     varying = [f for f in told if len({getattr(c, f) for c in configs}) > 1]
     names = [" · ".join([c.label, *(told[f].format(getattr(c, f)) for f in varying)]) for c in configs]
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            names[i] = f"{name} ({names[: i + 1].count(name)})"
-    return names
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [name if n == 1 else f"{name} ({n})" for name, n in zip(names, counts, strict=True)]
 
 
 def curves(runs: Sequence[Run]) -> list[Curve]:

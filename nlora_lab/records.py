@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.devices import DEVICES
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.methods import METHODS, check_init, get_method
-from nlora_lab.models import check_model
+from nlora_lab.models import EMBEDDED, check_model
 from nlora_lab.tasks import check_task
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class RunConfig:
         check_task(self.task, self.difficulty)
         for name in ("rank", "steps", "batch_size"):
             _whole(name, getattr(self, name), least=1)
-        _whole("seed", self.seed, least=0)
+        _whole("seed", self.seed, least=0, most=2**62)
         _number("lr", self.lr, above=0.0, remedy="try 2e-4")
         for name in ("alpha", "clip_norm"):
             if getattr(self, name) is not None:
@@ -68,7 +68,11 @@ class RunConfig:
             _number(name, getattr(self, name), least=0.0, below=1.0)
         if self.device is not None:
             one_of("device", self.device, DEVICES)
+        if not isinstance(self.model, str):
+            raise InputError(f"model={self.model!r} must be text: 'embedded', a folder, or a hub id")
         check_model(self.model)
+        if self.method == "full" and self.dropout:
+            raise InputError(f"dropout={self.dropout!r}: full has no adapter to drop the input of; leave it out")
 
     @property
     def label(self) -> str:
@@ -77,9 +81,11 @@ class RunConfig:
         return f"{method.label}, N {self.init}" if self.init not in (None, *method.inits[:1]) else method.label
 
 
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
+def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    good = isinstance(value, int) and not isinstance(value, bool) and least <= value
+    if not good or (most is not None and value > most):
+        end = "" if most is None else f" and at most {most}"
+        raise InputError(f"{name}={value!r} must be a whole number of at least {least}{end}")
 
 
 def _number(
@@ -121,7 +127,7 @@ class Run:
     """A finished, stopped or diverged run.
 
     ``metrics``: ``accuracy`` (test, 0 to 1), ``validation_loss`` (nats a target token),
-    ``base_accuracy`` (before tuning, if it was measured) and ``step0_change``: the root mean square
+    and ``step0_change``: the root mean square
     change of the logits by the adapter before any training, over that of the logits. A run that
     diverged or was stopped has no accuracy.
     """
@@ -202,8 +208,11 @@ class Run:
             columns = record["history"]
             rows = zip(columns["step"], *(map(_nan, columns[k]) for k in ("loss", "lr", "grad_norm")), strict=True)
             steps = tuple(Step(*row) for row in rows)
+            # the model of a record need not be on this machine: everything else is checked
+            config = RunConfig(**{**record["config"], "model": EMBEDDED})
+            object.__setattr__(config, "model", record["config"]["model"])
             return cls(
-                config=RunConfig(**record["config"]),
+                config=config,
                 steps=steps,
                 metrics={k: _nan(v) for k, v in record["metrics"].items()},
                 **{
@@ -211,7 +220,9 @@ class Run:
                     for k in ("trainable", "seconds", "peak_memory", "diverged", "stopped", "device", "versions")
                 },
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"not a run record ({type(error).__name__}: {error}); was the file cut short?") from error
 
     def save(self, path: str | Path) -> Path:
@@ -231,8 +242,8 @@ class Run:
         """Read a record that :meth:`save` wrote."""
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read ({error})") from error
         return cls.from_json(text)
 
 

@@ -177,7 +177,7 @@ def write_tasks(out: Path) -> None:
     for name in TASKS:
         (out / name).mkdir(parents=True, exist_ok=True)
         for split, items in generate(name).items():
-            (out / name / f"{split}.jsonl").write_text(to_jsonl(items), encoding="utf-8")
+            (out / name / f"{split}.jsonl").write_text(to_jsonl(items), encoding="utf-8", newline="\n")
 
 
 def check_task(name: str, difficulty: str | None) -> None:
@@ -232,11 +232,13 @@ def _read_folder(folder: Path) -> dict[str, list[Item]]:
 def _read(path: Path) -> list[Item]:
     """The items of a JSONL file; :class:`InputError` names file, line and what is missing."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() also splits inside strings
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); a task folder holds train.jsonl and test.jsonl") from error
     items = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             item = json.loads(line)
             items.append({key: item[key] for key in FIELDS})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 
 from nlora_lab.batches import BatchOrder, plain_batches, training_batches
 from nlora_lab.devices import Device, PeakMemory, find_device
-from nlora_lab.evaluation import accuracy, answers, mean_loss
+from nlora_lab.evaluation import accuracy, answers, label_tokens, mean_loss
 from nlora_lab.methods import attach, check_rank, get_method, trainable_parameters
 from nlora_lab.models import LOADING, load_model
 from nlora_lab.records import Run, RunConfig, Step, versions
@@ -41,6 +41,8 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
     accelerator = make_accelerator(device)
     task = load_task(cfg.task, difficulty=cfg.difficulty)
     model, tokenizer = build(cfg)
+    if task.labels:
+        label_tokens(tokenizer, task.labels)  # they must differ, and that is to be known before training
     model.to(accelerator.device)
     batches = training_batches(task.train, tokenizer, BatchOrder(len(task.train), cfg.steps, cfg.batch_size, cfg.seed))
     metrics = {"step0_change": step0_change(model, next(plain_batches(task.validation, tokenizer, model.device)))}
@@ -52,13 +54,15 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
 
     steps: list[Step] = []
     memory, diverged, stopped = PeakMemory(device.kind), False, False
-    torch.manual_seed(cfg.seed + 1)  # dropout
+    with LOADING:  # not while another thread draws the weights of its adapter
+        torch.manual_seed(cfg.seed + 1)  # dropout
     model.train()
     started = time.perf_counter()
     try:
         for number, batch in enumerate(batches, start=1):
             loss = model(**batch).loss
             accelerator.backward(loss)
+            memory.look()
             grad_norm = accelerator.clip_grad_norm_(weights, cfg.clip_norm or math.inf)
             step = Step(number, loss.item(), schedule.get_last_lr()[0], grad_norm.item())
             steps.append(step)
@@ -68,7 +72,6 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            memory.look()
             if on_step is not None and on_step(step):
                 stopped = number < cfg.steps
                 break
@@ -109,18 +112,24 @@ def race(
     configs: Iterable[RunConfig],
     on_step: Callable[[RunConfig, Step], bool | None] | None = None,
     on_run: Callable[[Run], None] | None = None,
+    halted: Callable[[], bool] = lambda: False,
 ) -> list[Run]:
     """Run every config, one after the other; equal seeds see identical batches.
 
     All of them are checked against model and device before the first one starts. ``on_run`` gets
-    each run as soon as it is finished. A stopped run ends the race; a diverged one does not.
+    each run as soon as it is finished. A stopped run, an interrupt, or ``halted`` returning True
+    between two runs ends the race, and the runs up to there are returned; a diverged run does not.
     """
     configs = list(configs)
+    check(configs)
+    runs: list[Run] = []
     for cfg in configs:
-        check(cfg)
-    runs = []
-    for cfg in configs:
-        run = fine_tune(cfg, None if on_step is None else partial(on_step, cfg))
+        if halted():
+            break
+        try:
+            run = fine_tune(cfg, None if on_step is None else partial(on_step, cfg))
+        except KeyboardInterrupt:  # while loading, where there is nothing of this run to keep
+            break
         runs.append(run)
         if on_run is not None:
             on_run(run)
@@ -129,12 +138,15 @@ def race(
     return runs
 
 
-def check(cfg: RunConfig) -> None:
-    """Raise :class:`nlora_lab.InputError` if ``cfg`` cannot run here: device, model, or rank for the model."""
-    find_device(cfg.device)
-    model, _ = load_model(cfg.model)
-    if get_method(cfg.method).build is not None:
-        check_rank(model, cfg.rank)
+def check(configs: Sequence[RunConfig]) -> None:
+    """Raise :class:`nlora_lab.InputError` if one cannot run here: device, model, or rank for the model."""
+    for device in {cfg.device for cfg in configs}:
+        find_device(device)
+    for name in {cfg.model for cfg in configs}:
+        model, _ = load_model(name)
+        for cfg in configs:
+            if cfg.model == name and get_method(cfg.method).build is not None:
+                check_rank(model, cfg.rank)
 
 
 def rate_factor(step: int, cfg: RunConfig) -> float:
@@ -172,13 +184,14 @@ def measure(model: Any, tokenizer: Any, task: Task) -> dict[str, float]:
 def make_accelerator(device: Device) -> Accelerator:
     """An Accelerator for ``device``; slices of one batch go to each process, so the batch size is global."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DataLoaderConfiguration
 
-    wanted = (device.kind, device.precision)
-    state = AcceleratorState._shared_state
-    if state and (state["device"].type, state.get("_mixed_precision")) != wanted:
-        AcceleratorState._reset_state(reset_partial_state=True)  # one process, runs on two devices in turn
+    # accelerate keeps one device and precision a process; a run on another one has to make it forget
+    placed, precise = PartialState._shared_state, AcceleratorState._shared_state
+    elsewhere = bool(placed) and placed["device"].type != device.kind
+    if elsewhere or (precise and precise.get("_mixed_precision") != device.precision):
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         cpu=device.kind == "cpu",
         mixed_precision=device.precision,

@@ -12,8 +12,8 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from nlora_lab.adapters import NLoraConfig, NLoraLayer, nlora, nlora_released, slora
-from nlora_lab.adapters.config import CORE_INITS
 from nlora_lab.errors import InputError
+from nlora_lab.inits import CORE_INITS
 from nlora_lab.lowrank import nystrom
 
 PRESETS = {
@@ -268,3 +268,25 @@ def test_layers_it_cannot_sit_on_are_named():
     model.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.ones(48, 32, dtype=torch.int8), requires_grad=False)
     with pytest.raises(InputError, match="up_proj has quantised weights"):
         get_peft_model(model, slora(4, target_modules=["up_proj"]))
+
+
+def test_under_bf16_autocast_the_two_products_are_not_rounded_before_they_are_subtracted(embedded):
+    """On the embedded model, after a few steps: hardly further from float32 than the base model itself."""
+    from nlora_lab.models import load_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(load_model()[0], nlora(8)).eval()
+    tokens = embedded[1](["Ana has 12 pears. She finds 5 more. Q: How many pears does Ana have? A: 12+5=17."])
+    ids = torch.tensor(tokens["input_ids"])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
+    for _ in range(3):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def error(use):
+        exact = logits(use, ids)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return float((logits(use, ids).float() - exact).norm() / exact.norm())
+
+    assert error(model) < 3 * error(embedded[0]) < 0.03

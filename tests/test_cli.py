@@ -16,7 +16,7 @@ def test_race_prints_a_table_and_progress_apart(capsys, tmp_path):
     out, err = capsys.readouterr()
     assert code == 0
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines] == ["method", "------", "lora", "slora", "nlora"]
+    assert [line.split()[0] for line in lines[:5]] == ["method", "------", "lora", "slora", "nlora"]
     assert "peak memory" in lines[0]
     assert lines[2].split()[1] == "1.0e-03"
     assert lines[4].split()[1] == "2.0e-04"
@@ -116,3 +116,24 @@ def test_an_unknown_option_is_refused(capsys):
         cli.main(["race", "--ranc", "4"])
     assert caught.value.code == 2
     assert "--ranc" in capsys.readouterr().err
+
+
+def test_a_changed_start_is_reported_under_the_table(capsys):
+    assert cli.main(["run", "--method", "nlora-released", *QUICK]) == 0
+    assert "nlora-released changed the model's logits by" in capsys.readouterr().out
+
+
+def test_what_was_computed_is_shown_when_a_later_run_fails(monkeypatch, capsys):
+    from nlora_lab import training
+
+    real = training.fine_tune
+
+    def fail_second(config, on_step):
+        if config.method == "slora":
+            raise MemoryError("no room")
+        return real(config, on_step)
+
+    monkeypatch.setattr(training, "fine_tune", fail_second)
+    with pytest.raises(MemoryError):
+        cli.main(["race", "--methods", "lora,slora", "--json", *QUICK])
+    assert [r["method"] for r in json.loads(capsys.readouterr().out)["runs"]] == ["lora"]

@@ -12,6 +12,8 @@ import nlora_lab as nl
 from nlora_lab import training
 from nlora_lab.labs import figures
 from nlora_lab.labs.fine_tune import FineTuneLab
+from nlora_lab.plots import curve
+from nlora_lab.records import Step
 
 
 @pytest.fixture(params=["plotly", "image"])
@@ -135,11 +137,33 @@ def test_errors_are_shown_in_words_and_raised_by_wait(monkeypatch):
     assert not lab.run.disabled
 
 
-def test_an_unknown_model_is_said_in_the_panel():
-    lab = small(FineTuneLab("lora", figures="image", model="nope"))
+def test_an_unknown_model_is_refused_at_once():
+    with pytest.raises(nl.InputError, match="model='nope'"):
+        FineTuneLab(model="nope")
+
+
+def test_stop_while_a_run_is_measured_does_not_start_the_next(monkeypatch):
+    lab = small(FineTuneLab(("lora", "slora"), figures="image"))
+    real = training.measure
+
+    def stop_then_measure(*args):
+        lab.stop.click()
+        return real(*args)
+
+    monkeypatch.setattr(training, "measure", stop_then_measure)
     lab.run.click()
-    assert "is not known" in lab._status.value
-    assert lab.wait() == []
+    assert [r.config.method for r in lab.wait()] == ["lora"]
+    assert "Stopped" in lab._status.value
+
+
+def test_labels_are_right_after_every_number_of_curves():
+    figure = figures.PlotlyFigure()
+    shown = [curve(nl.RunConfig(method=m), [Step(1, 1.0, 1.0, 1.0)], m) for m in ("lora", "slora", "nlora")]
+    for n in (1, 2, 3, 0, 1):
+        figure.draw(shown[:n], 10, "metric")
+        texts = [a.text for a in figure.widget.layout.annotations]
+        hint = [] if n else ["press Run, and the losses appear here"]
+        assert sorted(texts) == sorted([*("lora", "slora", "nlora")[:n], *hint, "loss over steps", "metric"])
 
 
 def test_controls_that_make_no_difference_are_grey():

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nlora_lab.errors import ModelError
 from nlora_lab.files import shipped
@@ -64,6 +66,26 @@ def test_truncated_weights(copy, keep):
         load_model(str(copy))
 
 
+def test_a_model_with_code_of_its_own_is_refused_and_the_code_not_run(copy, tmp_path, monkeypatch):
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ModelError, match="code of its own"):
+        load_model(str(copy))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_with_missing_tensors_is_refused(copy):
+    weights = load_file(copy / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if ".layers.2." not in k}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 9 tensors, model\.layers\.2"):
+        load_model(str(copy))
+
+
 def test_a_broken_config_and_a_missing_tokenizer(copy):
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").unlink()
@@ -74,7 +96,7 @@ def test_a_broken_config_and_a_missing_tokenizer(copy):
         load_model(str(copy))
 
 
-@pytest.mark.parametrize("name", ["nope", "", "a/b/c", "/no/such/folder", "owner/na me"])
+@pytest.mark.parametrize("name", ["nope", "", "a/b/c", "/no/such/folder", "owner/na me", "../nope", "./modle"])
 def test_an_unknown_name(name):
     with pytest.raises(ModelError, match="is not known: use 'embedded'"):
         load_model(name)

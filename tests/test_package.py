@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -69,6 +70,20 @@ def test_constraints_pin_every_dependency_and_the_base_has_no_caps():
     assert {n.replace("_", "-") for n in asked} <= {n.replace("_", "-") for n in pinned}
     assert not any("<" in r or "==" in r for r in PROJECT["dependencies"])
     assert "jupyterlab" not in names(PROJECT["dependencies"])
+
+
+def test_every_library_the_package_imports_is_a_dependency():
+    imported = set()
+    for path in (ROOT / "nlora_lab").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"nlora_lab"}
+    assert len(foreign) >= 8
+    # these three come with transformers and ipywidgets, which could not be without them
+    assert foreign - {"tokenizers", "huggingface_hub", "traitlets"} <= names(PROJECT["dependencies"])
 
 
 def test_the_address_of_the_project_is_the_same_everywhere():

@@ -23,7 +23,7 @@ def test_names_tell_runs_apart_and_say_no_more():
     assert run_names([lora, nlora]) == ["LoRA", "NLoRA"]
     assert run_names([lora, RunConfig(lr=1e-2)]) == ["LoRA · 0.0002", "LoRA · 0.01"]
     assert run_names([lora, RunConfig(rank=4)]) == ["LoRA · r 8", "LoRA · r 4"]
-    assert run_names([lora, lora]) == ["LoRA", "LoRA (2)"]
+    assert run_names([lora, lora, lora]) == ["LoRA", "LoRA (2)", "LoRA (3)"]
 
 
 def test_every_method_has_its_own_hue_and_dash():

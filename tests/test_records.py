@@ -47,7 +47,10 @@ def test_the_table_has_one_row_a_run():
     assert {"method", "trainable", "final_loss", "accuracy", "seconds", "peak_memory"} <= set(frame.columns)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format":1}', some_run().to_json()[:200], "[1]"])
+UNEVEN = some_run().to_json().replace('"step":[1,', '"step":[')
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format":1}', some_run().to_json()[:200], "[1]", UNEVEN])
 def test_a_damaged_record_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(InputError, match="not a run record"):
@@ -62,6 +65,22 @@ def test_a_newer_record_is_refused_and_a_missing_one_named(tmp_path):
         Run.load(tmp_path / "nothing.json")
 
 
+def test_a_record_of_a_model_that_is_not_here_can_be_read():
+    text = some_run().to_json().replace('"model":"embedded"', '"model":"/somebody/elses/folder"')
+    assert Run.from_json(text).config.model == "/somebody/elses/folder"
+
+
+def test_a_binary_file_is_named(tmp_path):
+    (tmp_path / "r.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        Run.load(tmp_path / "r.json")
+
+
+def test_full_fine_tuning_has_nothing_to_drop():
+    with pytest.raises(InputError, match=r"dropout=0\.1: full"):
+        RunConfig(method="full", dropout=0.1)
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
@@ -73,7 +92,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     [
         ("method", "lorra"), ("rank", 0), ("rank", 1.5), ("rank", True), ("lr", 0), ("lr", -1e-4), ("lr", "fast"),
         ("lr", math.nan), ("lr", math.inf), ("steps", 0), ("batch_size", -1), ("task", "poetry"),
-        ("difficulty", "cruel"), ("model", "no such folder"), ("seed", -1), ("seed", 0.5), ("device", "tpu"),
+        ("difficulty", "cruel"), ("model", "no such folder"), ("seed", -1), ("seed", 0.5), ("seed", 10**20),
+        ("model", None), ("device", "tpu"),
         ("alpha", 0), ("clip_norm", -1), ("warmup", 1.0), ("dropout", 1.0), ("weight_decay", -0.1),
     ],
 )  # fmt: skip

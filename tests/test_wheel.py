@@ -26,6 +26,8 @@ def wheel(tmp_path_factory):
 def test_it_carries_what_it_needs_and_nothing_large(wheel):
     with zipfile.ZipFile(wheel) as archive:
         files = set(archive.namelist())
+        (entry,) = (archive.read(n).decode() for n in files if n.endswith("entry_points.txt"))
+    assert "nlora-lab = nlora_lab.cli:main" in entry
     needed = (
         "py.typed", "_shipped/data/embedded/model.safetensors", "_shipped/data/embedded/tokenizer.json",
         "_shipped/data/tasks/entailment/test.jsonl", "_shipped/notebooks/00_start_here.ipynb",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from peft.config import PeftConfig
 
 from nlora_lab.errors import InputError, one_of
+from nlora_lab.inits import check_core_init
 from nlora_lab.lowrank import CORES
 
 
@@ -19,9 +20,6 @@ class _NLoraType(enum.StrEnum):
 
 
 NLORA = _NLoraType.NLORA
-
-CORE_INITS = ("kaiming", "xavier", "orthogonal", "identity", "normal")
-"""Initialisations of N in SLoRA."""
 
 
 @dataclass
@@ -75,12 +73,7 @@ class NLoraConfig(PeftConfig):
         one_of("start", self.start, ("random", "nystrom"))
         one_of("core", self.core, CORES)
         if self.start == "random":
-            if self.init == "zeros":
-                raise InputError(
-                    "init='zeros': with N = 0 and B = 0 no factor ever gets a gradient, so nothing can learn; "
-                    f"choose one of: {', '.join(CORE_INITS)}"
-                )
-            one_of("init", self.init, CORE_INITS)
+            check_core_init(self.init)
             if self.residual:
                 raise InputError("residual=True belongs to start='nystrom': with B = 0 there is nothing to subtract")
         if isinstance(self.target_modules, list):

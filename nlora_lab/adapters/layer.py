@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -99,10 +100,15 @@ class NLoraLayer(BaseTunerLayer):
         """
         x = self._cast_input_dtype(x, self.nlora_A[adapter].weight.dtype)
         x = self.nlora_dropout[adapter](x)
-        y = self.nlora_B[adapter](self.nlora_N[adapter](self.nlora_A[adapter](x)))
-        if adapter in self.nlora_N0:
+        if adapter not in self.nlora_N0:
+            y = self.nlora_B[adapter](self.nlora_N[adapter](self.nlora_A[adapter](x)))
+            return y * self.scaling[adapter]
+        # Both products are large beside W x and nearly equal. Rounded to bf16 before they are
+        # subtracted, what is left of them is noise, so autocast must not touch them.
+        with _no_autocast(x):
+            y = self.nlora_B[adapter](self.nlora_N[adapter](self.nlora_A[adapter](x)))
             y = y - self.nlora_B0[adapter](self.nlora_N0[adapter](self.nlora_A0[adapter](x)))
-        return y * self.scaling[adapter]
+            return y * self.scaling[adapter]
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """``s·(B N A − B0 N0 A0)`` as a dense (out, in) matrix in float32 or better."""
@@ -116,6 +122,12 @@ class NLoraLayer(BaseTunerLayer):
     def _factor(self, factor: str, adapter: str) -> Tensor:
         weight = getattr(self, f"nlora_{factor}")[adapter].weight
         return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def init_core(N: Tensor, config: NLoraConfig) -> None:

@@ -87,6 +87,8 @@ class PlotlyFigure:
                 self.widget.data = self.widget.data[: len(traces)]
             for old, new in zip(self.widget.data, traces, strict=True):
                 old.update(new.to_plotly_json(), overwrite=False)
+            # update() would merge the old labels into the new ones, one by one
+            self.widget.layout.annotations = layout.pop("annotations")
             self.widget.layout.update(layout)
         self._drawn = time.monotonic()
 

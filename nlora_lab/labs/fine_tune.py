@@ -7,14 +7,17 @@ import html
 import threading
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
 from nlora_lab.errors import InputError
+from nlora_lab.inits import CORE_INITS
 from nlora_lab.labs.controls import MethodBoxes
 from nlora_lab.labs.figures import Figures, in_colab, live_figure
-from nlora_lab.methods import CORE_INITS, METHODS
+from nlora_lab.methods import METHODS
+from nlora_lab.models import check_model
 from nlora_lab.plots import Curve, curve, curves, picture, run_names
 from nlora_lab.progress import duration
 from nlora_lab.records import Run, RunConfig, Step, table
@@ -52,6 +55,7 @@ class FineTuneLab:
         model: str = "embedded",
         figures: Figures = "auto",
     ) -> None:
+        check_model(model)
         self.model = model
         self.runs: list[Run] = []
         self.error: Exception | None = None
@@ -60,10 +64,11 @@ class FineTuneLab:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self.running = False
+        self._pace: _Pace | None = None
         self._live: tuple[RunConfig, list[Step]] | None = None
 
         self.method = MethodBoxes([method] if isinstance(method, str) else method)
-        self.rank = widgets.IntSlider(8, 1, 64, description="rank r", style=WORDS)
+        self.rank = widgets.IntSlider(8, 1, 128, description="rank r", style=WORDS)
         self.init = widgets.Dropdown(options=CORE_INITS, description="N in SLoRA", style=WORDS)
         self.lr = widgets.FloatLogSlider(
             2e-4,
@@ -76,7 +81,7 @@ class FineTuneLab:
             style=WORDS,
             layout=widgets.Layout(width="440px"),
         )
-        self.steps = widgets.IntSlider(250, 1, 500, description="steps", style=WORDS)
+        self.steps = widgets.IntSlider(250, 1, 1000, description="steps", style=WORDS)
         self.task = widgets.Dropdown(options=list(TASKS), description="task", style=WORDS)
         self.seed = widgets.BoundedIntText(0, 0, 10**6, description="seed", style=WORDS)
         self.run = widgets.Button(description="Run", icon="play", button_style="primary")
@@ -116,8 +121,9 @@ class FineTuneLab:
     def wait(self) -> list[Run]:
         """Block until nothing is being trained, then return :attr:`runs`.
 
-        An interrupt stops the training and keeps what there is. Raises what ended the training if
-        it was an error.
+        While a cell waits here the page's Stop button is not heard; interrupt the kernel instead (■),
+        which stops the training and keeps what there is. Raises what ended the training if it was an
+        error.
         """
         thread = self._thread
         try:
@@ -160,6 +166,7 @@ class FineTuneLab:
             try:
                 configs = self.configs()
             except InputError as error:
+                self.error = error
                 self._say(str(error), bad=True)
                 return
             if not configs:
@@ -182,11 +189,13 @@ class FineTuneLab:
 
         total = sum(c.steps for c in configs)
         self._bar.max, self._bar.value = total, 0
-        progress = _Pace(total)
+        self._pace = progress = _Pace(total)
         try:
             self._say(f"Loading the model, to train on: {html.escape(find_device().words)}")
-            race(configs, on_step=lambda c, s: self._on_step(c, s, progress), on_run=self._on_run)
-            self._say(_verdict(self.runs[-len(configs) :]))
+            started = len(self.runs)
+            watch = partial(self._on_step, progress)
+            race(configs, on_step=watch, on_run=self._on_run, halted=self._halt.is_set)
+            self._say(_verdict(self.runs[started:], self._halt.is_set()))
         except InputError as error:
             self.error = error
             self._say(str(error), bad=True)
@@ -199,7 +208,7 @@ class FineTuneLab:
                 self._busy(False)
                 self._redraw()
 
-    def _on_step(self, config: RunConfig, step: Step, progress: _Pace) -> bool:
+    def _on_step(self, progress: _Pace, config: RunConfig, step: Step) -> bool:
         with self._lock:
             if self._live is None or self._live[0] is not config:
                 self._live = (config, [])
@@ -219,6 +228,9 @@ class FineTuneLab:
         with self._lock:
             self.runs.append(run)
             self._live = None
+            if self._pace is not None:
+                self._pace.total -= run.config.steps - len(run.steps)
+                self._bar.max = max(1, self._pace.total)
             self._redraw()
 
     # --- showing ---
@@ -298,8 +310,8 @@ class _Pace:
         return duration(elapsed / max(1, self.done - 1) * (self.total - self.done)) if self.done > 1 else "…"
 
 
-def _verdict(runs: list[Run]) -> str:
-    if any(r.stopped for r in runs):
+def _verdict(runs: list[Run], halted: bool = False) -> str:
+    if halted or any(r.stopped for r in runs):
         return "Stopped; what was trained is kept."
     gone = [r.config.label for r in runs if r.diverged]
     if gone:

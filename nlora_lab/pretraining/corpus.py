@@ -2,8 +2,8 @@
 
 Stories with people, places and things; one-step sums in digits and in words; counting, comparing,
 sorting; questions about what was just read. It teaches the *pieces* of the fine-tuning tasks
-(arithmetic, finding a fact, the words yes, no and maybe) and never the tasks themselves: there is
-no problem of two dependent steps in it, and no question whether one sentence follows from others.
+(arithmetic, which number is larger, the words yes, no and maybe) and never the tasks themselves:
+there is no problem of two dependent steps in it, and nothing about what follows from "more than 20".
 """
 
 from __future__ import annotations
