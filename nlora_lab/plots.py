@@ -39,11 +39,21 @@ class Curve:
 
 def run_names(configs: Sequence[RunConfig]) -> list[str]:
     """A short name for each: the method, and only those settings in which the runs differ."""
-    told = {"rank": "r {}", "lr": "{:.2g}", "task": "{}", "steps": "{} steps", "seed": "seed {}"}
+    told = {"rank": "r {}", "lr": "{}", "task": "{}", "steps": "{} steps", "seed": "seed {}"}
     varying = [f for f in told if len({getattr(c, f) for c in configs}) > 1]
-    names = [" · ".join([c.label, *(told[f].format(getattr(c, f)) for f in varying)]) for c in configs]
+    names = [" · ".join([c.label, *(told[f].format(_told(getattr(c, f))) for f in varying)]) for c in configs]
     counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
     return [name if n == 1 else f"{name} ({n})" for name, n in zip(names, counts, strict=True)]
+
+
+def rate_text(rate: float) -> str:
+    """``2e-4``, ``1.6e-2``: two digits at most, the exponent without zeros."""
+    mantissa, _, exponent = f"{rate:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def _told(value: object) -> object:
+    return rate_text(value) if isinstance(value, float) else value
 
 
 def curves(runs: Sequence[Run]) -> list[Curve]:

@@ -21,7 +21,8 @@ def steps(n=30, scale=1.0):
 def test_names_tell_runs_apart_and_say_no_more():
     lora, nlora = RunConfig(), RunConfig(method="nlora")
     assert run_names([lora, nlora]) == ["LoRA", "NLoRA"]
-    assert run_names([lora, RunConfig(lr=1e-2)]) == ["LoRA · 0.0002", "LoRA · 0.01"]
+    assert run_names([lora, RunConfig(lr=1e-2)]) == ["LoRA · 2e-4", "LoRA · 1e-2"]
+    assert run_names([lora, RunConfig(lr=1.6e-2)])[1] == "LoRA · 1.6e-2"
     assert run_names([lora, RunConfig(rank=4)]) == ["LoRA · r 8", "LoRA · r 4"]
     assert run_names([lora, lora, lora]) == ["LoRA", "LoRA (2)", "LoRA (3)"]
 

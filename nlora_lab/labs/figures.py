@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -75,6 +76,8 @@ class PlotlyFigure:
         self.widget = go.FigureWidget(data=traces, layout=layout)
         # plotly offers no public way to give a FigureWidget its page settings
         self.widget._config = {"responsive": True, "displayModeBar": False}
+        self.widget._view_count = 0  # from None: the page now counts its views of the figure
+        self.widget.observe(self._shown, "_view_count")
         self._drawn = 0.0
 
     def draw(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
@@ -106,6 +109,16 @@ class PlotlyFigure:
             self.widget.layout.annotations = layout["annotations"]
             self.widget.layout.yaxis.range = layout["yaxis"]["range"]
         self._drawn = time.monotonic()
+
+    def _shown(self, _: object) -> None:
+        """Plotly draws before the figure has a place on the page, 700 pixels wide; have it look again."""
+        timer = threading.Timer(0.5, self._fit)
+        timer.daemon = True
+        timer.start()
+
+    def _fit(self) -> None:
+        self.widget.update_layout(autosize=False)
+        self.widget.update_layout(autosize=True)
 
 
 class ImageFigure:

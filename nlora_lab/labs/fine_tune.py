@@ -18,7 +18,7 @@ from nlora_lab.labs.controls import MethodBoxes
 from nlora_lab.labs.figures import Figures, in_colab, live_figure
 from nlora_lab.methods import METHODS
 from nlora_lab.models import check_model
-from nlora_lab.plots import Curve, curve, curves, picture, run_names
+from nlora_lab.plots import Curve, curve, curves, picture, rate_text, run_names
 from nlora_lab.progress import duration
 from nlora_lab.records import Run, RunConfig, Step, table
 from nlora_lab.tasks import TASKS
@@ -75,7 +75,7 @@ class FineTuneLab:
             base=10,
             min=-5,
             max=-1,
-            step=0.05,
+            step=0.1,
             description="learning rate",
             readout_format=".1e",
             style=WORDS,
@@ -284,7 +284,9 @@ class FineTuneLab:
         choices = widgets.Box([self.init, self.task, self.seed], layout=row)
         buttons = widgets.Box([self.run, self.stop, self.clear, self._bar, self._status], layout=row)
         self._redraw()
-        label = widgets.Label("methods", layout=widgets.Layout(width="104px", justify_content="flex-end"))
+        label = widgets.Label(
+            "methods", layout=widgets.Layout(width="110px", margin="0 8px 0 0", justify_content="flex-end")
+        )
         methods = widgets.Box([label, self.method], layout=row)
         return widgets.VBox([methods, sliders, choices, buttons, self._figure.widget, self._table])
 
@@ -329,7 +331,7 @@ _COLUMNS = ("", "method", "rank", "N", "rate", "seed", "parameters", "final loss
 def _table_html(runs: list[Run]) -> str:
     if not runs:
         return ""
-    cell = 'style="padding:2px 10px;text-align:right"'
+    cell = 'style="padding:2px 10px;text-align:right;white-space:nowrap"'
     head = "".join(f"<th {cell}>{c}</th>" for c in _COLUMNS)
     rows = "".join("<tr>" + "".join(f"<td {cell}>{c}</td>" for c in _cells(run)) + "</tr>" for run in runs)
     return f'<table style="border-collapse:collapse"><tr>{head}</tr>{rows}</table>'
@@ -343,7 +345,7 @@ def _cells(run: Run) -> tuple[str, ...]:
         method.label,
         str(c.rank) if method.build else "–",
         c.init or "–",
-        f"{c.lr:.1e}",
+        rate_text(c.lr),
         str(c.seed),
         f"{run.trainable:,}",
         "–" if run.diverged or not run.steps else f"{run.final_loss:.3f}",
