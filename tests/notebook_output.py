@@ -16,9 +16,9 @@ def same_printed(a: str, b: str) -> bool:
     """Equal but for decimals that differ by one in the last digit they print."""
     if DECIMAL.split(a) != DECIMAL.split(b):
         return False
+    pairs = zip(DECIMAL.findall(a), DECIMAL.findall(b), strict=True)
     return all(
-        abs(float(x) - float(y)) <= 1.001 * max(_last_digit(x), _last_digit(y))
-        for x, y in zip(DECIMAL.findall(a), DECIMAL.findall(b), strict=True)
+        _last_digit(x) == _last_digit(y) and abs(float(x) - float(y)) <= 1.001 * _last_digit(x) for x, y in pairs
     )
 
 
