@@ -30,7 +30,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.%: $(BIN)/python $(SOURCES)
-	@echo "Installing into $(VENV): @SIZE@"
+	@echo "Installing into $(VENV): about 430 MB to download and 2 GB of disk, some minutes (PyTorch with CUDA: gigabytes more; see TORCH=cpu)"
 ifeq ($(TORCH),cpu)
 	$(PIP) install -q uv
 	$(BIN)/uv pip install --python $(BIN)/python --torch-backend=cpu -c constraints.txt -e ".[$*]"
