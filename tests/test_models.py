@@ -30,6 +30,17 @@ def test_the_embedded_model_is_small_and_whole(embedded):
     assert len(tokenizer("12", add_special_tokens=False)["input_ids"]) == 2
 
 
+def test_the_weights_have_spectra_of_their_own_not_those_of_noise(embedded):
+    """Independent entries would put the largest singular value at the Marchenko-Pastur edge, ratio 1."""
+    ratios = []
+    for layer in linear_layers(embedded[0]).values():
+        m, n = layer.weight.shape
+        edge = float(layer.weight.std()) * (m**0.5 + n**0.5)
+        ratios.append(float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) / edge)
+    assert sorted(ratios)[len(ratios) // 2] > 1.3
+    assert max(ratios) > 2
+
+
 def test_a_folder_of_the_same_layout_loads(copy, embedded):
     model, _ = load_model(str(copy))
     assert torch.equal(model.lm_head.weight, embedded[0].lm_head.weight)
