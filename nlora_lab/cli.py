@@ -33,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.rest = rest
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of a pipe has gone (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
         print(f"nlora-lab: error: {error}", file=sys.stderr)
         return 2
@@ -151,6 +156,8 @@ def parse_rates(text: str, methods: Sequence[str]) -> dict[str, float]:
             rate = float(number)
         except ValueError:
             raise InputError(f"--lr {text}: {part.strip()!r} is not a rate; write 2e-4 or lora=1.6e-2") from None
+        if (not equals and default is not None) or name.strip() in rates:
+            raise InputError(f"--lr {text} gives {name.strip() or 'all others'} two rates; leave one out")
         if not equals:
             default = rate
         elif name.strip() in methods:
@@ -213,6 +220,8 @@ def _record_path(folder: Path, run: Run) -> Path:
 
 
 def _check_writable(folder: Path) -> None:
+    if folder == Path():
+        raise InputError("--out '' names no folder; for example: --out runs")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"

@@ -87,6 +87,8 @@ def nystrom(
     work = check_matrix(W)
     check_rank(rank, tuple(work.shape))
     one_of("core", core, CORES)
+    if rtol is not None and not 0 <= rtol < 1:
+        raise InputError(f"rtol={rtol!r} must be at least 0 and below 1; None takes eps · max(m, n)")
     rows, cols = _pivots(pivots, rank, work)
     left, right = work[:, cols], work[rows, :]  # (m, r), (r, n)
     block = work[rows][:, cols]  # (r, r)

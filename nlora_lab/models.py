@@ -32,8 +32,12 @@ def check_model(name: str) -> str | Path:
     """
     if name == EMBEDDED:
         return shipped("data") / EMBEDDED
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        there = bool(name) and folder.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, a NUL in it
+        folder, there = Path(), False
+    if there:
         _check_folder(folder)
         return folder
     if folder.is_absolute() or not HUB_ID.fullmatch(name):
@@ -87,9 +91,25 @@ def load_model(name: str = EMBEDDED) -> tuple[PreTrainedModel, PreTrainedTokeniz
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, …
         raise ModelError(_explain(name, source, error)) from error
+    check_whole(name, model, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
+
+
+def check_whole(name: str, model: Any, tokenizer: Any) -> None:
+    """Raise :class:`ModelError` for a tokenizer that does not fit the model, and for NaN in a weight."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {name!r} has no end-of-text token; set eos_token in tokenizer_config.json")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens and the model {rows}; "
+            "put the tokenizer beside it that it was trained with"
+        )
+    for where, weight in model.named_parameters():
+        if not bool(weight.detach().isfinite().all()):
+            raise ModelError(f"{where} of {name!r} holds NaN or infinity; download or save the model again")
 
 
 def _check_reachable(hub_id: str) -> None:

@@ -25,8 +25,8 @@ class ProgressLine:
 
     def __init__(self, total: int, stream: TextIO | None = None, quiet: float = 10.0) -> None:
         self.total, self.done = total, 0
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._stream: TextIO | None = stream or sys.stderr  # None where there is no terminal at all
+        self._live = self._stream is not None and self._stream.isatty()
         self._every = 0.1 if self._live else quiet
         self._started = self._said = time.monotonic()
         self._width = 0
@@ -48,20 +48,27 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """A line that stays."""
         self.close()
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        self._put(text + "\n")
 
     def close(self) -> None:
         """Clear the live line."""
         if self._live and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
+            self._put("\r" + " " * self._width + "\r")
             self._width = 0
 
     def _write(self, line: str) -> None:
         if self._live:
-            self._stream.write("\r" + line.ljust(self._width))
+            self._put("\r" + line.ljust(self._width))
             self._width = len(line)
         else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            self._put(line + "\n")
+
+    def _put(self, text: str) -> None:
+        """Write, unless nobody listens any more: progress must never end a run."""
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._stream = None

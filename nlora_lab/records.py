@@ -97,7 +97,7 @@ def _number(
     below: float | None = None,
     remedy: str = "",
 ) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     bounds = []
     if above is not None:
         good = good and value > above
@@ -222,19 +222,19 @@ class Run:
             )
         except InputError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
             raise InputError(f"not a run record ({type(error).__name__}: {error}); was the file cut short?") from error
 
     def save(self, path: str | Path) -> Path:
         """Write the record, whole or not at all; missing folders are made."""
         target = Path(path)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
+            part = target.with_name(f"{target.name}.{os.getpid()}.part")
             target.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(self.to_json(), encoding="utf-8")
             os.replace(part, target)
-        except OSError as error:
-            raise InputError(f"{target} cannot be written ({error.strerror}); choose another place") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{str(path)!r} cannot be written ({error}); choose another place") from error
         return target
 
     @classmethod
@@ -242,7 +242,7 @@ class Run:
         """Read a record that :meth:`save` wrote."""
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error})") from error
         return cls.from_json(text)
 

@@ -233,7 +233,7 @@ def _read(path: Path) -> list[Item]:
     """The items of a JSONL file; :class:`InputError` names file, line and what is missing."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() also splits inside strings
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); a task folder holds train.jsonl and test.jsonl") from error
     items = []
     for number, line in enumerate(lines, start=1):
@@ -242,7 +242,7 @@ def _read(path: Path) -> list[Item]:
         try:
             item = json.loads(line)
             items.append({key: item[key] for key in FIELDS})
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is not JSON ({error})") from error
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}, line {number} needs the fields {', '.join(FIELDS)}; missing: {error}") from error

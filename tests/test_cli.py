@@ -57,6 +57,7 @@ def test_run_is_a_race_of_one(capsys):
         (["--init", "zeros"], "nothing can learn"),
         (["--methods", "lora", "--init", "kaiming"], "none of lora has a choice"),
         (["--steps", "0"], "steps=0"),
+        (["--out", ""], "names no folder"),
         (["--out", "/dev/null/runs"], "cannot be written"),
     ],
 )
@@ -73,6 +74,9 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, names):
 def test_rates():
     assert cli.parse_rates("2e-4", ["a", "b"]) == {"a": 2e-4, "b": 2e-4}
     assert cli.parse_rates("a=1, b=2e-3", ["a", "b"]) == {"a": 1.0, "b": 2e-3}
+    for twice in ("a=1,a=2,b=1", "1,2"):
+        with pytest.raises(InputError, match="two rates"):
+            cli.parse_rates(twice, ["a", "b"])
     assert cli.parse_rates("a=1,5", ["a", "b"]) == {"a": 1.0, "b": 5.0}
     with pytest.raises(InputError, match="no rate"):
         cli.parse_rates("a=1", ["a", "b"])

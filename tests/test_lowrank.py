@@ -94,6 +94,8 @@ def test_computes_in_float32_or_better(dtype):
         (torch.ones(4, 5), 5, {}, "rank=5"),
         (torch.ones(4, 5), 2.0, {}, "rank=2.0"),
         (torch.ones(4, 5), 2, {"core": "best"}, "core='best'"),
+        (torch.ones(4, 5), 2, {"rtol": float("nan")}, "rtol=nan"),
+        (torch.ones(4, 5), 2, {"rtol": -1}, "rtol=-1"),
         (torch.ones(4, 5), 2, {"pivots": "middle"}, "pivots='middle'"),
         (torch.ones(4, 5), 2, {"pivots": ([0, 0], [0, 1])}, "rows"),
         (torch.ones(4, 5), 2, {"pivots": ([0, 1], [0, 5])}, "cols"),

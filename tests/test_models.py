@@ -88,6 +88,28 @@ def test_a_model_with_code_of_its_own_is_refused_and_the_code_not_run(copy, tmp_
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_tokenizer_without_an_end_is_named(copy):
+    (copy / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="no end-of-text token"):
+        load_model(str(copy))
+
+
+def test_a_tokenizer_that_does_not_fit_is_named(copy):
+    _, tokenizer = load_model(str(copy))
+    tokenizer.add_tokens(["one too many"])
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(ModelError, match="889 tokens and the model 888"):
+        load_model(str(copy))
+
+
+def test_nan_in_a_weight_is_named(copy):
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight .* NaN"):
+        load_model(str(copy))
+
+
 def test_a_checkpoint_with_missing_tensors_is_refused(copy):
     weights = load_file(copy / "model.safetensors")
     kept = {k: v for k, v in weights.items() if ".layers.2." not in k}
@@ -107,7 +129,10 @@ def test_a_broken_config_and_a_missing_tokenizer(copy):
         load_model(str(copy))
 
 
-@pytest.mark.parametrize("name", ["nope", "", "a/b/c", "/no/such/folder", "owner/na me", "../nope", "./modle"])
+@pytest.mark.parametrize(
+    "name",
+    ["nope", "", "a/b/c", "/no/such/folder", "owner/na me", "../nope", "./modle", "~nobodyatall/x", "x" * 5000, "a\0b"],
+)
 def test_an_unknown_name(name):
     with pytest.raises(ModelError, match="is not known: use 'embedded'"):
         load_model(name)

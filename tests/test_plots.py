@@ -95,3 +95,16 @@ def test_in_a_terminal_the_line_rewrites_itself():
     line.say("a line that stays")
     assert "\n" not in screen.getvalue().partition("a line")[0]
     assert screen.getvalue().endswith("\ra line that stays\n")
+
+
+class Gone(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_progress_that_nobody_reads_never_ends_a_run():
+    line = ProgressLine(2, Gone(), quiet=0)
+    line.say("hello")
+    line.advance("one")
+    line.advance("two")
+    assert line.done == 2
