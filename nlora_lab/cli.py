@@ -117,6 +117,8 @@ def _race(options: argparse.Namespace) -> int:
         progress.close()
         if runs:
             print(json.dumps({"runs": [run.summary() for run in runs]}, indent=2) if options.json else report(runs))
+    if options.json and not runs:  # interrupted before there was anything: still valid JSON
+        print(json.dumps({"runs": []}))
     return 0 if len(runs) == len(configs) and not runs[-1].stopped else 130
 
 

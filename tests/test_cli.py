@@ -141,3 +141,14 @@ def test_what_was_computed_is_shown_when_a_later_run_fails(monkeypatch, capsys):
     with pytest.raises(MemoryError):
         cli.main(["race", "--methods", "lora,slora", "--json", *QUICK])
     assert [r["method"] for r in json.loads(capsys.readouterr().out)["runs"]] == ["lora"]
+
+
+def test_json_stays_json_when_interrupted_before_the_first_run(monkeypatch, capsys):
+    from nlora_lab import training
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fine_tune", interrupt)
+    assert cli.main(["run", "--json", *QUICK]) == 130
+    assert json.loads(capsys.readouterr().out) == {"runs": []}
