@@ -1,0 +1,161 @@
+"""The cross (Nyström, skeleton, CUR) approximation ``W ≈ C U R`` and its cores."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nlora_lab.errors import InputError, one_of
+from nlora_lab.lowrank.checks import (
+    IllConditionedWarning,
+    SingularBlockError,
+    check_count,
+    check_generator,
+    check_matrix,
+    check_rank,
+    check_rtol,
+    default_rtol,
+    exact,
+)
+from nlora_lab.lowrank.factors import LowRank
+from nlora_lab.lowrank.pivots import Pivots, pick
+
+Core = Literal["pinv", "optimal", "block"]
+CORES: tuple[Core, ...] = ("pinv", "optimal", "block")
+
+
+def nystrom(
+    W: Tensor,
+    rank: int,
+    *,
+    pivots: Pivots = "leading",
+    core: Core = "pinv",
+    rtol: float | None = None,
+    oversample: int = 0,
+    balance: bool = False,
+    generator: torch.Generator | None = None,
+) -> LowRank:
+    """The rank-``rank`` cross approximation of ``W`` (…, m, n): left (m, r), core (r, r + p), right (r + p, n).
+
+    Args:
+        W: one matrix or a batch, any floating dtype; computed in float32 or better, and the factors come
+            back in that dtype.
+        rank: r, from 1 to min(m, n).
+        pivots: "leading", "random", "cross", "qr" or ``(rows, cols)``: see :func:`choose_pivots`.
+        core: "pinv" (``A⁺``), "optimal" (``C⁺ W R⁺``, the best for these rows and columns in the
+            Frobenius norm) or "block" (``A`` itself, as the NLoRA authors released).
+        rtol: singular values of the block below ``rtol · σ₁`` count as zero in its pseudo-inverse
+            (default: ``eps · max(block shape)`` of the working dtype, with a warning where it bites).
+        oversample: p more rows than columns, from 0 to m − r: the usual remedy for a bad block.
+        balance: the same product with its singular values shared evenly: left = U √S, right = √S Vᵀ,
+            and the core is the identity.
+        generator: for ``pivots="random"``.
+
+    Warns :class:`IllConditionedWarning` where the block is numerically singular and no ``rtol`` was
+    given. Raises :class:`InputError` for what cannot be used, and its child
+    :class:`SingularBlockError` where the pseudo-inverse does not fit into the dtype.
+    """
+    work = check_matrix(W)
+    check_rank(rank, tuple(work.shape))
+    one_of("core", core, CORES)
+    check_rtol(rtol)
+    check_generator(generator)
+    check_count("oversample", oversample, 0, work.shape[-2] - rank)
+    if core == "block" and oversample:
+        raise InputError(f"oversample={oversample}: core='block' is the square block itself; leave oversample out")
+    rows, cols = pick(work, rank, pivots, oversample, generator)
+    left, right = take_cols(work, cols), take_rows(work, rows)  # (m, r), (r + p, n)
+    block = take_cols(right, cols)  # (r + p, r)
+    interpolates = False
+    if core == "block":
+        middle = block
+    elif core == "pinv":
+        middle, lost = block_pinv(block, rtol)
+        interpolates = lost == 0 and not oversample and not balance
+        if lost and rtol is None and bool(work.any()):  # of the zero matrix, 0 is no approximation but exact
+            _warn(block)
+    else:
+        middle = optimal_core(work, left, right, rtol)
+    if not bool(torch.isfinite(middle).all()):
+        raise SingularBlockError(
+            f"the block's pseudo-inverse does not fit into {work.dtype}: its entries are at most "
+            f"{float(block.abs().max()):.1e}; scale W up, or give it in float64"
+        )
+    f = LowRank(left.contiguous(), middle.contiguous(), right.contiguous(), rows, cols, interpolates)
+    return balanced(f) if balance else f
+
+
+def take_rows(W: Tensor, rows: Tensor) -> Tensor:
+    """``W[rows, :]`` for one matrix, a batch, or a batch with indices of its own."""
+    return W[..., rows, :] if rows.ndim == 1 else torch.take_along_dim(W, rows[..., None], dim=-2)
+
+
+def take_cols(W: Tensor, cols: Tensor) -> Tensor:
+    """``W[:, cols]``, likewise."""
+    return W[..., cols] if cols.ndim == 1 else torch.take_along_dim(W, cols[..., None, :], dim=-1)
+
+
+def block_pinv(block: Tensor, rtol: float | None = None) -> tuple[Tensor, int]:
+    """``A⁺`` (…, r, q) of the block (…, q, r) in its dtype, and how many singular values count as zero.
+
+    Fast path: LU in float64. It is kept if ``‖A‖ ‖A⁻¹‖`` (Frobenius, an upper bound of the condition
+    number) shows that no singular value is below ``rtol · σ₁``; else the SVD decides.
+    """
+    A, cut = exact(block), default_rtol(block, block.dtype) if rtol is None else rtol
+    if A.shape[-1] == A.shape[-2]:
+        inverse, failed = torch.linalg.inv_ex(A)
+        bound = torch.linalg.matrix_norm(A) * torch.linalg.matrix_norm(inverse)
+        if not bool(failed.any()) and bool((bound * max(cut, torch.finfo(A.dtype).eps) < 1).all()):
+            return inverse.to(block.device, block.dtype), 0
+    inverse, lost = _pinv(A, cut)
+    return inverse.to(block.device, block.dtype), lost
+
+
+def _pinv(A: Tensor, rtol: float) -> tuple[Tensor, int]:
+    """Pseudo-inverse by SVD, and how many singular values (of the whole batch) were taken for zero."""
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    kept = torch.logical_and(S > 0, S / S[..., :1] > rtol)  # 0 / 0 is not above anything
+    inverse = torch.where(kept, 1 / S, torch.zeros_like(S))
+    return Vh.mT @ (inverse[..., None] * U.mT), int((~kept).sum())
+
+
+def _warn(block: Tensor) -> None:
+    """Name the worst block of the batch."""
+    A, cut = exact(block), default_rtol(block, block.dtype)
+    S = torch.linalg.svdvals(A).reshape(-1, min(A.shape[-2:]))
+    values = S[int((S[:, -1] / S[:, 0]).nan_to_num(0).argmin())]
+    condition = float(values[0] / values[-1]) if values[-1] > 0 else float("inf")
+    warnings.warn(
+        f"the {A.shape[-2]}×{A.shape[-1]} block on the chosen rows and columns has condition number {condition:.1e}: "
+        f"{int((values <= cut * values[0]).sum())} of its {len(values)} singular values are at most {cut:.1e} of the "
+        "largest and count as zero. Other pivots, oversample or core='optimal' help; rtol= says that you mean it",
+        IllConditionedWarning,
+        stacklevel=3,
+    )
+
+
+def optimal_core(W: Tensor, left: Tensor, right: Tensor, rtol: float | None = None) -> Tensor:
+    """``C⁺ W R⁺`` (…, r, q), by two QR factorisations instead of two large pseudo-inverses."""
+    Qc, Tc = torch.linalg.qr(left)  # (m, r), (r, r)
+    Qr, Tr = torch.linalg.qr(right.mT)  # (n, q), (q, q)
+    middle = exact(Qc.mT @ (W @ Qr))
+    cut = default_rtol(W, W.dtype) if rtol is None else rtol
+    core = _pinv(exact(Tc), cut)[0] @ middle @ _pinv(exact(Tr), cut)[0].mT
+    return core.to(W.device, W.dtype)
+
+
+def balanced(f: LowRank) -> LowRank:
+    """The same product as ``U √S · I · √S Vᵀ``: both factors of one size, the core the identity."""
+    Ql, Tl = torch.linalg.qr(f.left)
+    Qr, Tr = torch.linalg.qr(f.right.mT)
+    U, S, Vh = torch.linalg.svd(exact(Tl) @ exact(f.core) @ exact(Tr).mT, full_matrices=False)
+    r, root = f.rank, S.sqrt()
+    dtype, device = f.left.dtype, f.left.device
+    U, Vh, root = U[..., :r], Vh[..., :r, :], root[..., :r]
+    left = Ql @ (U * root[..., None, :]).to(device, dtype)
+    right = (root[..., :, None] * Vh).to(device, dtype) @ Qr.mT
+    core = torch.eye(r, dtype=dtype, device=device).expand(*f.core.shape[:-2], r, r)
+    return LowRank(left, core.contiguous(), right, f.rows, f.cols)

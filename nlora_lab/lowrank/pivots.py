@@ -1,0 +1,181 @@
+"""Which rows and columns a cross approximation stands on.
+
+Every rule here is *nested*: the pivots of rank r are the first r of those of any higher rank, so
+that one elimination gives the error at every rank (:func:`nlora_lab.lowrank.error_curve`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nlora_lab.errors import InputError, one_of
+from nlora_lab.lowrank.checks import check_generator, check_matrix, check_rank
+
+Indices = Tensor | Sequence[int]
+Pivots = Literal["leading", "random", "cross", "qr"] | tuple[Indices, Indices]
+PIVOTS = ("leading", "random", "cross", "qr")
+
+
+def choose_pivots(
+    W: Tensor, rank: int, pivots: Pivots = "leading", *, oversample: int = 0, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Row and column indices (int64) for ``W`` (…, m, n): ``rank + oversample`` rows, ``rank`` columns.
+
+    - "leading": the first ones, as in the NLoRA paper;
+    - "random": drawn without replacement (by ``generator``), the same for a whole batch;
+    - "cross": Gaussian elimination with complete pivoting; each step takes the largest entry of
+      what is left (Bebendorf's adaptive cross approximation);
+    - "qr": columns by column-pivoted QR, rows by partial pivoting within those columns;
+    - a pair ``(rows, cols)`` of different indices.
+
+    Extra rows (``oversample``) are the next ones for "leading" and "random", and for "cross" and "qr"
+    those the approximation of rank ``rank`` is worst on. Shapes are (r,), or (…, r) where a batch
+    gets pivots of its own. Raises :class:`InputError` for anything else.
+    """
+    work = check_matrix(W)
+    check_rank(rank, tuple(work.shape))
+    check_generator(generator)
+    return pick(work, rank, pivots, oversample, generator)
+
+
+def pick(
+    W: Tensor, rank: int, pivots: Pivots, oversample: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`choose_pivots` for a matrix that has been checked."""
+    m, n = W.shape[-2:]
+    if not isinstance(pivots, str):
+        return _explicit(pivots, rank, rank + oversample, W)
+    one_of("pivots", pivots, PIVOTS)
+    if pivots == "leading":
+        return torch.arange(rank + oversample, device=W.device), torch.arange(rank, device=W.device)
+    if pivots == "random":
+        where = W.device if generator is None else generator.device
+        rows = torch.randperm(m, generator=generator, device=where)[: rank + oversample].to(W.device)
+        return rows, torch.randperm(n, generator=generator, device=where)[:rank].to(W.device)
+    choose = complete_pivoting if pivots == "cross" else qr_pivoting
+    flat = W.reshape(-1, m, n)
+    chosen = [choose(matrix, rank, oversample) for matrix in flat]
+    batch = W.shape[:-2]
+    rows = torch.stack([r for r, _ in chosen]).reshape(*batch, -1)
+    return rows, torch.stack([c for _, c in chosen]).reshape(*batch, -1)
+
+
+def complete_pivoting(W: Tensor, rank: int, oversample: int = 0) -> tuple[Tensor, Tensor]:
+    """Elimination of ``W`` (m, n), each time on the largest entry left: 3 passes over W a step."""
+    left = W.clone()  # the Schur complement so far
+    rows: list[int] = []
+    cols: list[int] = []
+    for _ in range(rank):
+        # the largest of each row first: a norm reads W once and writes nothing of its size
+        i = int(torch.linalg.vector_norm(left, ord=torch.inf, dim=1).argmax())
+        j = int(left[i].abs().argmax())
+        pivot = left[i, j].clone()
+        if pivot == 0:  # W is reproduced exactly: whatever comes next changes nothing
+            break
+        column, row = left[:, j].clone(), left[i] / pivot
+        left.addr_(column, row, alpha=-1)
+        left[i], left[:, j] = 0, 0  # exactly, so that neither is chosen again
+        rows.append(i)
+        cols.append(j)
+    return _finish(left, rows, cols, rank, oversample)
+
+
+def qr_pivoting(W: Tensor, rank: int, oversample: int = 0) -> tuple[Tensor, Tensor]:
+    """Columns of ``W`` (m, n) by column-pivoted QR, then rows by partial pivoting within them."""
+    cols = column_pivots(W, rank)
+    block = W[:, cols].clone()  # (m, r), eliminated in place
+    taken: list[int] = []
+    for k in range(len(cols)):
+        i = int(block[:, k].abs().argmax())
+        if block[i, k] == 0:
+            break
+        row = block[i, k:] / block[i, k]
+        block[:, k:] -= torch.outer(block[:, k].clone(), row)
+        block[i] = 0
+        taken.append(i)
+    if not oversample:
+        return _finish(W, taken, cols[: len(taken)], rank, 0)
+    from nlora_lab.lowrank.cross import nystrom
+
+    rows, all_cols = _finish(W, taken, cols[: len(taken)], rank, 0)
+    residual = nystrom(W, rank, pivots=(rows, all_cols), rtol=0.0).residual(W)
+    return worst_rows(residual, rows, oversample), all_cols
+
+
+def column_pivots(W: Tensor, rank: int) -> list[int]:
+    """The first columns that QR with column pivoting takes, by Gram–Schmidt done twice.
+
+    Each step takes the column that is farthest from the span of those taken before. The distances are
+    updated (Pythagoras), and computed anew when cancellation has eaten half of their digits.
+    """
+    basis = W.new_empty(len(W), 0)
+    far = W.square().sum(0)  # squared distance of each column from the span
+    fresh = far.clone()
+    eps = torch.finfo(W.dtype).eps
+    cols: list[int] = []
+    for _ in range(rank):
+        stale = far < eps**0.5 * fresh
+        if bool(stale.any()):
+            rest = W - basis @ (basis.T @ W)
+            far = fresh = rest.square().sum(0)
+            fresh = fresh.clone()
+        far[cols] = -1
+        j = int(far.argmax())
+        q = W[:, j]
+        for _ in range(2):
+            q = q - basis @ (basis.T @ q)
+        length = q.norm()
+        if length <= eps * W[:, j].norm() or far[j] <= 0:
+            break
+        q = q / length
+        basis = torch.cat([basis, q[:, None]], dim=1)
+        cols.append(j)
+        far = far - (q @ W).square()
+    return cols
+
+
+def _finish(left: Tensor, rows: list[int], cols: list[int], rank: int, oversample: int) -> tuple[Tensor, Tensor]:
+    """Fill up to ``rank`` with unused indices (W had a lower rank), and add the worst rows."""
+    m, n = left.shape
+    rows = rows + [i for i in range(m) if i not in set(rows)][: rank - len(rows)]
+    cols = cols + [j for j in range(n) if j not in set(cols)][: rank - len(cols)]
+    chosen = torch.tensor(rows, device=left.device)
+    return worst_rows(left, chosen, oversample), torch.tensor(cols, device=left.device)
+
+
+def worst_rows(residual: Tensor, rows: Tensor, count: int) -> Tensor:
+    """``rows`` and the ``count`` others of the largest residual (m, n)."""
+    if not count:
+        return rows
+    size = torch.linalg.vector_norm(residual, dim=1)
+    size[rows] = -1
+    return torch.cat([rows, size.topk(count).indices])
+
+
+def _explicit(pivots: object, rank: int, n_rows: int, W: Tensor) -> tuple[Tensor, Tensor]:
+    if not isinstance(pivots, tuple | list) or len(pivots) != 2:
+        raise InputError(f"pivots={pivots!r} must be one of {', '.join(PIVOTS)}, or a pair (rows, cols)")
+    sizes = zip(("rows", "cols"), pivots, (n_rows, rank), W.shape[-2:], strict=True)
+    rows, cols = (_indices(what, given, count, size, W) for what, given, count, size in sizes)
+    return rows, cols
+
+
+def _indices(what: str, given: object, count: int, size: int, W: Tensor) -> Tensor:
+    try:
+        vector = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        vector = torch.empty(0)
+    batch = W.shape[:-2]
+    whole = vector.dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+    shaped = vector.shape == (count,) or vector.shape == (*batch, count)
+    if whole and shaped:
+        vector = vector.to(W.device, torch.int64)
+        ordered = vector.sort(dim=-1).values
+        different = bool((ordered.diff(dim=-1) > 0).all())
+        if different and int(ordered.min()) >= 0 and int(ordered.max()) < size:
+            return vector
+    raise InputError(f"pivots: {what} must be {count} different indices from 0 to {size - 1}, not {given!r}")
