@@ -74,7 +74,7 @@ def load_model(name: str = EMBEDDED) -> tuple[PreTrainedModel, PreTrainedTokeniz
     source = check_model(name)
     try:
         if isinstance(source, str):
-            _check_reachable(source)
+            check_reachable(source)
         with LOADING, _quiet():
             # False, not the default: that one asks on stdin whether to run the model's own code
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -112,7 +112,7 @@ def check_whole(name: str, model: Any, tokenizer: Any) -> None:
             raise ModelError(f"{where} of {name!r} holds NaN or infinity; download or save the model again")
 
 
-def _check_reachable(hub_id: str) -> None:
+def check_reachable(hub_id: str) -> None:
     """Say within seconds that there is no network; the hub's own client retries for a minute."""
     from huggingface_hub import constants, get_session, try_to_load_from_cache
 

@@ -33,7 +33,7 @@ from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.pivots import Pivots, pick, worst_rows
 from nlora_lab.lowrank.svd import singular_values
 
-PANEL = 1024  # rows in float64 at a time
+PANEL = 512  # rows in float64 at a time
 KEPT_DIGITS = 1e-9  # of the largest term: below this, a squared error is rounding noise
 
 

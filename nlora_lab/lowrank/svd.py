@@ -17,7 +17,7 @@ from nlora_lab.lowrank.checks import (
 from nlora_lab.lowrank.factors import LowRank
 
 GRAM_FROM = 512 * 512  # entries
-GRAM_PANEL = 1024  # rows turned into float64 at a time
+GRAM_PANEL = 512  # rows turned into float64 at a time
 GRAM_BLOCK = 256  # columns of a block on the diagonal
 
 

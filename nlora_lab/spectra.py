@@ -1,0 +1,283 @@
+"""Every weight matrix of a model in one table: its spectrum, and how well low rank can imitate it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nlora_lab.cache import Cache, cache_folder
+from nlora_lab.checkpoints import Weight, weights
+from nlora_lab.errors import InputError
+from nlora_lab.lowrank import error_curve, randomized_svd, singular_values
+from nlora_lab.lowrank.checks import check_matrix
+from nlora_lab.measures import (
+    block_condition,
+    effective_rank,
+    leading_leverage,
+    marchenko_pastur,
+    power_law,
+    stable_rank,
+)
+from nlora_lab.progress import ProgressLine
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RANKS = (4, 8, 16, 32)
+FORMAT = 1  # of a cached row: raise it whenever a number would come out differently
+PER_RANK = ("nystrom", "optimal", "cross", "svd", "cond", "leverage")
+
+
+def scan(
+    source: Any,
+    ranks: Sequence[int] = RANKS,
+    *,
+    device: str | None = None,
+    cache: bool | Path = True,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """One row for each 2-D floating-point weight of ``source``, in its order.
+
+    Args:
+        source: a model, a safetensors file, a folder of them (sharded too), "embedded", or a hub id.
+        ranks: at which to measure the approximations; NaN where a matrix is too small for one.
+        device: where to compute ("cuda", "cpu"; default: the best one here).
+        cache: keep each row as soon as it is there, by the content of its matrix: a scan that was stopped goes
+            on where it was, and a second one is instant. A folder of your own, or ``False``.
+        progress: a line on stderr with the time left; by default only where there is a terminal.
+
+    Columns:
+        ``layer``: the first number in the weight's name, −1 without one; ``module``: what follows it;
+        ``out``, ``in``: its shape; ``std``: root mean square of its entries;
+        ``stable_rank``, ``effective_rank``, ``power_law``, ``sigma_max``: see :mod:`nlora_lab.measures`;
+        ``above_noise``: how many singular values stand above the Marchenko–Pastur edge of that ``std``;
+        and for each rank r, relative Frobenius errors and what explains them:
+        ``nystrom_r``: leading block, pseudo-inverse (NLoRA's start); ``optimal_r``: the same rows and
+        columns with their best core; ``cross_r``: complete pivoting; ``svd_r``: the best possible;
+        ``cond_r``: condition number of the leading block; ``leverage_r``: share of the dominant singular
+        subspaces in the leading rows and columns, 1 being average.
+
+    One tensor is in memory at a time. Raises :class:`InputError` for a source or rank that cannot be
+    used, and for a weight that holds NaN or infinity, by name; rows computed before stay in the cache.
+    """
+    import pandas as pd
+
+    found = weights(source)
+    wanted = _check_ranks(ranks, found)
+    where = _device(device)
+    store = _Store(Cache(_cache_folder(cache))) if cache is not False else None
+    line = _progress(found, progress)
+    rows = []
+    for weight in found:
+        rows.append(_row(weight, _measured(weight, wanted, where, store), wanted))
+        if line is not None:
+            line.advance(f"scanned {len(rows)} of {len(found)}", _cost(weight))
+    if line is not None:
+        line.close()
+    return pd.DataFrame(rows)
+
+
+def spectrum(source: Any, name: str, *, device: str | None = None) -> Tensor:
+    """The singular values (k,) of the weight called ``name`` (with or without ``.weight``), largest first."""
+    return singular_values(find(source, name).read().to(_device(device)))
+
+
+def find(source: Any, name: str) -> Weight:
+    """The weight of ``source`` called ``name``; :class:`InputError` lists some names if there is none."""
+    found = weights(source)
+    for weight in found:
+        if name in (weight.name, weight.name.removesuffix(".weight")):
+            return weight
+    some = ", ".join(w.name for w in found[:3])
+    raise InputError(f"name={name!r} is not one of the {len(found)} weights; the first are {some}")
+
+
+def measure(W: Tensor, ranks: Iterable[int] = RANKS) -> dict[str, float]:
+    """The numbers of one row of :func:`scan`, but for its name and shape. ``W`` is (m, n).
+
+    A zero matrix has no relative error: NaN. Everything is deterministic: the sketch behind
+    ``leverage`` has a seed of its own.
+    """
+    work = check_matrix(W)
+    m, n = work.shape
+    usable = [r for r in ranks if r <= min(m, n)]
+    out: dict[str, float] = {"std": float(torch.linalg.vector_norm(work)) / math.sqrt(m * n)}
+    if out["std"] == 0 or not usable:
+        top = 0
+    else:
+        top = max(usable)
+        out |= _curves(work, usable, top)
+        out |= _leading_block(work, usable, top)
+    s = singular_values(work).double()
+    out |= {
+        "stable_rank": stable_rank(s),
+        "effective_rank": effective_rank(s),
+        "power_law": power_law(s),
+        "sigma_max": float(s[0]),
+        "above_noise": float((s > marchenko_pastur(m, n, out["std"])[1]).sum()) if out["std"] > 0 else 0.0,
+    }
+    if top:
+        tails = torch.cat([s.square().flip(0).cumsum(0).flip(0), s.new_zeros(1)])
+        out |= {f"svd_r{r}": float((tails[r] / tails[0]).sqrt()) for r in usable}
+    return out
+
+
+def _curves(W: Tensor, usable: list[int], top: int) -> dict[str, float]:
+    """One elimination each serves all ranks."""
+    kinds: dict[str, Any] = {"nystrom": {}, "optimal": {"core": "optimal"}, "cross": {"pivots": "cross"}}
+    out: dict[str, float] = {}
+    for kind, options in kinds.items():
+        errors = error_curve(W, top, **options).tolist()
+        out |= {f"{kind}_r{r}": errors[r - 1] for r in usable}
+    return out
+
+
+def _leading_block(W: Tensor, usable: list[int], top: int) -> dict[str, float]:
+    sketch = randomized_svd(W, top, n_iter=2, generator=torch.Generator().manual_seed(0))
+    out = {}
+    for r in usable:
+        sides = leading_leverage(sketch.left, r), leading_leverage(sketch.right.mT, r)
+        out[f"leverage_r{r}"] = sum(sides) / 2
+        out[f"cond_r{r}"] = block_condition(W, r)
+    return out
+
+
+# --- rows, and where they are kept ---
+
+
+@dataclass
+class _Store:
+    """Rows by the content of their matrix, and which content a file was last seen to have."""
+
+    cache: Cache
+
+    def digest(self, weight: Weight) -> str | None:
+        """The content of ``weight`` as of the last scan, if its file has not changed since."""
+        if weight.file is None:
+            return None
+        seen = self.cache.get(self._file(weight.file))
+        if not isinstance(seen, dict) or seen.get("stamp") != _stamp(weight.file):
+            return None
+        known = seen.get("digests", {}).get(weight.name)
+        return str(known) if known else None
+
+    def remember(self, weight: Weight, digest: str) -> None:
+        if weight.file is None:
+            return
+        name, stamp = self._file(weight.file), _stamp(weight.file)
+        seen = self.cache.get(name)
+        if not isinstance(seen, dict) or seen.get("stamp") != stamp:
+            seen = {"stamp": stamp, "digests": {}}
+        seen["digests"][weight.name] = digest
+        self.cache.put(name, seen)
+
+    def row(self, digest: str, ranks: Sequence[int]) -> dict[str, float] | None:
+        kept = self.cache.get(self._row(digest, ranks))
+        return {k: math.nan if v is None else float(v) for k, v in kept.items()} if isinstance(kept, dict) else None
+
+    def keep(self, digest: str, ranks: Sequence[int], row: dict[str, float]) -> None:
+        # JSON has neither NaN nor infinity; a condition number can be infinite
+        kept = {k: "inf" if v == math.inf else v for k, v in row.items() if not math.isnan(v)}
+        self.cache.put(self._row(digest, ranks), kept)
+
+    @staticmethod
+    def _file(file: Path) -> str:
+        return f"files/{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:24]}"
+
+    @staticmethod
+    def _row(digest: str, ranks: Sequence[int]) -> str:
+        return f"spectra/{FORMAT}/{digest}-{'-'.join(map(str, ranks))}"
+
+
+def _measured(weight: Weight, ranks: list[int], device: torch.device, store: _Store | None) -> dict[str, float]:
+    digest = store.digest(weight) if store else None
+    kept = store.row(digest, ranks) if store and digest else None
+    if kept is not None:
+        return kept
+    value = weight.read()
+    if store is not None:
+        digest = content(value)
+        store.remember(weight, digest)
+        kept = store.row(digest, ranks)
+        if kept is not None:
+            return kept
+    try:
+        value = check_matrix(value.to(device))  # in float32 from here on: only one copy stays
+    except InputError as error:
+        raise InputError(f"{weight.name}: {error}") from error
+    row = measure(value, ranks)
+    if store is not None and digest is not None:
+        store.keep(digest, ranks, row)
+    return row
+
+
+def content(W: Tensor) -> str:
+    """A digest of the values, the dtype and the shape of ``W``."""
+    flat = W.detach().cpu().contiguous()
+    seen = hashlib.blake2b(f"{flat.dtype} {tuple(flat.shape)}".encode(), digest_size=16)
+    seen.update(flat.view(torch.uint8).numpy().data)
+    return seen.hexdigest()
+
+
+def _stamp(file: Path) -> list[int]:
+    state = file.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _row(weight: Weight, measured: dict[str, float], ranks: list[int]) -> dict[str, Any]:
+    layer, module = weight.place
+    row: dict[str, Any] = {"layer": layer, "module": module, "out": weight.shape[0], "in": weight.shape[1]}
+    for name in ("std", "stable_rank", "effective_rank", "power_law", "sigma_max"):
+        row[name] = measured.get(name, math.nan)
+    row["above_noise"] = int(measured.get("above_noise", 0))
+    for kind in PER_RANK:
+        row |= {f"{kind}_r{r}": measured.get(f"{kind}_r{r}", math.nan) for r in ranks}
+    return row
+
+
+# --- what the caller said ---
+
+
+def _check_ranks(ranks: Sequence[int], found: list[Weight]) -> list[int]:
+    limit = max(min(w.shape) for w in found)
+    try:
+        wanted = sorted(set(ranks))
+    except TypeError:
+        raise InputError(f"ranks={ranks!r} must be a sequence of whole numbers, for example (4, 8, 16)") from None
+    for r in wanted:
+        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+            raise InputError(f"ranks: {r!r} must be a whole number from 1 on")
+    if not any(r <= limit for r in wanted):
+        raise InputError(f"ranks={tuple(ranks)}: the largest rank a weight here can have is {limit}; give one up to it")
+    return wanted
+
+
+def _device(name: str | None) -> torch.device:
+    from nlora_lab.devices import find_device
+
+    found = torch.device(find_device(name).kind)
+    return torch.device("cpu") if found.type == "mps" else found  # which has neither float64 nor an SVD
+
+
+def _cache_folder(cache: bool | Path) -> Path:
+    return cache_folder() if isinstance(cache, bool) else Path(cache).expanduser()
+
+
+def _cost(weight: Weight) -> int:
+    """In units of one small matrix: the eigenvalues dominate."""
+    m, n = weight.shape
+    return 1 + m * n * min(m, n) // 10**6
+
+
+def _progress(found: list[Weight], wanted: bool | None) -> ProgressLine | None:
+    if wanted is None:
+        wanted = sys.stderr is not None and sys.stderr.isatty()
+    return ProgressLine(sum(map(_cost, found))) if wanted else None
