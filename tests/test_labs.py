@@ -12,7 +12,7 @@ import nlora_lab as nl
 from nlora_lab import training
 from nlora_lab.labs import figures
 from nlora_lab.labs.fine_tune import FineTuneLab
-from nlora_lab.plots import curve
+from nlora_lab.plots import RunsDrawing, curve
 from nlora_lab.records import Step
 
 
@@ -157,10 +157,10 @@ def test_stop_while_a_run_is_measured_does_not_start_the_next(monkeypatch):
 
 
 def test_labels_are_right_after_every_number_of_curves():
-    figure = figures.PlotlyFigure()
+    figure = figures.PlotlyFigure(RunsDrawing([], 1))
     shown = [curve(nl.RunConfig(method=m), [Step(1, 1.0, 1.0, 1.0)], m) for m in ("lora", "slora", "nlora")]
     for n in (1, 2, 3, 0, 1):
-        figure.draw(shown[:n], 10, "metric")
+        figure.draw(RunsDrawing(shown[:n], 10, "metric"))
         texts = [a.text for a in figure.widget.layout.annotations]
         hint = [] if n else ["press Run, and the losses appear here"]
         assert sorted(texts) == sorted([*("lora", "slora", "nlora")[:n], *hint, "loss over steps", "metric"])

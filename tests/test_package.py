@@ -82,8 +82,8 @@ def test_every_library_the_package_imports_is_a_dependency():
                 imported.add(node.module.split(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"nlora_lab"}
     assert len(foreign) >= 8
-    # these three come with transformers and ipywidgets, which could not be without them
-    assert foreign - {"tokenizers", "huggingface_hub", "traitlets"} <= names(PROJECT["dependencies"])
+    # these come with transformers and ipywidgets, which could not be without them; PIL is called pillow
+    assert foreign - {"tokenizers", "huggingface_hub", "traitlets", "PIL"} <= names(PROJECT["dependencies"])
 
 
 def test_the_address_of_the_project_is_the_same_everywhere():

@@ -6,10 +6,13 @@ from itertools import pairwise
 
 import matplotlib.image
 import pytest
+import torch
 from test_records import some_run
 
 from nlora_lab.methods import METHODS
-from nlora_lab.plots import curve, curves, figure_parts, picture, run_names, running_mean, spread
+from nlora_lab.plots import curve, curves, figure_parts, picture, run_names, running_mean, spread, thumbnail
+from nlora_lab.plots.approximations import APPROXIMATIONS, error_range, error_traces, line_of, rank_ticks
+from nlora_lab.plots.layers import error_text
 from nlora_lab.progress import ProgressLine, duration
 from nlora_lab.records import RunConfig, Step
 
@@ -108,3 +111,37 @@ def test_progress_that_nobody_reads_never_ends_a_run():
     line.advance("one")
     line.advance("two")
     assert line.done == 2
+
+
+def test_a_thumbnail_keeps_the_largest_entry_of_each_block_with_its_sign():
+    X = torch.zeros(10, 7)
+    X[9, 6], X[0, 3] = -5.0, 2.0
+    small = thumbnail(X, limit=4)
+    assert small.shape == (4, 4)
+    assert small[3, 3] == -5
+    assert small[0, 1] == 2
+    assert int((small != 0).sum()) == 2
+    assert thumbnail(X) is X
+
+
+def test_errors_beyond_the_axis_are_drawn_at_its_edge_and_labels_do_not_collide():
+    lines = [line_of("svd", [0.5, 1e-9]), line_of("nystrom", [1e7, math.nan]), line_of("cross", [1.0, 1.1e-9])]
+    traces, labels = error_traces(lines, 1, "x", "y")
+    low, high = error_range(lines)
+    drawn = [v for t in traces[2:] for v in t.y if v == v]
+    assert all(low <= math.log10(v) <= high for v in drawn)
+    heights = sorted(a["y"] for a in labels if a["y"] == a["y"])
+    assert all(b - a > 0.05 for a, b in pairwise(heights))
+    assert rank_ticks(64) == [0, 20, 40, 60]
+    assert rank_ticks(3) == [0, 1, 2, 3]
+
+
+def test_approximations_differ_in_hue_and_dash():
+    seen = {(a.colour, a.dash) for a in APPROXIMATIONS.values()}
+    assert len({c for c, _ in seen}) == len({d for _, d in seen}) == len(APPROXIMATIONS) == 5
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.874, "0.87"), (0.996, "1.0"), (5.02, "5.0"), (189.4, "189")])
+def test_cells_have_room_for_two_digits(value, text):
+    assert error_text(value) == text
+    assert error_text(math.nan) == ""

@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from nlora_lab.labs.fine_tune import FineTuneLab
+from nlora_lab.labs.nystrom import NystromLab
+from nlora_lab.labs.spectrum import SpectrumLab
 
-__all__ = ["FineTuneLab"]
+__all__ = ["FineTuneLab", "NystromLab", "SpectrumLab"]

@@ -6,13 +6,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 import ipywidgets as widgets
 
 from nlora_lab.errors import one_of
-from nlora_lab.plots import Curve, figure_parts, picture
+from nlora_lab.plots import Drawing
 
 Figures = Literal["auto", "plotly", "image"]
 OVERRIDE = "NLORA_LAB_FIGURES"
@@ -23,11 +23,14 @@ class LiveFigure(Protocol):
 
     widget: widgets.Widget
 
-    def draw(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
-        """Show these curves now."""
+    def draw(self, drawing: Drawing) -> None:
+        """Show this now."""
 
-    def grow(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+    def grow(self, drawing: Drawing) -> None:
         """The last curve has grown: show it, unless that was done a moment ago."""
+
+    def on_click(self, tell: Callable[[str, str], None]) -> None:
+        """Call ``tell(x, y)`` when a cell of the first trace is clicked, where a page can say so."""
 
 
 def in_colab() -> bool:
@@ -59,9 +62,9 @@ def _has_figure_widget() -> bool:
     return True
 
 
-def live_figure(wanted: Figures = "auto") -> LiveFigure:
-    """The figure :func:`pick_figures` chooses."""
-    return ImageFigure() if pick_figures(wanted) == "image" else PlotlyFigure()
+def live_figure(first: Drawing, wanted: Figures = "auto") -> LiveFigure:
+    """The figure :func:`pick_figures` chooses, showing ``first``."""
+    return ImageFigure(first) if pick_figures(wanted) == "image" else PlotlyFigure(first)
 
 
 class PlotlyFigure:
@@ -69,10 +72,10 @@ class PlotlyFigure:
 
     every = 0.1  # seconds
 
-    def __init__(self) -> None:
+    def __init__(self, first: Drawing) -> None:
         import plotly.graph_objects as go
 
-        traces, layout = figure_parts([], 1)
+        traces, layout = first.plotly()
         self.widget = go.FigureWidget(data=traces, layout=layout)
         # plotly offers no public way to give a FigureWidget its page settings
         self.widget._config = {"responsive": True, "displayModeBar": False}
@@ -80,9 +83,9 @@ class PlotlyFigure:
         self.widget.observe(self._shown, "_view_count")
         self._drawn = 0.0
 
-    def draw(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+    def draw(self, drawing: Drawing) -> None:
         """Replace traces and layout."""
-        traces, layout = figure_parts(shown, planned, metric)
+        traces, layout = drawing.plotly()
         with self.widget.batch_update():
             while len(self.widget.data) < len(traces):
                 self.widget.add_trace(traces[len(self.widget.data)])
@@ -90,18 +93,19 @@ class PlotlyFigure:
                 self.widget.data = self.widget.data[: len(traces)]
             for old, new in zip(self.widget.data, traces, strict=True):
                 old.update(new.to_plotly_json(), overwrite=False)
-            # update() would merge the old labels into the new ones, one by one
-            self.widget.layout.annotations = layout.pop("annotations")
+            # update() would merge the old labels and lines into the new ones, one by one
+            self.widget.layout.annotations = layout.pop("annotations", [])
+            self.widget.layout.shapes = layout.pop("shapes", [])
             self.widget.layout.update(layout)
         self._drawn = time.monotonic()
 
-    def grow(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+    def grow(self, drawing: Drawing) -> None:
         """Send the last curve's points and the labels."""
         if time.monotonic() - self._drawn < self.every:
             return
-        traces, layout = figure_parts(shown, planned, metric)
+        traces, layout = drawing.plotly()
         if len(traces) != len(self.widget.data):
-            self.draw(shown, planned, metric)
+            self.draw(drawing)
             return
         with self.widget.batch_update():
             for old, new in zip(self.widget.data[-2:], traces[-2:], strict=True):
@@ -109,6 +113,15 @@ class PlotlyFigure:
             self.widget.layout.annotations = layout["annotations"]
             self.widget.layout.yaxis.range = layout["yaxis"]["range"]
         self._drawn = time.monotonic()
+
+    def on_click(self, tell: Callable[[str, str], None]) -> None:
+        """Call ``tell(x, y)`` with the names of the cell clicked in the first trace."""
+
+        def clicked(_: object, points: Any, __: object) -> None:
+            if points.xs:
+                tell(str(points.xs[0]), str(points.ys[0]))
+
+        self.widget.data[0].on_click(clicked)
 
     def _shown(self, _: object) -> None:
         """Plotly draws before the figure has a place on the page, 700 pixels wide; have it look again."""
@@ -126,16 +139,19 @@ class ImageFigure:
 
     every = 1.0  # seconds
 
-    def __init__(self) -> None:
+    def __init__(self, first: Drawing) -> None:
         self.widget = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-        self._drawn = 0.0
+        self.draw(first)
 
-    def draw(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+    def draw(self, drawing: Drawing) -> None:
         """Draw and send the picture."""
-        self.widget.value = picture(shown, planned, metric)
+        self.widget.value = drawing.png()
         self._drawn = time.monotonic()
 
-    def grow(self, shown: Sequence[Curve], planned: int, metric: str) -> None:
+    def grow(self, drawing: Drawing) -> None:
         """The same, unless a second has not passed yet."""
         if time.monotonic() - self._drawn >= self.every:
-            self.draw(shown, planned, metric)
+            self.draw(drawing)
+
+    def on_click(self, tell: Callable[[str, str], None]) -> None:
+        """Nothing: an image does not say where it was clicked; the dropdowns do the same."""

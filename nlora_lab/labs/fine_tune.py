@@ -18,7 +18,7 @@ from nlora_lab.labs.controls import MethodBoxes
 from nlora_lab.labs.figures import Figures, in_colab, live_figure
 from nlora_lab.methods import METHODS
 from nlora_lab.models import check_model
-from nlora_lab.plots import Curve, curve, curves, picture, rate_text, run_names
+from nlora_lab.plots import Curve, RunsDrawing, curve, curves, picture, rate_text, run_names
 from nlora_lab.progress import duration
 from nlora_lab.records import Run, RunConfig, Step, table
 from nlora_lab.tasks import TASKS
@@ -90,7 +90,7 @@ class FineTuneLab:
         self._bar = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="180px"))
         self._status = widgets.HTML(HINT)
         self._table = widgets.HTML()
-        self._figure = live_figure(figures)
+        self._figure = live_figure(RunsDrawing([], 1), figures)
         self._controls = (self.rank, self.init, self.lr, self.steps, self.task, self.seed)
 
         self.run.on_click(lambda _: self._start())
@@ -221,7 +221,7 @@ class FineTuneLab:
                     f"<b>{html.escape(config.label)}</b> step {step.step} of {config.steps} · "
                     f"loss {step.loss:.3f} · {progress.left()} left"
                 )
-            self._figure.grow(self._shown(), self.steps.value, self._metric())
+            self._figure.grow(RunsDrawing(self._shown(), self.steps.value, self._metric()))
         return self._halt.is_set()
 
     def _on_run(self, run: Run) -> None:
@@ -244,7 +244,7 @@ class FineTuneLab:
         return [*done, curve(config, steps, name)]
 
     def _redraw(self) -> None:
-        self._figure.draw(self._shown(), self.steps.value, self._metric())
+        self._figure.draw(RunsDrawing(self._shown(), self.steps.value, self._metric()))
         self._table.value = _table_html(self.runs)
         self.clear.disabled = self.running or not self.runs
 

@@ -1,26 +1,23 @@
-"""Every figure of the toolkit, drawn twice from one description: by plotly (live) and matplotlib (PNG).
+"""Training runs: loss over steps, and what each reached.
 
-Conventions: one hue and one dash a method, the same everywhere (:data:`nlora_lab.METHODS`); the thin
-line is the loss of each step, the thick one its mean over the last ten; a line is named at its end,
-not in a legend; backgrounds are transparent, so that a figure sits on a light and on a dark page.
+The thin line is the loss of each step, the thick one its mean over the last ten; a line is named at
+its end, not in a legend.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.methods import METHODS
+from nlora_lab.plots.style import INK, MPL_DASH, axis, blank_layout, new_figure, png_bytes, spread
 
 if TYPE_CHECKING:
     from nlora_lab.records import Run, RunConfig, Step
 
 WINDOW = 10  # steps in the thick line's running mean
-INK = "#767676"  # readable on white and on JupyterLab's dark grey alike
-GRID = "rgba(128,128,128,0.18)"
 LOSS_TICKS = [c * 10.0**e for e in range(-4, 3) for c in (1, 2, 5)]
 FLOOR = 1e-4  # a loss axis is logarithmic: nothing is drawn below this
 
@@ -77,26 +74,6 @@ def running_mean(values: Sequence[float], window: int = WINDOW) -> list[float]:
         tail = values[max(0, i + 1 - window) : i + 1]
         means.append(sum(tail) / len(tail))
     return means
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """``heights`` moved apart as little as needed, so that neighbours are at least ``gap`` apart."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed = [heights[i] for i in order]
-    for _ in range(50):
-        moved = False
-        for i in range(len(placed) - 1):
-            lack = gap - (placed[i + 1] - placed[i])
-            if lack > 1e-9:
-                placed[i] -= lack / 2
-                placed[i + 1] += lack / 2
-                moved = True
-        if not moved:
-            break
-    result = [0.0] * len(heights)
-    for i, value in zip(order, placed, strict=True):
-        result[i] = value
-    return result
 
 
 @dataclass(frozen=True)
@@ -182,25 +159,26 @@ def figure_parts(shown: Sequence[Curve], planned: int, metric: str = "accuracy")
         }
         for line in lines if line.x
     ]  # fmt: skip
-    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": INK, "ticks": "outside", "tickcolor": INK}
     if not lines:
         middle = {"x": 0.5, "y": 0.5, "xref": "x domain", "yref": "y domain", "showarrow": False}
         notes.append({**middle, "text": "press Run, and the losses appear here"})
     title = {"x": 0, "y": 1.09, "yref": "paper", "showarrow": False, "xanchor": "left"}
     notes += [{**title, "xref": f"{x} domain", "text": text} for x, text in (("x", "loss over steps"), ("x2", metric))]
     layout = {
-        "xaxis": {**axis, "domain": [0, 0.6], "range": [0, end * 1.35], "title": {"text": "step"}},
+        **blank_layout(360),
+        "xaxis": {**axis(), "domain": [0, 0.6], "range": [0, end * 1.35], "title": {"text": "step"}},
         "yaxis": {
-            **axis,
+            **axis(),
             "type": "log",
             "range": [low, high],
             "title": {"text": "training loss, nats a token"},
             "tickvals": LOSS_TICKS,
             "ticktext": [f"{v:g}" for v in LOSS_TICKS],
         },
-        "xaxis2": {**axis, "domain": [0.78, 0.96], "range": [0, 100], "ticksuffix": " %", "anchor": "y2", "dtick": 50},
+        "xaxis2": {**axis(), "domain": [0.78, 0.96], "range": [0, 100], "ticksuffix": " %", "anchor": "y2",
+                   "dtick": 50},
         "yaxis2": {
-            **axis,
+            **axis(),
             "anchor": "x2",
             "type": "category",
             "autorange": "reversed",
@@ -209,34 +187,19 @@ def figure_parts(shown: Sequence[Curve], planned: int, metric: str = "accuracy")
             "automargin": True,
         },
         "annotations": notes,
-        "font": {"color": INK, "size": 12},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 60, "r": 30, "t": 36, "b": 44},
-        "height": 360,
-        "autosize": True,
         "bargap": 0.35,
     }  # fmt: skip
     return traces, layout
 
 
-_MPL_DASH: dict[str, Any] = {
-    "solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.5)), "dashdot": (0, (5, 2, 1, 2)), "longdash": (0, (9, 3)),
-}  # fmt: skip
-
-
 def picture(shown: Sequence[Curve], planned: int, metric: str = "accuracy", dpi: int = 110) -> bytes:
     """The same figure as PNG bytes, on white, through matplotlib's object API (safe in threads)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.6), dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.6, 3.6, dpi)
     left, right = figure.subplots(1, 2, width_ratios=[2.6, 1])
     low, high = _loss_range(shown)
     end = _last_step(shown, planned)
     for line in _lines(shown):
-        style = {"color": line.curve.colour, "linestyle": _MPL_DASH[line.curve.dash]}
+        style = {"color": line.curve.colour, "linestyle": MPL_DASH[line.curve.dash]}
         left.plot(line.x, line.raw, linewidth=0.7, alpha=0.3, **style)
         left.plot(line.x, line.mean, linewidth=2.2, **style)
         if line.x:
@@ -264,6 +227,21 @@ def picture(shown: Sequence[Curve], planned: int, metric: str = "accuracy", dpi:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     left.grid(alpha=0.25, linewidth=0.6)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return png_bytes(figure)
+
+
+@dataclass(frozen=True)
+class RunsDrawing:
+    """:func:`figure_parts` and :func:`picture` of the same runs (a :class:`~nlora_lab.plots.style.Drawing`)."""
+
+    shown: Sequence[Curve]
+    planned: int
+    metric: str = "accuracy"
+
+    def plotly(self) -> tuple[list[Any], dict[str, Any]]:
+        """Traces and layout; the last two traces are the last run."""
+        return figure_parts(self.shown, self.planned, self.metric)
+
+    def png(self) -> bytes:
+        """The picture."""
+        return picture(self.shown, self.planned, self.metric)

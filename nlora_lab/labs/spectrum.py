@@ -1,0 +1,148 @@
+"""``SpectrumLab``: every layer of a model in one map; choose one and see why it looks as it does."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import torch
+from torch import Tensor
+
+from nlora_lab.checkpoints import Weight, weights
+from nlora_lab.errors import InputError, one_of
+from nlora_lab.labs.figures import Figures
+from nlora_lab.labs.panel import WORDS, FigurePanel
+from nlora_lab.lowrank import check_matrix, error_curve, singular_values
+from nlora_lab.measures import marchenko_pastur_values
+from nlora_lab.plots import LayersDrawing
+from nlora_lab.plots.approximations import APPROXIMATIONS, line_of
+
+MAX_RANK = 64
+TRAINED, FRESH = "these weights", "fresh weights"
+
+
+class SpectrumLab(FigurePanel):
+    """A map of relative errors, layer by module, at the slider's rank.
+
+    Blue is better than approximating by zero, red is worse. A click on a cell (or ``layer`` and ``module``)
+    shows its singular values beside those of noise, and its error at every rank. Every control is an
+    attribute: ``rank``, ``approximation`` (a name of :data:`APPROXIMATIONS`), ``shown`` ("these weights" or
+    "fresh weights"), ``layer`` and ``module``; :attr:`errors` is the map as a table.
+
+    "Fresh weights" are independent normal numbers of the same spread, which is how transformers
+    initialises a linear layer; none of the errors depends on the spread itself.
+
+    Args:
+        model: a model, a safetensors file or folder, or a hub id; the embedded model if left out. Weights
+            outside the numbered layers are shown only if there are no others.
+        figures: "plotly", "image", or "auto" to choose by where the notebook runs.
+    """
+
+    def __init__(self, model: Any | str | Path | None = None, *, figures: Figures = "auto") -> None:
+        self._cells = _in_layers(weights("embedded" if model is None else model))
+        self._layers = sorted({w.place[0] for w in self._cells})
+        self._modules = list(dict.fromkeys(w.place[1] for w in self._cells))
+        self._at = {w.place: w for w in self._cells}
+        self._curves: dict[tuple[str, str, str], list[float]] = {}
+        self._spectra: dict[tuple[str, str], list[float]] = {}
+        self.max_rank = min(MAX_RANK, max(min(w.shape) for w in self._cells))
+        wide = widgets.Layout(width="360px")
+        self.rank = widgets.IntSlider(
+            min(8, self.max_rank), 1, self.max_rank, description="rank r", style=WORDS, layout=wide
+        )
+        self.approximation = widgets.Dropdown(
+            options=[(a.label, a.name) for a in APPROXIMATIONS.values()], description="approximation", style=WORDS,
+            layout=wide,
+        )  # fmt: skip
+        self.shown = widgets.ToggleButtons(options=[TRAINED, FRESH], style={"button_width": "120px"})
+        self.layer = widgets.Dropdown(options=self._layers, description="layer", style=WORDS)
+        self.module = widgets.Dropdown(options=self._modules, description="module", style=WORDS)
+        self._controls = [[self.rank, self.approximation], [self.layer, self.module, self.shown]]
+        self._open(figures)
+        self._follow(self.rank, self.approximation, self.shown, self.layer, self.module)
+        self._figure.on_click(self._clicked)
+
+    # --- what is shown, from Python ---
+
+    @property
+    def errors(self) -> dict[tuple[int, str], float]:
+        """The map: relative error by (layer, module) at the slider's rank; NaN where it is too high."""
+        kind, shown, rank = self.approximation.value, self.shown.value, self.rank.value
+        return {w.place: self._error(w, kind, shown, rank) for w in self._cells}
+
+    def told(self) -> str:
+        """How many layers the approximation helps, and how the chosen one does."""
+        errors = [e for e in self.errors.values() if not math.isnan(e)]
+        helped, middle = sum(e < 1 for e in errors), sorted(errors)[len(errors) // 2] if errors else math.nan
+        chosen = self.errors.get((self.layer.value, self.module.value), math.nan)
+        name = f"layer {self.layer.value} {self.module.value}"
+        return (
+            f"{APPROXIMATIONS[self.approximation.value].label}, rank {self.rank.value}, {self.shown.value}: "
+            f"{helped} of {len(errors)} matrices are better off than with zero; median error {middle:.3g}; "
+            f"{name}: {chosen:.3g}"
+        )
+
+    def drawing(self) -> LayersDrawing:
+        """The figure's data as the controls say now."""
+        errors, nothing = self.errors, math.nan
+        table = [[errors.get((layer, module), nothing) for layer in self._layers] for module in self._modules]
+        chosen = (self._modules.index(self.module.value), self._layers.index(self.layer.value))
+        heading = f"relative error at rank {self.rank.value}, {self.shown.value}"
+        weight = self._at.get((self.layer.value, self.module.value))
+        spectra, lines = {}, []
+        if weight is not None:
+            for shown in (TRAINED, FRESH):
+                spectra[shown] = self._spectrum(weight, shown)
+            spectra["noise, in theory"] = self._noise(weight)
+            lines = [line_of(kind, self._curve(weight, kind, self.shown.value)) for kind in APPROXIMATIONS]
+        return LayersDrawing(self._modules, self._layers, table, chosen, heading, spectra, lines, self.rank.value)
+
+    # --- behind it ---
+
+    def _error(self, weight: Weight, kind: str, shown: str, rank: int) -> float:
+        curve = self._curve(weight, kind, shown)
+        return curve[rank - 1] if rank <= len(curve) else math.nan
+
+    def _curve(self, weight: Weight, kind: str, shown: str) -> list[float]:
+        key = (weight.name, kind, shown)
+        if key not in self._curves:
+            W = self._read(weight, shown)
+            top = min(self.max_rank, *weight.shape)
+            options = dict(APPROXIMATIONS[kind].options)
+            self._curves[key] = error_curve(W, top, **options).tolist() if bool(W.any()) else [math.nan] * top
+        return self._curves[key]
+
+    def _spectrum(self, weight: Weight, shown: str) -> list[float]:
+        key = (weight.name, shown)
+        if key not in self._spectra:
+            self._spectra[key] = singular_values(self._read(weight, shown)).tolist()
+        return self._spectra[key]
+
+    def _noise(self, weight: Weight) -> list[float]:
+        std = math.sqrt(sum(s * s for s in self._spectrum(weight, TRAINED)) / math.prod(weight.shape))
+        return marchenko_pastur_values(*weight.shape, std).tolist() if std > 0 else []
+
+    def _read(self, weight: Weight, shown: str) -> Tensor:
+        one_of("shown", shown, (TRAINED, FRESH))
+        try:
+            W = check_matrix(weight.read()).cpu()
+        except InputError as error:
+            raise InputError(f"{weight.name}: {error}") from error
+        if shown == TRAINED:
+            return W
+        spread = float(torch.linalg.vector_norm(W)) / math.sqrt(W.numel())
+        return spread * torch.randn(W.shape, generator=torch.Generator().manual_seed(self._cells.index(weight)))
+
+    def _clicked(self, layer: str, module: str) -> None:
+        self._held = True
+        try:
+            self.layer.value, self.module.value = int(layer), module
+        finally:
+            self._held = False
+        self._redraw()
+
+
+def _in_layers(found: list[Weight]) -> list[Weight]:
+    return [w for w in found if w.place[0] >= 0] or found
