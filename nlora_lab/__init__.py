@@ -13,12 +13,32 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from nlora_lab.health import doctor
     from nlora_lab.evaluation import Answer, answers
-    from nlora_lab.labs import FineTuneLab
-    from nlora_lab.lowrank import LowRank, nystrom, relative_error
+    from nlora_lab.exercises import WrongAnswer, check, exercise, solution
+    from nlora_lab.labs import FineTuneLab, NystromLab, SpectrumLab
+    from nlora_lab.lowrank import (
+        LowRank,
+        error_curve,
+        generalized_nystrom,
+        nystrom,
+        nystrom_psd,
+        randomized_svd,
+        relative_error,
+        singular_values,
+        truncated_svd,
+    )
+    from nlora_lab.measures import (
+        effective_rank,
+        marchenko_pastur,
+        marchenko_pastur_values,
+        power_law,
+        stable_rank,
+    )
     from nlora_lab.methods import METHODS, attach
     from nlora_lab.models import load_model
     from nlora_lab.records import Run, RunConfig, table
+    from nlora_lab.spectra import scan, spectrum
     from nlora_lab.tasks import Task, load_task
     from nlora_lab.training import fine_tune, race
 
@@ -29,18 +49,38 @@ _HOME = {
     "FineTuneLab": "labs",
     "LowRank": "lowrank",
     "METHODS": "methods",
+    "NystromLab": "labs",
     "Run": "records",
     "RunConfig": "records",
+    "SpectrumLab": "labs",
     "Task": "tasks",
+    "WrongAnswer": "exercises",
     "answers": "evaluation",
     "attach": "methods",
+    "check": "exercises",
+    "doctor": "health",
+    "effective_rank": "measures",
+    "error_curve": "lowrank",
+    "exercise": "exercises",
     "fine_tune": "training",
+    "generalized_nystrom": "lowrank",
     "load_model": "models",
     "load_task": "tasks",
+    "marchenko_pastur": "measures",
+    "marchenko_pastur_values": "measures",
     "nystrom": "lowrank",
+    "nystrom_psd": "lowrank",
+    "power_law": "measures",
     "race": "training",
+    "randomized_svd": "lowrank",
     "relative_error": "lowrank",
+    "scan": "spectra",
+    "singular_values": "lowrank",
+    "solution": "exercises",
+    "spectrum": "spectra",
+    "stable_rank": "measures",
     "table": "records",
+    "truncated_svd": "lowrank",
 }
 
 __all__ = [
@@ -50,18 +90,38 @@ __all__ = [
     "InputError",
     "LowRank",
     "ModelError",
+    "NystromLab",
     "Run",
     "RunConfig",
+    "SpectrumLab",
     "Task",
+    "WrongAnswer",
     "answers",
     "attach",
+    "check",
+    "doctor",
+    "effective_rank",
+    "error_curve",
+    "exercise",
     "fine_tune",
+    "generalized_nystrom",
     "load_model",
     "load_task",
+    "marchenko_pastur",
+    "marchenko_pastur_values",
     "nystrom",
+    "nystrom_psd",
+    "power_law",
     "race",
+    "randomized_svd",
     "relative_error",
+    "scan",
+    "singular_values",
+    "solution",
+    "spectrum",
+    "stable_rank",
     "table",
+    "truncated_svd",
 ]
 
 

@@ -25,7 +25,7 @@ DEFAULT_LR = 2e-4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for a caller's mistake, 130 for an interrupt."""
+    """Run a command; returns the exit code: 0, 1 (the doctor's no), 2 for a caller's mistake, 130 for an interrupt."""
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if rest and options.command is not _lab:
@@ -57,6 +57,18 @@ def _parser() -> argparse.ArgumentParser:
     lab = commands.add_parser("lab", help="open JupyterLab at the first notebook; further options go to jupyter lab")
     lab.add_argument("--no-browser", action="store_true", help="start the server and print its address")
     lab.set_defaults(command=_lab)
+
+    doctor = commands.add_parser("doctor", help="check this machine: versions, device, figures, files, disk")
+    doctor.set_defaults(command=_doctor)
+
+    scan = commands.add_parser("scan", help="every weight matrix of a model: spectrum and approximation errors")
+    scan.add_argument("source", help="embedded, a safetensors file or folder, or a hub id")
+    scan.add_argument("--ranks", default="4,8,16,32", help="ranks to measure at, with commas (default: %(default)s)")
+    scan.add_argument("--device", help="cuda or cpu (default: the best one here)")
+    scan.add_argument("--no-cache", action="store_true", help="compute everything anew and keep nothing")
+    scan.add_argument("--csv", type=Path, metavar="FILE", help="write the whole table here")
+    scan.add_argument("--json", action="store_true", help="the whole table as JSON on stdout")
+    scan.set_defaults(command=_scan)
 
     race = commands.add_parser("race", help="fine-tune with several methods on identical batches and compare")
     race.add_argument("--methods", default="lora,slora,nlora", help="names with commas (default: %(default)s)")
@@ -91,7 +103,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 def _race(options: argparse.Namespace) -> int:
     configs = _configs(options)
     if options.out is not None:
-        _check_writable(options.out)
+        if options.out == Path():
+            raise InputError("--out '' names no folder; for example: --out runs")
+        _check_writable(options.out, "--out")
     from nlora_lab.devices import find_device
     from nlora_lab.progress import ProgressLine
     from nlora_lab.training import race
@@ -221,16 +235,14 @@ def _record_path(folder: Path, run: Run) -> Path:
     return path
 
 
-def _check_writable(folder: Path) -> None:
-    if folder == Path():
-        raise InputError("--out '' names no folder; for example: --out runs")
+def _check_writable(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from error
+        raise InputError(f"{option} {folder} cannot be written ({error.strerror}); choose another folder") from error
 
 
 def _lab(options: argparse.Namespace) -> int:
@@ -246,6 +258,35 @@ def _lab(options: argparse.Namespace) -> int:
         return subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:
         return 0  # Ctrl-C is how a JupyterLab server is ended
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from nlora_lab.health import doctor
+
+    return 0 if doctor() else 1
+
+
+def _scan(options: argparse.Namespace) -> int:
+    from nlora_lab.spectra import scan
+
+    try:
+        ranks = [int(word) for word in options.ranks.split(",")]
+    except ValueError:
+        raise InputError(f"--ranks {options.ranks}: write whole numbers with commas, for example 4,8,16") from None
+    if options.csv is not None:
+        _check_writable(options.csv.parent, "--csv")
+    table = scan(options.source, ranks, device=options.device, cache=not options.no_cache, progress=True)
+    if options.csv is not None:
+        table.to_csv(options.csv, index=False)
+    if options.json:
+        print(table.to_json(orient="records"))
+    else:
+        r = min(ranks, key=lambda rank: abs(rank - 8))
+        shown = [f"{kind}_r{r}" for kind in ("nystrom", "optimal", "cross", "svd", "cond")]
+        columns = ["layer", "module", "out", "in", "stable_rank", *shown]
+        print(table[columns].to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+        print("Relative Frobenius errors; 1 is as bad as zero. nystrom: leading block, as NLoRA starts; svd: the best.")
+    return 0
 
 
 def notebook_folder(here: Path) -> Path:

@@ -152,3 +152,31 @@ def test_json_stays_json_when_interrupted_before_the_first_run(monkeypatch, caps
     monkeypatch.setattr(training, "fine_tune", interrupt)
     assert cli.main(["run", "--json", *QUICK]) == 130
     assert json.loads(capsys.readouterr().out) == {"runs": []}
+
+
+def test_doctor_prints_its_lines_and_exits_by_its_verdict(capsys, monkeypatch):
+    assert cli.main(["doctor"]) == 0
+    assert "is ready" in capsys.readouterr().out
+    monkeypatch.setenv("NLORA_LAB_DEVICE", "abacus")
+    assert cli.main(["doctor"]) == 1
+    out, err = capsys.readouterr()
+    assert "PROBLEM  device='abacus'" in out
+    assert err == ""
+
+
+def test_scan_prints_a_table_writes_the_whole_one_and_speaks_json(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("NLORA_LAB_CACHE", str(tmp_path / "cache"))
+    assert cli.main(["scan", "embedded", "--ranks", "4,16", "--csv", str(tmp_path / "new" / "scan.csv")]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1 + 29 + 1
+    assert "nystrom_r4" in out.splitlines()[0]
+    assert "scanned 29 of 29" in err
+    assert len((tmp_path / "new" / "scan.csv").read_text().splitlines()) == 30
+    assert list((tmp_path / "cache" / "spectra").rglob("*.json"))
+    assert cli.main(["scan", "embedded", "--ranks", "8", "--json", "--no-cache"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 29
+    assert {"layer", "module", "nystrom_r8", "cond_r8"} <= set(rows[0])
+    for arguments, words in ((["nowhere"], "not known"), (["embedded", "--ranks", "4,x"], "--ranks 4,x")):
+        assert cli.main(["scan", *arguments]) == 2
+        assert words in capsys.readouterr().err

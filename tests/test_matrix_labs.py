@@ -12,6 +12,7 @@ from support import ROOT, tiny_llama
 from nlora_lab.errors import InputError
 from nlora_lab.labs import NystromLab, SpectrumLab, figures
 from nlora_lab.labs.nystrom import with_spectrum
+from nlora_lab.labs.panel import error_words
 from nlora_lab.lowrank import nystrom, relative_error
 from nlora_lab.plots.approximations import APPROXIMATIONS
 
@@ -36,7 +37,7 @@ def test_it_shows_what_nystrom_gives(lab, pivots, core, extra):
     expected = nystrom(embedded(LAYER), 9, pivots=pivots, core=core, oversample=extra, generator=generator)
     assert lab.error == pytest.approx(relative_error(embedded(LAYER), expected), rel=1e-4)
     assert torch.allclose(lab.approximation.product(), expected.product())
-    assert f"error {lab.error:.3g}" in repr(lab)
+    assert f"error {error_words(lab.error)}" in repr(lab)
     assert lab.best < lab.error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from nlora_lab.checkpoints import weights
 from nlora_lab.errors import InputError
 from nlora_lab.labs.figures import Figures
-from nlora_lab.labs.panel import WORDS, FigurePanel
+from nlora_lab.labs.panel import WORDS, FigurePanel, error_words
 from nlora_lab.lowrank import (
     CORES,
     PIVOTS,
@@ -32,7 +32,7 @@ from nlora_lab.plots.approximations import APPROXIMATIONS, ErrorLine, line_of
 MAX_RANK = 96
 SIZE = 128  # rows and columns of the made-up matrices
 EXACT_RANK = 12
-TOLERANCES = [("machine precision", 0.0), *((f"{t:g}", t) for t in (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3))]
+TOLERANCES = [("none", 0.0), *((f"{t:g}", t) for t in (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3))]
 
 
 class NystromLab(FigurePanel):
@@ -238,8 +238,8 @@ def _condition(block: Tensor) -> float:
 
 def _told(error: float) -> str:
     """Below rounding, digits are noise, and differ from machine to machine."""
-    return f"{error:.3g}" if error > 1e-5 else "0, to rounding"
+    return error_words(error) if error > 1e-5 else "0, to rounding"
 
 
 def _told_condition(condition: float) -> str:
-    return f"{condition:.3g}" if condition < 1e5 else "beyond 1e5: numerically singular"
+    return f"{condition:.1f}" if condition < 1e5 else "beyond 1e5: numerically singular"

@@ -15,6 +15,11 @@ WORDS = {"description_width": "100px"}
 ROW = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
 
 
+def error_words(error: float) -> str:
+    """Three digits, always with a decimal point: ``0.907``, ``1.97``, ``50.3``."""
+    return f"{error:.3f}" if error < 1 else f"{error:.2f}" if error < 10 else f"{error:.1f}"
+
+
 class FigurePanel:
     """Controls, a line of text and a figure that follows them.
 

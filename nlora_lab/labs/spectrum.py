@@ -13,7 +13,7 @@ from torch import Tensor
 from nlora_lab.checkpoints import Weight, weights
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.labs.figures import Figures
-from nlora_lab.labs.panel import WORDS, FigurePanel
+from nlora_lab.labs.panel import WORDS, FigurePanel, error_words
 from nlora_lab.lowrank import check_matrix, error_curve, singular_values
 from nlora_lab.measures import marchenko_pastur_values
 from nlora_lab.plots import LayersDrawing
@@ -80,8 +80,8 @@ class SpectrumLab(FigurePanel):
         name = f"layer {self.layer.value} {self.module.value}"
         return (
             f"{APPROXIMATIONS[self.approximation.value].label}, rank {self.rank.value}, {self.shown.value}: "
-            f"{helped} of {len(errors)} matrices are better off than with zero; median error {middle:.3g}; "
-            f"{name}: {chosen:.3g}"
+            f"{helped} of {len(errors)} matrices are better off than with zero; median error {error_words(middle)}; "
+            f"{name}: {error_words(chosen)}"
         )
 
     def drawing(self) -> LayersDrawing:
