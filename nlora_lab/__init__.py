@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
-    from nlora_lab.health import doctor
     from nlora_lab.evaluation import Answer, answers
     from nlora_lab.exercises import WrongAnswer, check, exercise, solution
+    from nlora_lab.health import doctor
     from nlora_lab.labs import FineTuneLab, NystromLab, SpectrumLab
     from nlora_lab.lowrank import (
         LowRank,

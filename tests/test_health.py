@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 from support import ROOT
 
 import nlora_lab as nl
-from nlora_lab import health
 import nlora_lab.files
+from nlora_lab import health
 
 
 def lines(check):
@@ -234,11 +233,3 @@ def test_home_is_said_as_a_tilde(monkeypatch, tmp_path):
 
     monkeypatch.setattr(health.Path, "home", nobody)
     assert str(tmp_path) in one(health._cache)
-
-
-@pytest.mark.parametrize("first", ["", "import nlora_lab.doctor; ", "from nlora_lab.doctor import doctor; "])
-def test_the_door_opens_whatever_was_imported_first(first):
-    code = f"{first}import nlora_lab as nl; from nlora_lab import doctor as m; assert nl.doctor() is True"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    assert "is ready" in done.stdout
