@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nlora_lab.evaluation import Answer, answers
     from nlora_lab.exercises import WrongAnswer, check, exercise, solution
     from nlora_lab.health import doctor
-    from nlora_lab.labs import FineTuneLab, NystromLab, SpectrumLab
+    from nlora_lab.labs import FineTuneLab, NystromLab, SpectrumLab, SvdLab
     from nlora_lab.lowrank import (
         LowRank,
         error_curve,
@@ -37,8 +37,11 @@ if TYPE_CHECKING:
     )
     from nlora_lab.methods import METHODS, attach
     from nlora_lab.models import load_model
+    from nlora_lab.pictures import landscape
+    from nlora_lab.plots import chart
     from nlora_lab.records import Run, RunConfig, table
     from nlora_lab.spectra import scan, spectrum
+    from nlora_lab.symmetry import permute_heads, permute_neurons
     from nlora_lab.tasks import Task, load_task
     from nlora_lab.training import fine_tune, race
 
@@ -53,10 +56,12 @@ _HOME = {
     "Run": "records",
     "RunConfig": "records",
     "SpectrumLab": "labs",
+    "SvdLab": "labs",
     "Task": "tasks",
     "WrongAnswer": "exercises",
     "answers": "evaluation",
     "attach": "methods",
+    "chart": "plots",
     "check": "exercises",
     "doctor": "health",
     "effective_rank": "measures",
@@ -64,12 +69,15 @@ _HOME = {
     "exercise": "exercises",
     "fine_tune": "training",
     "generalized_nystrom": "lowrank",
+    "landscape": "pictures",
     "load_model": "models",
     "load_task": "tasks",
     "marchenko_pastur": "measures",
     "marchenko_pastur_values": "measures",
     "nystrom": "lowrank",
     "nystrom_psd": "lowrank",
+    "permute_heads": "symmetry",
+    "permute_neurons": "symmetry",
     "power_law": "measures",
     "race": "training",
     "randomized_svd": "lowrank",
@@ -94,10 +102,12 @@ __all__ = [
     "Run",
     "RunConfig",
     "SpectrumLab",
+    "SvdLab",
     "Task",
     "WrongAnswer",
     "answers",
     "attach",
+    "chart",
     "check",
     "doctor",
     "effective_rank",
@@ -105,12 +115,15 @@ __all__ = [
     "exercise",
     "fine_tune",
     "generalized_nystrom",
+    "landscape",
     "load_model",
     "load_task",
     "marchenko_pastur",
     "marchenko_pastur_values",
     "nystrom",
     "nystrom_psd",
+    "permute_heads",
+    "permute_neurons",
     "power_law",
     "race",
     "randomized_svd",

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from support import ROOT, tiny_llama
 
 from nlora_lab.errors import InputError
-from nlora_lab.labs import NystromLab, SpectrumLab, figures
+from nlora_lab.labs import NystromLab, SpectrumLab, SvdLab, figures
 from nlora_lab.labs.nystrom import with_spectrum
 from nlora_lab.labs.panel import error_words
-from nlora_lab.lowrank import nystrom, relative_error
+from nlora_lab.lowrank import nystrom, relative_error, truncated_svd
+from nlora_lab.pictures import landscape
 from nlora_lab.plots.approximations import APPROXIMATIONS
 
 LAYER = "model.layers.2.mlp.up_proj.weight"
@@ -202,9 +203,46 @@ def test_nan_in_a_weight_is_named():
         SpectrumLab(bad)
 
 
-@pytest.mark.parametrize("make", [NystromLab, SpectrumLab])
+@pytest.mark.parametrize("make", [NystromLab, SpectrumLab, SvdLab])
 def test_they_show_a_panel_a_picture_and_a_line(make):
     bundle = make()._repr_mimebundle_()
     assert {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"} <= set(bundle)
     assert bundle["text/plain"] == repr(make())
     assert len(bundle["image/png"]) < 130_000
+
+
+# --- SvdLab ---
+
+
+def test_the_picture_is_low_rank_and_the_weights_are_not():
+    lab = SvdLab(figures="plotly")
+    assert lab.error == pytest.approx(relative_error(landscape(), truncated_svd(landscape(), 8)), rel=1e-4)
+    assert lab.kept == pytest.approx(8 * (96 + 128) / (96 * 128))
+    assert "a picture (96 × 128), rank 8: 14.6% of the numbers" in repr(lab)
+    picture = lab.error
+    before = str(lab._figure.widget.data[1].z)
+    lab.matrix.value = LAYER
+    assert str(lab._figure.widget.data[1].z) != before
+    assert lab.error == pytest.approx(relative_error(embedded(LAYER), truncated_svd(embedded(LAYER), 8)), rel=1e-4)
+    assert lab.error > 10 * picture
+    assert lab.rank.max == 96
+    lab.rank.value = 96
+    lab.matrix.value = "picture"
+    assert lab.rank.value == lab.rank.max == 72
+    assert lab.picture().startswith(b"\x89PNG")
+    assert len(lab._figure.widget.data) == len(lab.drawing().plotly()[0])
+
+
+def test_a_matrix_of_your_own_comes_first():
+    lab = SvdLab(torch.randn(12, 9), figures="image")
+    assert (lab.matrix.value, lab.rank.max, lab.rank.value) == ("yours", 6, 6)
+    lab.matrix.value = "gaussian"
+    assert lab.W.shape == (128, 128)
+    with pytest.raises(InputError, match="W "):
+        SvdLab(torch.zeros(3, 3))
+
+
+def test_the_landscape_is_a_grey_picture_with_black_and_white_in_it():
+    picture = landscape(40, 60)
+    assert picture.shape == (40, 60)
+    assert 0 <= float(picture.min()) < 0.1 < 0.9 < float(picture.max()) <= 1

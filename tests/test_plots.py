@@ -9,8 +9,9 @@ import pytest
 import torch
 from test_records import some_run
 
+from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
-from nlora_lab.plots import curve, curves, figure_parts, picture, run_names, running_mean, spread, thumbnail
+from nlora_lab.plots import chart, curve, curves, figure_parts, picture, run_names, running_mean, spread, thumbnail
 from nlora_lab.plots.approximations import APPROXIMATIONS, error_range, error_traces, line_of, rank_ticks
 from nlora_lab.plots.layers import error_text
 from nlora_lab.progress import ProgressLine, duration
@@ -145,3 +146,14 @@ def test_approximations_differ_in_hue_and_dash():
 def test_cells_have_room_for_two_digits(value, text):
     assert error_text(value) == text
     assert error_text(math.nan) == ""
+
+
+def test_a_chart_is_a_picture_with_a_line_of_text():
+    drawn = chart(
+        {"flat": [1, 1, 1], "falling": torch.tensor([1.0, 0.1, 0.01])}, xlabel="rank", ylabel="error", log=True
+    )
+    assert repr(drawn) == "error against rank: flat, falling"
+    assert drawn._repr_png_().startswith(b"\x89PNG")
+    assert chart({"a": [1.0, 2.0]}, x=[10, 20]).png() != chart({"a": [1.0, 2.0]}).png()
+    with pytest.raises(InputError, match="a: 2 values and 3 places"):
+        chart({"a": [1.0, 2.0]}, x=[1, 2, 3]).png()

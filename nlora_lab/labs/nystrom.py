@@ -49,8 +49,8 @@ class NystromLab(FigurePanel):
     """
 
     def __init__(self, W: Tensor | None = None, *, figures: Figures = "auto") -> None:
-        self._yours = None if W is None else _one_matrix(W)
-        self._made: dict[Any, _Matrix] = {}
+        self._yours = None if W is None else one_matrix(W)
+        self._made: dict[Any, Matrix] = {}
         names = _choices(self._yours is not None)
         wide = widgets.Layout(width="360px")
         self.matrix = widgets.Dropdown(options=names, description="matrix", style=WORDS, layout=wide)
@@ -145,23 +145,23 @@ class NystromLab(FigurePanel):
     def _curve(self) -> list[float]:
         return self._current().curve(self._options())
 
-    def _current(self) -> _Matrix:
+    def _current(self) -> Matrix:
         chosen = self.matrix.value
         key = (chosen, self.p.value) if chosen == "power" else chosen
         if key not in self._made:
-            self._made[key] = _Matrix(self._make(chosen))
+            self._made[key] = Matrix(self._make(chosen))
         return self._made[key]
 
     def _make(self, chosen: str) -> Tensor:
         if chosen == "yours" and self._yours is not None:
             return self._yours
         if chosen == "gaussian":
-            return _gaussian(SIZE, SIZE, 0)
+            return gaussian(SIZE, SIZE, 0)
         if chosen == "power":
             return with_spectrum(torch.arange(1, SIZE + 1, dtype=torch.float32) ** -self.p.value)
         if chosen == "exact":
-            return _gaussian(SIZE, EXACT_RANK, 0) @ _gaussian(EXACT_RANK, SIZE, 1)
-        return check_matrix(next(w for w in weights("embedded") if w.name == chosen).read())
+            return gaussian(SIZE, EXACT_RANK, 0) @ gaussian(EXACT_RANK, SIZE, 1)
+        return read_embedded(chosen)
 
     def _changed(self) -> None:
         self._held = True  # one new figure, not one for each slider that is moved along
@@ -181,7 +181,7 @@ class NystromLab(FigurePanel):
 
 
 @dataclass
-class _Matrix:
+class Matrix:
     """A matrix with what is computed of it once."""
 
     W: Tensor
@@ -200,6 +200,7 @@ class _Matrix:
         self.best = error_curve(self.W, self.max_rank, "svd").tolist()
 
     def curve(self, options: dict[str, Any]) -> list[float]:
+        """The errors at ranks 1 … ``max_rank`` for these options of ``error_curve``."""
         key = tuple((k, v) for k, v in options.items() if k != "generator")
         if key not in self._curves:
             self._curves[key] = error_curve(self.W, self.max_rank, **options).tolist()
@@ -209,22 +210,33 @@ class _Matrix:
 def with_spectrum(sigma: Tensor, seed: int = 0) -> Tensor:
     """A square matrix (k, k) with these singular values and random singular vectors."""
     k = len(sigma)
-    U, V = (torch.linalg.qr(_gaussian(k, k, seed + i)).Q for i in (0, 1))
+    U, V = (torch.linalg.qr(gaussian(k, k, seed + i)).Q for i in (0, 1))
     return U @ torch.diag(sigma) @ V.T
 
 
-def _gaussian(m: int, n: int, seed: int) -> Tensor:
+def gaussian(m: int, n: int, seed: int) -> Tensor:
+    """Independent standard normal entries, (m, n) in float32, the same for the same seed."""
     return torch.randn(m, n, generator=torch.Generator().manual_seed(seed))
 
 
 def _choices(yours: bool) -> list[tuple[str, str]]:
     made = [("Gaussian", "gaussian"), ("σ ~ k^-p", "power"), (f"exact rank {EXACT_RANK}", "exact")]
-    layers = [(f"layer {w.place[0]} {w.place[1]}", w.name) for w in weights("embedded") if w.place[0] >= 0]
-    layers.sort(key=lambda pair: int(pair[0].split()[1]))
-    return [*([("yours", "yours")] if yours else []), *layers, *made]
+    return [*([("yours", "yours")] if yours else []), *embedded_layers(), *made]
 
 
-def _one_matrix(W: Tensor) -> Tensor:
+def embedded_layers() -> list[tuple[str, str]]:
+    """The weight matrices of the embedded model's layers: what to call them, and their names."""
+    found = sorted((w for w in weights("embedded") if w.place[0] >= 0), key=lambda w: w.place[0])
+    return [(f"layer {w.place[0]} {w.place[1]}", w.name) for w in found]
+
+
+def read_embedded(name: str) -> Tensor:
+    """One of them, (out, in) in float32."""
+    return check_matrix(next(w for w in weights("embedded") if w.name == name).read())
+
+
+def one_matrix(W: Tensor) -> Tensor:
+    """``W`` if it is one matrix that is not zero, else :class:`InputError`."""
     work = check_matrix(W)
     if work.ndim != 2 or not bool(work.any()):
         raise InputError(f"W must be one matrix that is not zero, not a tensor {tuple(work.shape)}")

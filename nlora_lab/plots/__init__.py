@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nlora_lab.plots.chart import Chart, chart
 from nlora_lab.plots.layers import LayersDrawing
 from nlora_lab.plots.matrices import NystromDrawing, thumbnail
 from nlora_lab.plots.runs import (
@@ -18,11 +19,13 @@ from nlora_lab.plots.runs import (
 from nlora_lab.plots.style import Drawing, spread
 
 __all__ = [
+    "Chart",
     "Curve",
     "Drawing",
     "LayersDrawing",
     "NystromDrawing",
     "RunsDrawing",
+    "chart",
     "curve",
     "curves",
     "figure_parts",

@@ -80,12 +80,18 @@ def rank_ticks(ranks: int) -> list[int]:
     return list(range(0, ranks + 1, step))
 
 
+def error_ticks() -> dict[float, str]:
+    """Decades of the error axis, and what to call them; the outermost stand for all beyond."""
+    names = {10.0**e: f"{10.0**e:g}" for e in range(-3, 4)}
+    return {**names, FLOOR: f"≤ {FLOOR:g}", CEILING: f"≥ {CEILING:g}"}
+
+
 def error_traces(lines: Sequence[ErrorLine], rank: int, x: str, y: str) -> tuple[list[Any], list[dict[str, Any]]]:
     """Plotly traces of error against rank with a cursor at ``rank``, and the labels at the lines' ends."""
     import plotly.graph_objects as go
 
     low, high = error_range(lines)
-    ranks = len(lines[0].errors)
+    ranks = max((len(line.errors) for line in lines), default=1)
     common = {"xaxis": x, "yaxis": y, "mode": "lines", "showlegend": False}
     grey = {"color": INK, "width": 1, "dash": "dot"}
     traces: list[Any] = [
@@ -96,11 +102,11 @@ def error_traces(lines: Sequence[ErrorLine], rank: int, x: str, y: str) -> tuple
         told = "rank %{x}: error %{y:.3g}<extra>" + line.label + "</extra>"
         style = {"color": line.colour, "dash": line.dash, "width": line.width}
         drawn = [10 ** _log(e) for e in line.errors]
-        traces.append(go.Scatter(x=list(range(1, ranks + 1)), y=drawn, line=style, hovertemplate=told, **common))
+        traces.append(go.Scatter(x=list(range(1, len(drawn) + 1)), y=drawn, line=style, hovertemplate=told, **common))
     placed = _label_heights(lines, low, high)
     labels = [
         {
-            "x": ranks, "y": at, "text": line.label, "showarrow": False, "xanchor": "left", "xshift": 5,
+            "x": len(line.errors), "y": at, "text": line.label, "showarrow": False, "xanchor": "left", "xshift": 5,
             "xref": x, "yref": y, "font": {"color": line.colour, "size": 12},
         }
         for line, at in zip(lines, placed, strict=True)
@@ -111,12 +117,12 @@ def error_traces(lines: Sequence[ErrorLine], rank: int, x: str, y: str) -> tuple
 def error_axes(lines: Sequence[ErrorLine], x: str, y: str, room: float = 1.4) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plotly's x and y axis for :func:`error_traces`; ``room`` is for the labels."""
     low, high = error_range(lines)
-    ranks = len(lines[0].errors)
-    ticks = [10.0**e for e in range(-3, 4)]
+    ranks = max((len(line.errors) for line in lines), default=1)
+    ticks = error_ticks()
     return (
         {**axis(), "range": [0, ranks * room], "tickvals": rank_ticks(ranks), "title": {"text": "rank"}, "anchor": y},
         {
-            **axis(), "type": "log", "range": [low, high], "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks],
+            **axis(), "type": "log", "range": [low, high], "tickvals": list(ticks), "ticktext": list(ticks.values()),
             "title": {"text": "relative error"}, "anchor": x,
         },
     )  # fmt: skip
@@ -125,17 +131,18 @@ def error_axes(lines: Sequence[ErrorLine], x: str, y: str, room: float = 1.4) ->
 def draw_errors(axes: Any, lines: Sequence[ErrorLine], rank: int, room: float = 1.4) -> None:
     """The same with matplotlib."""
     low, high = error_range(lines)
-    ranks = len(lines[0].errors)
+    ranks = max((len(line.errors) for line in lines), default=1)
     axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     axes.axvline(rank, color=INK, linewidth=0.8)
     for line in lines:
         drawn = [10 ** _log(e) for e in line.errors]
         style = {"color": line.colour, "linestyle": MPL_DASH[line.dash], "linewidth": line.width * 0.8}
-        axes.plot(range(1, ranks + 1), drawn, **style)
+        axes.plot(range(1, len(drawn) + 1), drawn, **style)
     placed = _label_heights(lines, low, high)
     for line, at in zip(lines, placed, strict=True):
-        axes.text(ranks * 1.02, 10**at, line.label, color=line.colour, fontsize=8, va="center")
+        axes.text(len(line.errors) + 0.02 * ranks, 10**at, line.label, color=line.colour, fontsize=8, va="center")
     axes.set(yscale="log", xlim=(0, ranks * room), ylim=(10**low, 10**high), xlabel="rank", ylabel="relative error")
     axes.set_xticks(rank_ticks(ranks))
-    axes.yaxis.set_major_formatter("{x:g}")
+    shown = {t: name for t, name in error_ticks().items() if 10**low <= t <= 10**high}
+    axes.set_yticks(list(shown), list(shown.values()))
     axes.set_yticks([], minor=True)

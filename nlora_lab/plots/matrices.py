@@ -52,7 +52,8 @@ class NystromDrawing:
     """The figure of :class:`nlora_lab.NystromLab`.
 
     ``heats`` are W, its approximation and the residual, (rows, columns) each, in one colour scale that
-    ends at ``scale``; ``lines`` the errors at every rank; ``sigma`` the singular values of W.
+    ends at ``scale``; ``lines`` the errors at every rank; ``sigma`` the singular values of W. ``grey`` says
+    that W is a picture, with grey values from 0 to 1.
     """
 
     heats: tuple[Tensor, Tensor, Tensor]
@@ -62,10 +63,19 @@ class NystromDrawing:
     rank: int
     shape: tuple[int, int]
     error: float
+    grey: bool = False
 
     def _titles(self) -> tuple[str, str, str]:
         m, n = self.shape
         return f"W, {m} × {n}", f"approximation, rank {self.rank}", f"what is left: {self.error:.3g} of ‖W‖"
+
+    def _levels(self, i: int) -> npt.NDArray[np.int8]:
+        if self.grey:  # the residual of a picture is small: half of its range is full colour
+            return levels(2 * self.heats[i] - 1, 1.0) if i < 2 else levels(self.heats[i], 0.5)
+        return levels(self.heats[i], self.scale)
+
+    def _is_grey(self, i: int) -> bool:
+        return self.grey and i < 2
 
     def plotly(self) -> tuple[list[Any], dict[str, Any]]:
         """Three heat maps above, error against rank and the spectrum below."""
@@ -74,11 +84,12 @@ class NystromDrawing:
         traces: list[Any] = []
         layout = {**blank_layout(520), "margin": {"l": 60, "r": 20, "t": 36, "b": 44}}
         notes: list[dict[str, Any]] = []
-        for i, (heat, text) in enumerate(zip(self.heats, self._titles(), strict=True), start=1):
+        for i, text in enumerate(self._titles(), start=1):
             x, y = f"x{i if i > 1 else ''}", f"y{i if i > 1 else ''}"
-            z = levels(heat, self.scale)
-            span = {"zmin": -LEVELS, "zmax": LEVELS, "colorscale": "RdBu", "reversescale": True, "showscale": False}
-            traces.append(go.Heatmap(z=z, xaxis=x, yaxis=y, hoverinfo="skip", **span))
+            grey = self._is_grey(i - 1)
+            look: dict[str, Any] = {"zmin": -LEVELS, "zmax": LEVELS, "showscale": False}
+            look |= {"colorscale": "gray" if grey else "RdBu", "reversescale": not grey}
+            traces.append(go.Heatmap(z=self._levels(i - 1), xaxis=x, yaxis=y, hoverinfo="skip", **look))
             left = (i - 1) * 0.345
             plain = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
             layout[f"xaxis{i if i > 1 else ''}"] = {**plain, "domain": [left, left + 0.31], "anchor": y}
@@ -91,12 +102,12 @@ class NystromDrawing:
         layout["xaxis4"] = {**across, "domain": [0, 0.6]}
         layout["yaxis4"] = {**up, "domain": [0, 0.4]}
         k = list(range(1, len(self.sigma) + 1))
-        grey = {"xaxis": "x5", "yaxis": "y5", "mode": "lines", "showlegend": False}
+        place = {"xaxis": "x5", "yaxis": "y5", "mode": "lines", "showlegend": False}
         told = "σ<sub>%{x}</sub> = %{y:.3g}<extra></extra>"
-        drawn.append(go.Scatter(x=k, y=self.sigma, line={"color": INK, "width": 2}, hovertemplate=told, **grey))
+        drawn.append(go.Scatter(x=k, y=self.sigma, line={"color": INK, "width": 2}, hovertemplate=told, **place))
         ends = [min(self.sigma), max(self.sigma)]
         cursor = {"color": INK, "width": 1}
-        drawn.append(go.Scatter(x=[self.rank] * 2, y=ends, line=cursor, hoverinfo="skip", **grey))
+        drawn.append(go.Scatter(x=[self.rank] * 2, y=ends, line=cursor, hoverinfo="skip", **place))
         layout["xaxis5"] = {**axis(), "domain": [0.69, 1], "anchor": "y5", "title": {"text": "k"}}
         layout["yaxis5"] = {**axis(), "domain": [0, 0.4], "anchor": "x5", "rangemode": "tozero", "nticks": 5}
         notes += [title("error at every rank", "x4", "y4"), title("singular values of W", "x5", "y5")]
@@ -107,16 +118,10 @@ class NystromDrawing:
         figure = new_figure(9.6, 5.2)
         rows = figure.add_gridspec(2, 1, height_ratios=[1.1, 1])
         tops = rows[0].subgridspec(1, 3)
-        for i, (heat, text) in enumerate(zip(self.heats, self._titles(), strict=True)):
+        for i, text in enumerate(self._titles()):
             axes = figure.add_subplot(tops[i])
-            axes.imshow(
-                levels(heat, self.scale),
-                cmap="RdBu_r",
-                vmin=-LEVELS,
-                vmax=LEVELS,
-                aspect="auto",
-                interpolation="nearest",
-            )
+            span: dict[str, Any] = {"cmap": "gray" if self._is_grey(i) else "RdBu_r", "vmin": -LEVELS, "vmax": LEVELS}
+            axes.imshow(self._levels(i), aspect="auto", interpolation="nearest", **span)
             axes.set(xticks=[], yticks=[])
             axes.set_title(text, loc="left", fontsize=9, color=INK)
         grid = rows[1].subgridspec(1, 2, width_ratios=[2, 1])

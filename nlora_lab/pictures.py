@@ -1,0 +1,22 @@
+"""A picture to compress: drawn here by formulas, so that no file and no licence is needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def landscape(rows: int = 96, cols: int = 128) -> Tensor:
+    """Sun, mountains, their reflection and a fence in grey: (rows, cols), float32, from 0 (black) to 1."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, rows), torch.linspace(0, 1, cols), indexing="ij")
+    ridge = 0.38 - 0.14 * torch.sin(5 * x + 0.6) - 0.05 * torch.sin(17 * x) - 0.02 * torch.sin(43 * x + 1)
+    shore, mirrored = 0.58, 1.16 - y
+    sky = 0.95 - 0.5 * y
+    sky = torch.where((x - 0.72).square() + (1.3 * (y - 0.17)).square() < 0.008, torch.ones_like(x), sky)
+    slopes = 0.25 + 0.2 * (y - ridge) / 0.4 + 0.05 * torch.sin(60 * (y - ridge))
+    above = torch.where(y > ridge, slopes, sky)
+    water = torch.where(mirrored > ridge, 0.3 + 0.1 * (1 - y), 0.75 - 0.3 * y) + 0.06 * torch.sin(90 * y)
+    scene = torch.where(y > shore, water, above)
+    post = ((x * 9) % 1 < 0.12) & (y > 0.72) & (y < 0.95)
+    rail = ((y - 0.78).abs() < 0.012) | ((y - 0.87).abs() < 0.012)
+    return torch.where(post | rail, torch.full_like(x, 0.08), scene).clamp(0, 1)

@@ -1,0 +1,61 @@
+"""One small line chart for a notebook, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nlora_lab.errors import InputError
+from nlora_lab.plots.style import INK, MPL_DASH, new_figure, png_bytes
+
+HUES = ("#0072b2", "#d98c00", "#009e73", "#c0448f", "#56b4e9", "#d55e00")  # Okabe and Ito, darkened a little
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines by name, shown by a notebook as a PNG: it needs no kernel to be seen.
+
+    ``lines`` maps a name to its values; they stand at 1, 2, 3, … or at ``x``. ``log`` is for the y axis. Every line
+    has a hue and a dash of its own, and its name beside its end.
+    """
+
+    lines: Mapping[str, Sequence[float]]
+    xlabel: str = ""
+    ylabel: str = ""
+    log: bool = False
+    x: Sequence[float] | None = None
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+    def __repr__(self) -> str:
+        return f"{self.ylabel} against {self.xlabel}: {', '.join(self.lines)}"
+
+    def png(self) -> bytes:
+        """The chart as PNG bytes."""
+        figure = new_figure(7.2, 3.0, 100)
+        axes = figure.add_subplot()
+        dashes = list(MPL_DASH.values())
+        for i, (name, values) in enumerate(self.lines.items()):
+            y = [float(v) for v in values]
+            x = list(range(1, len(y) + 1)) if self.x is None else list(self.x)
+            if not y or len(x) != len(y):
+                raise InputError(f"{name}: {len(y)} values and {len(x)} places; give as many of both")
+            hue = HUES[i % len(HUES)]
+            style: dict[str, Any] = {"color": hue, "linestyle": dashes[i % len(dashes)], "linewidth": 1.8}
+            axes.plot(x, y, label=name, **style)
+        axes.set(xlabel=self.xlabel, ylabel=self.ylabel, yscale="log" if self.log else "linear")
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8, colors=INK)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        return png_bytes(figure)
+
+
+def chart(
+    lines: Mapping[str, Any], *, xlabel: str = "", ylabel: str = "", log: bool = False, x: Sequence[float] | None = None
+) -> Chart:
+    """A :class:`Chart` of named lines (sequences or 1-D tensors)."""
+    plain = {name: v.tolist() if hasattr(v, "tolist") else list(v) for name, v in lines.items()}
+    return Chart(plain, xlabel, ylabel, log, None if x is None else list(x))
