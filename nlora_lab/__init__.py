@@ -14,6 +14,7 @@ from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from nlora_lab.evaluation import Answer, answers
+    from nlora_lab.examples import landscape, with_spectrum
     from nlora_lab.exercises import WrongAnswer, check, exercise, solution
     from nlora_lab.health import doctor
     from nlora_lab.labs import FineTuneLab, NystromLab, SpectrumLab, SvdLab
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     )
     from nlora_lab.methods import METHODS, attach
     from nlora_lab.models import load_model
-    from nlora_lab.pictures import landscape
     from nlora_lab.plots import chart
     from nlora_lab.records import Run, RunConfig, table
     from nlora_lab.spectra import scan, spectrum
@@ -69,7 +69,7 @@ _HOME = {
     "exercise": "exercises",
     "fine_tune": "training",
     "generalized_nystrom": "lowrank",
-    "landscape": "pictures",
+    "landscape": "examples",
     "load_model": "models",
     "load_task": "tasks",
     "marchenko_pastur": "measures",
@@ -89,6 +89,7 @@ _HOME = {
     "stable_rank": "measures",
     "table": "records",
     "truncated_svd": "lowrank",
+    "with_spectrum": "examples",
 }
 
 __all__ = [
@@ -135,6 +136,7 @@ __all__ = [
     "stable_rank",
     "table",
     "truncated_svd",
+    "with_spectrum",
 ]
 
 

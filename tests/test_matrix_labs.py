@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 from support import ROOT, tiny_llama
 
 from nlora_lab.errors import InputError
+from nlora_lab.examples import landscape, with_spectrum
 from nlora_lab.labs import NystromLab, SpectrumLab, SvdLab, figures
-from nlora_lab.labs.nystrom import with_spectrum
 from nlora_lab.labs.panel import error_words
 from nlora_lab.lowrank import nystrom, relative_error, truncated_svd
-from nlora_lab.pictures import landscape
 from nlora_lab.plots.approximations import APPROXIMATIONS
 
 LAYER = "model.layers.2.mlp.up_proj.weight"
@@ -240,6 +239,12 @@ def test_a_matrix_of_your_own_comes_first():
     assert lab.W.shape == (128, 128)
     with pytest.raises(InputError, match="W "):
         SvdLab(torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("bad", [torch.ones(2, 2), torch.tensor([-1.0]), torch.tensor([math.nan]), []])
+def test_a_spectrum_must_be_one(bad):
+    with pytest.raises(InputError, match="sigma"):
+        with_spectrum(bad)
 
 
 def test_the_landscape_is_a_grey_picture_with_black_and_white_in_it():

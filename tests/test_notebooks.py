@@ -10,13 +10,20 @@ import pytest
 from notebook_output import Printed, same_printed
 from support import ROOT
 
+from nlora_lab.exercises import EXERCISES
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [p.name for p in NOTEBOOKS]
 IGNORED = ("# NBVAL_IGNORE_OUTPUT", "nbval-ignore-output")
 
 
 def test_the_course_is_complete():
-    assert NAMES == ["00_start_here.ipynb"]
+    assert NAMES == [
+        "00_start_here.ipynb",
+        "01_low_rank.ipynb",
+        "02_nystrom.ipynb",
+        "03_spectra_of_a_transformer.ipynb",
+    ]
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=NAMES)
@@ -67,9 +74,33 @@ def test_every_live_panel_has_a_picture_or_a_line_beside_it(notebook):
 
 
 def test_code_cells_are_short(notebook):
-    lengths = sorted(len(c.source.splitlines()) for c in code_cells(notebook))
+    lengths = sorted(sum(bool(line.strip()) for line in c.source.splitlines()) for c in code_cells(notebook))
     assert lengths[len(lengths) // 2] <= 4
     assert lengths[-1] <= 12
+
+
+def test_it_states_its_goals_and_its_time_and_asks_for_predictions(notebook):
+    first = notebook.cells[0].source
+    assert re.search(r"\*\*Goals?\.\*\*", first)
+    assert re.search(r"\*\*Time\.\*\*.*minutes", first, flags=re.S)
+    prose = "".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    assert len(re.findall(r"redict|guess", prose)) >= 3
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=NAMES[1:])
+def test_its_exercises_are_asked_and_left_open(path):
+    """Two at least; each is asked by its number, its stub is a nudge, and it is one of this notebook's."""
+    cells = code_cells(nbformat.read(path, as_version=4))
+    asked = [n for c in cells for n in re.findall(r'nl\.exercise\("([\d.]+)"\)', c.source)]
+    checked = {n: c for c in cells for n in re.findall(r'nl\.check\("([\d.]+)"', c.source)}
+    chapter = path.name[:2].lstrip("0")
+    assert len(asked) >= 2
+    assert set(asked) == set(checked) == {n for n in EXERCISES if n.split(".")[0] == chapter}
+    for number, cell in checked.items():
+        assert "..." in cell.source
+        printed = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+        assert f"Exercise {number} " in printed
+        assert "waits for your answer" in printed
 
 
 def test_it_opens_in_colab(notebook):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nlora_lab.checkpoints import weights
 from nlora_lab.errors import InputError
+from nlora_lab.examples import with_spectrum
 from nlora_lab.labs.figures import Figures
 from nlora_lab.labs.panel import WORDS, FigurePanel, error_words
 from nlora_lab.lowrank import (
@@ -205,13 +206,6 @@ class Matrix:
         if key not in self._curves:
             self._curves[key] = error_curve(self.W, self.max_rank, **options).tolist()
         return self._curves[key]
-
-
-def with_spectrum(sigma: Tensor, seed: int = 0) -> Tensor:
-    """A square matrix (k, k) with these singular values and random singular vectors."""
-    k = len(sigma)
-    U, V = (torch.linalg.qr(gaussian(k, k, seed + i)).Q for i in (0, 1))
-    return U @ torch.diag(sigma) @ V.T
 
 
 def gaussian(m: int, n: int, seed: int) -> Tensor:

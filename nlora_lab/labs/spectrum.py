@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import ipywidgets as widgets
@@ -75,7 +76,7 @@ class SpectrumLab(FigurePanel):
     def told(self) -> str:
         """How many layers the approximation helps, and how the chosen one does."""
         errors = [e for e in self.errors.values() if not math.isnan(e)]
-        helped, middle = sum(e < 1 for e in errors), sorted(errors)[len(errors) // 2] if errors else math.nan
+        helped, middle = sum(e < 1 for e in errors), median(errors) if errors else math.nan
         chosen = self.errors.get((self.layer.value, self.module.value), math.nan)
         name = f"layer {self.layer.value} {self.module.value}"
         return (

@@ -1,9 +1,11 @@
-"""A picture to compress: drawn here by formulas, so that no file and no licence is needed."""
+"""Matrices to try things on: a picture drawn by formulas (no file, no licence), and any spectrum you like."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from nlora_lab.errors import InputError
 
 
 def landscape(rows: int = 96, cols: int = 128) -> Tensor:
@@ -20,3 +22,19 @@ def landscape(rows: int = 96, cols: int = 128) -> Tensor:
     post = ((x * 9) % 1 < 0.12) & (y > 0.72) & (y < 0.95)
     rail = ((y - 0.78).abs() < 0.012) | ((y - 0.87).abs() < 0.012)
     return torch.where(post | rail, torch.full_like(x, 0.08), scene).clamp(0, 1)
+
+
+def with_spectrum(sigma: Tensor, seed: int = 0) -> Tensor:
+    """A square matrix (k, k) with the singular values ``sigma`` (k,) and random singular vectors.
+
+    In the dtype of ``sigma``; whole numbers become float32. Raises :class:`InputError` for anything but a
+    vector of finite numbers that are at least 0.
+    """
+    values = sigma if isinstance(sigma, Tensor) and sigma.is_floating_point() else torch.as_tensor(sigma).float()
+    if values.ndim != 1 or len(values) == 0 or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
+        raise InputError(f"sigma={sigma!r} must be a vector of finite numbers that are at least 0")
+    k = len(values)
+    noise = [torch.randn(k, k, generator=torch.Generator().manual_seed(seed + i), dtype=values.dtype) for i in (0, 1)]
+    U, V = (torch.linalg.qr(X).Q for X in noise)
+    W: Tensor = U @ torch.diag(values) @ V.T
+    return W
