@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RANKS = (4, 8, 16, 32)
 FORMAT = 1  # of a cached row: raise it whenever a number would come out differently
+LONG = 20_000  # units of _cost: half a minute or so on two cores
 PER_RANK = ("nystrom", "optimal", "cross", "svd", "cond", "leverage")
 
 
@@ -52,7 +53,8 @@ def scan(
         device: where to compute ("cuda", "cpu"; default: the best one here).
         cache: keep each row as soon as it is there, by the content of its matrix: a scan that was stopped goes
             on where it was, and a second one is instant. A folder of your own, or ``False``.
-        progress: a line on stderr with the time left; by default only where there is a terminal.
+        progress: a line on stderr with the time left; by default in a terminal, and for a scan that will take
+            long anywhere (there, a line every ten seconds).
 
     Columns:
         ``layer``: the first number in the weight's name, −1 without one; ``module``: what follows it;
@@ -62,8 +64,8 @@ def scan(
         and for each rank r, relative Frobenius errors and what explains them:
         ``nystrom_r``: leading block, pseudo-inverse (NLoRA's start); ``optimal_r``: the same rows and
         columns with their best core; ``cross_r``: complete pivoting; ``svd_r``: the best possible;
-        ``cond_r``: condition number of the leading block; ``leverage_r``: share of the dominant singular
-        subspaces in the leading rows and columns, 1 being average.
+        ``cond_r``: condition number of the leading block; ``leverage_r``: its coherence, that is the share of
+        the dominant singular subspaces in the leading rows and columns, 1 being average.
 
     One tensor is in memory at a time. Raises :class:`InputError` for a source or rank that cannot be
     used, and for a weight that holds NaN or infinity, by name; rows computed before stay in the cache.
@@ -278,6 +280,7 @@ def _cost(weight: Weight) -> int:
 
 
 def _progress(found: list[Weight], wanted: bool | None) -> ProgressLine | None:
+    total = sum(map(_cost, found))
     if wanted is None:
-        wanted = sys.stderr is not None and sys.stderr.isatty()
-    return ProgressLine(sum(map(_cost, found))) if wanted else None
+        wanted = total > LONG or (sys.stderr is not None and sys.stderr.isatty())
+    return ProgressLine(total) if wanted else None

@@ -31,6 +31,7 @@ def test_it_carries_what_it_needs_and_nothing_large(wheel):
     needed = (
         "py.typed", "_shipped/data/embedded/model.safetensors", "_shipped/data/embedded/tokenizer.json",
         "_shipped/data/tasks/entailment/test.jsonl", "_shipped/notebooks/00_start_here.ipynb",
+        "_shipped/notebooks/03_spectra_of_a_transformer.ipynb",
     )  # fmt: skip
     assert {f"nlora_lab/{name}" for name in needed} <= files
     assert not any("tests/" in name or name.endswith((".pt", ".part")) for name in files)
