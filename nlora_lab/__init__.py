@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from nlora_lab.adapters import save_as_lora
     from nlora_lab.evaluation import Answer, answers
     from nlora_lab.labs import FineTuneLab
     from nlora_lab.lowrank import LowRank, nystrom, relative_error
-    from nlora_lab.methods import METHODS, attach
+    from nlora_lab.methods import METHODS, attach, parameter_table
     from nlora_lab.models import load_model
     from nlora_lab.records import Run, RunConfig, table
     from nlora_lab.tasks import Task, load_task
@@ -38,8 +39,10 @@ _HOME = {
     "load_model": "models",
     "load_task": "tasks",
     "nystrom": "lowrank",
+    "parameter_table": "methods",
     "race": "training",
     "relative_error": "lowrank",
+    "save_as_lora": "adapters",
     "table": "records",
 }
 
@@ -59,8 +62,10 @@ __all__ = [
     "load_model",
     "load_task",
     "nystrom",
+    "parameter_table",
     "race",
     "relative_error",
+    "save_as_lora",
     "table",
 ]
 

@@ -222,6 +222,7 @@ def figure_parts(shown: Sequence[Curve], planned: int, metric: str = "accuracy")
 
 _MPL_DASH: dict[str, Any] = {
     "solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.5)), "dashdot": (0, (5, 2, 1, 2)), "longdash": (0, (9, 3)),
+    "longdashdot": (0, (9, 3, 1, 3)),
 }  # fmt: skip
 
 
