@@ -58,7 +58,8 @@ def move(model: Any, seed: int = 11) -> None:
     generator = torch.Generator().manual_seed(seed)
     ours = [m for m in model.modules() if isinstance(m, NLoraLayer)]
     for layer in ours:
-        _move_layer(layer, generator)
+        if layer.active_adapters[0] in layer.nlora_A:
+            _move_layer(layer, generator)
     if not ours:
         for p in model.parameters():
             if p.requires_grad:

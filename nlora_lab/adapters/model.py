@@ -82,15 +82,36 @@ class NLoraModel(BaseTuner):
             if isinstance(layer, NLoraLayer) and adapter_name in layer.nlora_A:
                 _round_to_base(layer, adapter_name, where)
 
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT would ignore ``adapter_names`` without a word; mixed batches are LoRA's alone."""
-        if kwargs.get("adapter_names") is not None:
-            raise InputError(
-                "adapter_names: a batch of several adapters is not supported here; run each adapter's rows after "
-                "set_adapter, or export the adapters with save_as_lora, which PEFT's LoRA can mix"
-            )
-        yield
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """PEFT's; ``safe_merge`` looks at every layer before it writes to the first."""
+        if safe_merge:
+            self._check_finite(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge and safe_merge:
+            self._check_finite(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def _check_finite(self, adapter_names: list[str] | None) -> None:
+        for where, layer in self.model.named_modules():
+            for adapter in (adapter_names or layer.active_adapters) if isinstance(layer, NLoraLayer) else ():
+                if adapter in layer.nlora_A and not all(bool(f.isfinite().all()) for f in layer.factors(adapter)):
+                    raise InputError(f"{where}: adapter {adapter!r} has NaN or infinite weights; nothing was merged")
+
+    @property
+    def _enable_peft_forward_hooks(self) -> Any:
+        # PEFT enters this around every forward, but looks up the active adapter's config first, and fails on
+        # a model whose last adapter has been deleted; without the attribute it goes on
+        if not self.peft_config:
+            raise AttributeError("no adapter left")
+        return _refuse_mixed_batches
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -109,6 +130,17 @@ class NLoraModel(BaseTuner):
                 tuner.peft_config.pop(adapter_name, None)
             raise
         return renamed
+
+
+@contextmanager
+def _refuse_mixed_batches(*_: Any, **kwargs: Any) -> Iterator[None]:
+    """PEFT would ignore ``adapter_names`` without a word; mixed batches are LoRA's alone."""
+    if kwargs.get("adapter_names") is not None:
+        raise InputError(
+            "adapter_names: a batch of several adapters is not supported here; run each adapter's rows after "
+            "set_adapter, or export the adapters with save_as_lora, which PEFT's LoRA can mix"
+        )
+    yield
 
 
 @contextmanager
