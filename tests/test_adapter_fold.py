@@ -42,7 +42,9 @@ def test_step_0_is_unchanged_to_rounding_and_disabling_gives_the_residual(archit
     for layer in layers(model):
         start = layer.start_weight("default")
         W = layer.base_matrix() + start
-        assert any(o.shape == W.shape and torch.allclose(o, W, atol=1e-5) for o in (*originals, *(o.T for o in originals)))
+        assert any(
+            o.shape == W.shape and torch.allclose(o, W, atol=1e-5) for o in (*originals, *(o.T for o in originals))
+        )
     with model.disable_adapter():
         assert apart(logits(model, ids), logits(base, ids)) > 1e-2  # W − s·B0 N0 A0, as documented
 
@@ -83,8 +85,8 @@ def test_merge_unmerge_delete_and_unload_add_the_start_back(name, ids):
     assert apart(logits(unloaded, ids), base) < CLOSE
     merged = copy.deepcopy(model).merge_and_unload()
     assert apart(logits(merged, ids), tuned) < CLOSE
-    model.delete_adapter("default")
-    assert apart(logits(model, ids), base) < CLOSE
+    model.delete_adapter("default")  # a PeftModel without any adapter does not run, PEFT's own neither
+    assert apart(logits(model.base_model.model, ids), base) < CLOSE
 
 
 @folded

@@ -131,9 +131,7 @@ def test_gradients_are_those_of_the_formula():
 
 
 def test_only_some_layers_and_modules():
-    model = get_peft_model(
-        base_model("llama"), nlora(4, target_modules=["q_proj", "up_proj"], layers_to_transform=[1])
-    )
+    model = get_peft_model(base_model("llama"), nlora(4, target_modules=["q_proj", "up_proj"], layers_to_transform=[1]))
     names = [n for n, m in model.named_modules() if isinstance(m, NLoraLayer)]
     assert [n.split("layers.")[1] for n in names] == ["1.self_attn.q_proj", "1.mlp.up_proj"]
     model = get_peft_model(base_model("llama"), nlora(4, target_modules=r".*\.0\.mlp\.(up|down)_proj"))

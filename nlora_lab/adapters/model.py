@@ -105,13 +105,15 @@ class NLoraModel(BaseTuner):
                 if adapter in layer.nlora_A and not all(bool(f.isfinite().all()) for f in layer.factors(adapter)):
                     raise InputError(f"{where}: adapter {adapter!r} has NaN or infinite weights; nothing was merged")
 
-    @property
-    def _enable_peft_forward_hooks(self) -> Any:
-        # PEFT enters this around every forward, but looks up the active adapter's config first, and fails on
-        # a model whose last adapter has been deleted; without the attribute it goes on
-        if not self.peft_config:
-            raise AttributeError("no adapter left")
-        return _refuse_mixed_batches
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT would ignore ``adapter_names`` without a word; mixed batches are LoRA's alone."""
+        if kwargs.get("adapter_names") is not None:
+            raise InputError(
+                "adapter_names: a batch of several adapters is not supported here; run each adapter's rows after "
+                "set_adapter, or export the adapters with save_as_lora, which PEFT's LoRA can mix"
+            )
+        yield
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -130,17 +132,6 @@ class NLoraModel(BaseTuner):
                 tuner.peft_config.pop(adapter_name, None)
             raise
         return renamed
-
-
-@contextmanager
-def _refuse_mixed_batches(*_: Any, **kwargs: Any) -> Iterator[None]:
-    """PEFT would ignore ``adapter_names`` without a word; mixed batches are LoRA's alone."""
-    if kwargs.get("adapter_names") is not None:
-        raise InputError(
-            "adapter_names: a batch of several adapters is not supported here; run each adapter's rows after "
-            "set_adapter, or export the adapters with save_as_lora, which PEFT's LoRA can mix"
-        )
-    yield
 
 
 @contextmanager
