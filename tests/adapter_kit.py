@@ -13,7 +13,7 @@ from nlora_lab.methods import METHODS, attach
 
 VARIANTS = [(name, init) for name, m in METHODS.items() for init in (m.inits or (None,))]
 ADAPTERS = [(name, init) for name, init in VARIANTS if METHODS[name].build is not None]
-OURS = [(name, init) for name, init in ADAPTERS if not METHODS[name].build.func.__name__ == "_lora"]
+OURS = [(name, init) for name, init in ADAPTERS if METHODS[name].build.func.__name__ != "_lora"]
 PRESETS = {"slora": slora, "nlora": nlora, "released": nlora_released, "inttune": inttune, "lora-xs": lora_xs}
 
 # What PEFT itself cannot do; a test asserts that it still cannot.
