@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from nlora_lab.adapters.layer import NLoraLayer
@@ -57,10 +57,10 @@ class Folds:
                 self.done[adapter] = now
                 continue
             if before is not None:
-                _add(layer, _product(before, layer.scaling[adapter]))
+                _add(layer, before, layer.scaling[adapter])
                 del self.done[adapter]
             if not any(p.is_meta for p in now) and not layer.base_matrix().is_meta:
-                _add(layer, -_product(now, layer.scaling[adapter]))
+                _add(layer, now, -layer.scaling[adapter])
                 self.done[adapter] = now
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class Folds:
         self.wanted.discard(adapter)
         before = self.done.pop(adapter, None)
         if before is not None:
-            _add(layer, _product(before, layer.scaling[adapter]))
+            _add(layer, before, layer.scaling[adapter])
 
     @torch.no_grad()
     def before_loading(self, layer: NLoraLayer, state_dict: dict[str, Any], prefix: str) -> None:
@@ -81,7 +81,7 @@ class Folds:
             new = [state_dict.get(f"{prefix}{name}.{adapter}.weight") for name in _names(layer, adapter)]
             if any(t is None for t in new) or _equal(new, before):
                 continue
-            _add(layer, _product(before, layer.scaling[adapter]))
+            _add(layer, before, layer.scaling[adapter])
             del self.done[adapter]
 
     @staticmethod
@@ -109,10 +109,6 @@ def _equal(a: list[Any], b: list[Any]) -> bool:
     return all(torch.equal(x.to(y.device, y.dtype), y) for x, y in pairs)
 
 
-def _product(start: list[nn.Parameter], scale: float) -> Tensor:
+def _add(layer: NLoraLayer, start: list[nn.Parameter], scale: float) -> None:
     A, N, B = (p.detach().to(torch.promote_types(p.dtype, torch.float32)) for p in start)
-    return (B @ N) @ A * scale
-
-
-def _add(layer: NLoraLayer, delta: Tensor) -> None:
-    layer.get_base_layer().weight.data = layer.add_to_base(delta)
+    layer.add_to_base(B @ N, A, scale)

@@ -161,12 +161,9 @@ class NLoraLayer(BaseTunerLayer):
         left, right = pair(_wide(self.factors(adapter, "0")), None)
         return left @ right * self.scaling[adapter]
 
-    def merge_delta(self, adapter: str) -> Tensor:
+    def merge_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """What merging adds to the weight as it is: the whole ``s·B N A`` where the start is folded into it."""
-        if adapter not in self.folds:
-            return self.get_delta_weight(adapter)
-        left, right = pair(_wide(self.factors(adapter)), None)
-        return left @ right * self.scaling[adapter]
+        return pair(_wide(self.factors(adapter)), None) if adapter in self.folds else self.update_factors(adapter)
 
     def original_matrix(self) -> Tensor:
         """The weight (out, in) as it was before anything was folded into it or merged."""
@@ -174,14 +171,23 @@ class NLoraLayer(BaseTunerLayer):
         for adapter in self.folds.done:
             W = W.to(torch.promote_types(W.dtype, torch.float32)) + self.start_weight(adapter).to(W.device)
         for adapter in self.merged_adapters:
-            W = W.to(torch.promote_types(W.dtype, torch.float32)) - self.merge_delta(adapter).to(W.device)
+            left, right = self.merge_factors(adapter)
+            W = W.to(torch.promote_types(W.dtype, torch.float32)) - (left @ right * self.scaling[adapter]).to(W.device)
         return W
 
-    def add_to_base(self, delta: Tensor) -> Tensor:
-        """The base weight as the layer stores it, plus ``delta`` (out, in); the sum is taken in delta's dtype."""
+    @torch.no_grad()
+    def add_to_base(self, left: Tensor, right: Tensor, scale: float) -> None:
+        """Add ``scale · left @ right`` (out, in) to the base weight in place: no second matrix of its size.
+
+        A weight of lower precision than the factors is widened for the sum, and rounded once.
+        """
         weight = self.get_base_layer().weight.data
-        change = delta.T if self.transposed else delta
-        return (weight.to(delta.dtype) + change.to(weight.device)).to(weight.dtype)
+        a, b = (right.T, left.T) if self.transposed else (left, right)
+        a, b = a.to(weight.device), b.to(weight.device)
+        if weight.dtype == a.dtype:
+            weight.addmm_(a, b, alpha=scale)
+        else:
+            weight.copy_(weight.to(a.dtype).addmm_(a, b, alpha=scale))
 
     def discard(self, adapter: str) -> None:
         """Forget ``adapter`` without choosing another one; what it had folded into the weight is added back."""
@@ -241,10 +247,10 @@ class NLoraLinear(nn.Module, NLoraLayer):
         for adapter in check_adapters_to_merge(self, adapter_names) or []:
             if adapter not in self.nlora_A:
                 continue
-            merged = self.add_to_base(self.merge_delta(adapter))
-            if safe_merge and not bool(torch.isfinite(merged).all()):
+            left, right = self.merge_factors(adapter)
+            if safe_merge and not bool(torch.isfinite(left @ right).all()):
                 raise InputError(f"adapter {adapter!r} has NaN or infinite weights, so it was not merged")
-            self.get_base_layer().weight.data = merged
+            self.add_to_base(left, right, self.scaling[adapter])
             self.merged_adapters.append(adapter)
 
     def unmerge(self) -> None:
@@ -254,7 +260,7 @@ class NLoraLinear(nn.Module, NLoraLayer):
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
             if adapter in self.nlora_A:
-                self.get_base_layer().weight.data = self.add_to_base(-self.merge_delta(adapter))
+                self.add_to_base(*self.merge_factors(adapter), -self.scaling[adapter])
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
