@@ -182,7 +182,8 @@ def attach(
     """``model`` made ready to be tuned by ``method``: a ``PeftModel``, or itself for "full".
 
     ``options`` go to the PEFT config (``target_modules``, by default every linear layer but the
-    output head; ``dropout``; …). Draws from torch's global generator: seed it before.
+    output head; ``dropout``; …). ``alpha=None`` means the rank: a scale of 1, for rslora of √rank. Draws
+    from torch's global generator: seed it before.
     """
     entry = get_method(method)
     check_init(entry, init)

@@ -165,6 +165,24 @@ def test_an_adapter_of_another_base_names_the_shapes(tmp_path):
     assert list(deeper.peft_config) == ["default"]
 
 
+def test_a_wrong_file_does_not_remove_the_adapter_it_was_to_replace(tmp_path, ids):
+    """As when a training is resumed from another model's checkpoint."""
+    saved(tmp_path, config=nlora(3))
+    model = adapted("llama", ("nlora", None))
+    move(model)
+    tuned, before = logits(model, ids), state(model)
+    with pytest.raises(InputError, match="another base"):
+        model.load_adapter(tmp_path, "default")
+    same(before, state(model))
+    assert torch.equal(logits(model, ids), tuned)
+    loaded = PeftModel.from_pretrained(base_model("llama"), tmp_path)  # and once loaded, it is as safe as that one
+    saved(tmp_path / "other")
+    before = state(loaded)
+    with pytest.raises(InputError, match="another base"):
+        loaded.load_adapter(tmp_path / "other", "default")
+    same(before, state(loaded))
+
+
 def test_a_file_without_its_start_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -90,6 +90,9 @@ class NLoraConfig(PeftConfig):
     bias: Literal["none"] = "none"
     peft_type: Any = field(default=NLORA, init=True)
 
+    # not a field: the adapter of this config is being loaded, and is worth nothing until its file has come
+    awaits_weights = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = NLORA
@@ -129,6 +132,7 @@ class NLoraConfig(PeftConfig):
         """PEFT's, but a local adapter file that cannot be read is found here, before any model is touched."""
         config: NLoraConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         check_adapter_file(Path(pretrained_model_name_or_path) / (subfolder or ""))
+        config.awaits_weights = True
         return config
 
 

@@ -119,7 +119,10 @@ class NLoraModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: NLoraConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """PEFT's; a file for another base is refused, with the shapes, and the adapter taken out again."""
+        """PEFT's; a file for another base is refused, with the shapes.
+
+        An adapter that was put in only to be loaded is taken out again; one that was there before stays.
+        """
         renamed = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
@@ -127,10 +130,11 @@ class NLoraModel(BaseTuner):
             check_saved_shapes(model, renamed, adapter_name)
         except InputError:
             tuner = getattr(model, "base_model", None)
-            if isinstance(tuner, NLoraModel):
+            if isinstance(tuner, NLoraModel) and config.awaits_weights:
                 tuner._before.restore(tuner.model, adapter_name)
                 tuner.peft_config.pop(adapter_name, None)
             raise
+        config.awaits_weights = False
         return renamed
 
 
