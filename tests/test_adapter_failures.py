@@ -133,6 +133,19 @@ def test_a_failed_second_adapter_leaves_the_first_one_whole(ids):
     model.add_adapter("second", inttune(4))
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # PEFT, of every second adapter
+def test_the_same_for_transformers_own_add_adapter(ids):
+    model = base_model("llama")
+    model.add_adapter(nlora(4), "first")
+    move(model)
+    tuned, before = logits(model, ids), state(model)
+    with pytest.raises(InputError, match="r=40"):
+        model.add_adapter(slora(4, rank_pattern={"1.mlp.down_proj": 40}), "second")
+    same(before, state(model))
+    assert list(model.peft_config) == ["first"]
+    assert torch.equal(logits(model, ids), tuned)
+
+
 def saved(folder, architecture="llama", config=None):
     model = get_peft_model(base_model(architecture), config or nlora(4))
     move(model)

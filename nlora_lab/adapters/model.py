@@ -43,6 +43,7 @@ class NLoraModel(BaseTuner):
                     layer.folds.renew(layer)
         except BaseException:
             snapshot.restore(model, adapter_name)
+            self.peft_config.pop(adapter_name, None)  # with transformers' add_adapter this is the model's own dict
             raise
 
     def _targets(self, model: nn.Module, config: NLoraConfig) -> dict[str, nn.Module]:
