@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from nlora_lab.adapters import save_as_lora
     from nlora_lab.evaluation import Answer, answers
     from nlora_lab.examples import landscape, with_spectrum
     from nlora_lab.exercises import WrongAnswer, check, exercise, solution
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         power_law,
         stable_rank,
     )
-    from nlora_lab.methods import METHODS, attach
+    from nlora_lab.methods import METHODS, attach, parameter_table
     from nlora_lab.models import load_model
     from nlora_lab.plots import chart
     from nlora_lab.records import Run, RunConfig, table
@@ -76,12 +77,14 @@ _HOME = {
     "marchenko_pastur_values": "measures",
     "nystrom": "lowrank",
     "nystrom_psd": "lowrank",
+    "parameter_table": "methods",
     "permute_heads": "symmetry",
     "permute_neurons": "symmetry",
     "power_law": "measures",
     "race": "training",
     "randomized_svd": "lowrank",
     "relative_error": "lowrank",
+    "save_as_lora": "adapters",
     "scan": "spectra",
     "singular_values": "lowrank",
     "solution": "exercises",
@@ -123,12 +126,14 @@ __all__ = [
     "marchenko_pastur_values",
     "nystrom",
     "nystrom_psd",
+    "parameter_table",
     "permute_heads",
     "permute_neurons",
     "power_law",
     "race",
     "randomized_svd",
     "relative_error",
+    "save_as_lora",
     "scan",
     "singular_values",
     "solution",

@@ -188,10 +188,12 @@ def parse_rates(text: str, methods: Sequence[str]) -> dict[str, float]:
 
 def report(runs: Sequence[Run]) -> str:
     """The table, and what it cannot say."""
+    from nlora_lab.records import STEP0_NOISE
+
     lines = [render_table(runs)]
     for run in runs:
         change = run.metrics.get("step0_change", 0.0)
-        if change > 0:
+        if change > STEP0_NOISE:
             lines.append(f"{run.config.method} changed the model's logits by {change:.1%} before the first step.")
     if any(run.device.startswith("CPU") for run in runs):
         lines.append("Peak memory on a CPU is that of the whole process.")

@@ -1,34 +1,69 @@
-"""The one table of the methods compared: how each is built, called and drawn.
+"""The one table of the methods compared: how each is built, called, counted and drawn.
 
-Adding a method is one entry in :data:`METHODS`; the command line, the lab, the figures and the
-tests read this table and nothing else.
+Adding a method is one entry in :data:`METHODS`; the command line, the lab, the figures, the parameter
+table and the contract tests read this table and nothing else.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.inits import CORE_INITS, check_core_init
 
 if TYPE_CHECKING:
+    import pandas as pd
     from peft import PeftConfig
     from torch import nn
 
 Builder = Callable[..., "PeftConfig"]
+Cost = Callable[[int, int, int], int]
+"""Trainable numbers of one layer: (m, n, r) for W of shape (out, in) = (m, n)."""
+
+
+def _full_cost(m: int, n: int, r: int) -> int:
+    return m * n
+
+
+def _two_factors(m: int, n: int, r: int) -> int:
+    return r * (m + n)
+
+
+def _two_factors_and_lengths(m: int, n: int, r: int) -> int:
+    return r * (m + n) + m
+
+
+def _three_factors(m: int, n: int, r: int) -> int:
+    return r * (m + n) + r * r
+
+
+def _core_alone(m: int, n: int, r: int) -> int:
+    return r * r
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to fine-tune.
 
-    ``label``, ``colour`` (from Okabe and Ito's palette, told apart by the colour-blind) and ``dash``
-    are the same in every figure. ``build(rank, alpha, init, **peft_options)`` makes the PEFT
-    config; ``None`` trains every weight. ``inits`` lists the initialisations of N it can choose
-    from, the default first; empty where the method has none.
+    Attributes:
+        name: what it is called in code and on the command line.
+        label: what it is called in figures.
+        colour: its hue in every figure. No two methods share one, and two of the same dash stay apart under
+            the three kinds of colour blindness.
+        dash: its dash, plotly's name.
+        trains: what trains, in words.
+        start: where it starts, in words.
+        cost: trainable numbers of one layer, ``cost(m, n, r)``.
+        build: ``build(rank, alpha, init, **peft_options)`` makes the PEFT config; ``None`` trains every weight.
+        inits: the initialisations of N it can choose from, the default first; empty where there is no choice.
+        step0: the model's function before any training: "exact" (bit for bit the base model's), "near" (to
+            rounding, or to a tiny random N) or "changed".
+        writes_base: it writes the frozen weight, as PEFT's PiSSA and OLoRA do: ``disable_adapter()`` then
+            gives the residual, not the base model.
     """
 
     name: str
@@ -37,53 +72,72 @@ class Method:
     dash: str
     trains: str
     start: str
+    cost: Cost
     build: Builder | None = None
     inits: tuple[str, ...] = ()
+    step0: Literal["exact", "near", "changed"] = "exact"
+    writes_base: bool = False
 
 
-def _lora(rank: int, alpha: float | None, init: str | None, **options: Any) -> PeftConfig:
+def _lora(rank: int, alpha: float | None, init: str | None, *, variant: dict[str, Any], **options: Any) -> PeftConfig:
     from peft import LoraConfig
 
     dropout = options.pop("dropout", 0.0)
-    return LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, lora_dropout=dropout, **options)
+    lora_alpha = rank if alpha is None else alpha
+    return LoraConfig(r=rank, lora_alpha=lora_alpha, lora_dropout=dropout, **variant, **options)
 
 
-def _slora(rank: int, alpha: float | None, init: str | None, **options: Any) -> PeftConfig:
-    from nlora_lab.adapters import slora
+def _ours(
+    rank: int, alpha: float | None, init: str | None, *, preset: str, variant: dict[str, Any], **options: Any
+) -> PeftConfig:
+    from nlora_lab import adapters
 
-    return slora(rank, alpha, init=init or "kaiming", **options)
-
-
-def _nlora(rank: int, alpha: float | None, init: str | None, **options: Any) -> PeftConfig:
-    from nlora_lab.adapters import nlora
-
-    return nlora(rank, alpha, **options)
+    chosen = {} if init is None else {"init": init}
+    config: PeftConfig = getattr(adapters, preset)(rank, alpha, **chosen, **{**variant, **options})
+    return config
 
 
-def _nlora_released(rank: int, alpha: float | None, init: str | None, **options: Any) -> PeftConfig:
-    from nlora_lab.adapters import nlora_released
+def _peft(**variant: Any) -> Builder:
+    return partial(_lora, variant=variant)
 
-    return nlora_released(rank, alpha, **options)
 
+def _own(preset: str, **variant: Any) -> Builder:
+    return partial(_ours, preset=preset, variant=variant)
+
+
+BNA, BA, N_ALONE = "A, N, B", "A, B", "N"
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("full", "full fine-tuning", "#6b6b6b", "dot", "every weight", "the model itself"),
-        Method("lora", "LoRA", "#0072b2", "solid", "A, B", "A Kaiming, B zero", _lora),
-        Method(
-            "slora", "SLoRA", "#d98c00", "dash", "A, N, B", "A and N Kaiming, B zero", _slora, inits=CORE_INITS
-        ),
-        Method("nlora", "NLoRA", "#009e73", "dashdot", "A, N, B", "Nyström of W, with its residual", _nlora),
-        Method(
-            "nlora-released",
-            "NLoRA as released",
-            "#c0448f",
-            "longdash",
-            "A, N, B",
-            "N = W[:r, :r], nothing subtracted",
-            _nlora_released,
-        ),
+        Method("full", "full fine-tuning", "#6b6b6b", "dot", "every weight", "the model itself", _full_cost),
+        Method("lora", "LoRA", "#0072b2", "solid", BA, "A Kaiming, B zero", _two_factors, _peft()),
+        Method("rslora", "rsLoRA", "#56b4e9", "dash", BA, "LoRA's, scaled by alpha / √r instead of alpha / r",
+               _two_factors, _peft(use_rslora=True)),
+        Method("dora", "DoRA", "#16325c", "longdash", "A, B, and the length of each row of W",
+               "LoRA's, the lengths those of W", _two_factors_and_lengths, _peft(use_dora=True), step0="near"),
+        Method("pissa", "PiSSA", "#7b3294", "dashdot", BA, "the leading SVD of W, subtracted from W", _two_factors,
+               _peft(init_lora_weights="pissa"), step0="near", writes_base=True),
+        Method("olora", "OLoRA", "#b48cd6", "dot", BA, "the leading QR of W, subtracted from W", _two_factors,
+               _peft(init_lora_weights="olora"), step0="near", writes_base=True),
+        Method("lora-xs", "LoRA-XS", "#8c510a", "solid", N_ALONE, "B and A the leading SVD of W, N nearly zero",
+               _core_alone, _own("lora_xs"), step0="near"),
+        Method("slora", "SLoRA", "#d98c00", "dash", BNA, "A and N Kaiming, B zero", _three_factors, _own("slora"),
+               CORE_INITS),
+        Method("nlora", "NLoRA", "#009e73", "dashdot", BNA, "Nyström of W, with its residual", _three_factors,
+               _own("nlora")),
+        Method("nlora-pivoted", "NLoRA, cross pivots", "#7fcdb0", "solid", BNA,
+               "Nyström of W on its largest pivots, with its residual", _three_factors,
+               _own("nlora", pivots="cross")),
+        Method("nlora-core", "NLoRA, optimal core", "#004d38", "longdashdot", BNA,
+               "leading rows and columns of W, N = C⁺ W R⁺, with its residual", _three_factors,
+               _own("nlora", core="optimal")),
+        Method("nlora-balanced", "NLoRA, balanced", "#3f4a00", "dash", BNA,
+               "NLoRA's product, shared evenly between B and A, N = 1", _three_factors, _own("nlora", balance=True)),
+        Method("nlora-released", "NLoRA as released", "#c0448f", "longdash", BNA,
+               "N = W[:r, :r], nothing subtracted", _three_factors, _own("nlora_released"), step0="changed"),
+        Method("inttune", "IntTune", "#d55e00", "longdashdot", N_ALONE, "NLoRA's, B and A frozen", _core_alone,
+               _own("inttune")),
     )
 }  # fmt: skip
 
@@ -110,8 +164,14 @@ def check_rank(model: nn.Module, rank: int) -> None:
     layers = linear_layers(model)
     if not layers:
         raise InputError("the model has no linear layer to put an adapter on; choose another model")
+    _check_rank_of(layers, rank)
+
+
+def _check_rank_of(layers: dict[str, Any], rank: int) -> None:
     where, narrowest = min(layers.items(), key=lambda item: min(item[1].weight.shape))
     limit = min(narrowest.weight.shape)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise InputError(f"rank={rank!r} must be a whole number of at least 1")
     if rank > limit:
         raise InputError(f"rank={rank} is above {limit}, the smaller side of {where}; choose a rank from 1 to {limit}")
 
@@ -122,7 +182,8 @@ def attach(
     """``model`` made ready to be tuned by ``method``: a ``PeftModel``, or itself for "full".
 
     ``options`` go to the PEFT config (``target_modules``, by default every linear layer but the
-    output head; ``dropout``; …). Draws from torch's global generator: seed it before.
+    output head; ``dropout``; …). ``alpha=None`` means the rank: a scale of 1, for rslora of √rank. Draws
+    from torch's global generator: seed it before.
     """
     entry = get_method(method)
     check_init(entry, init)
@@ -142,3 +203,48 @@ def attach(
 def trainable_parameters(model: nn.Module) -> int:
     """How many numbers of ``model`` get a gradient; a tied weight counts once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def parameter_table(
+    model_or_config: Any, rank: int = 8, target_modules: Any = "all-linear", methods: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """How many numbers each method trains in an architecture, exactly; one row a method.
+
+    ``model_or_config``: a model, a transformers config, "embedded", a folder with a config.json, or a hub
+    id. Anything but a model is built on the meta device, without weights and without an output head.
+    ``target_modules``: as in PEFT. ``methods``: names, by default all.
+
+    Columns: ``method``, ``label``, ``trains``, ``trainable`` (numbers), ``share`` (of the model's own numbers,
+    0 to 1; the body's where it was built from a config), ``beyond_lora`` (numbers more than LoRA's at this rank).
+
+    Raises :class:`nlora_lab.InputError` for an unknown method, targets that match nothing, and a rank above a
+    layer's smaller side, naming the layer.
+    """
+    import pandas as pd
+    from torch import nn
+
+    from nlora_lab.models import meta_body, target_layers
+
+    entries = [get_method(name) for name in (METHODS if methods is None else methods)]
+    model: Any = model_or_config if isinstance(model_or_config, nn.Module) else meta_body(model_or_config)
+    if getattr(model, "peft_config", None):
+        raise InputError("the model carries an adapter already; give the base model, or its config")
+    layers = target_layers(model, target_modules)
+    _check_rank_of(layers, rank)
+    shapes = [layer_shape(layer) for layer in layers.values()]
+    everything = sum(p.numel() for p in model.parameters())
+    lora = sum(_two_factors(m, n, rank) for m, n in shapes)
+    rows = []
+    for entry in entries:
+        count = everything if entry.build is None else sum(entry.cost(m, n, rank) for m, n in shapes)
+        row = {"method": entry.name, "label": entry.label, "trains": entry.trains, "trainable": count}
+        rows.append({**row, "share": count / everything, "beyond_lora": count - lora})
+    return pd.DataFrame(rows)
+
+
+def layer_shape(layer: Any) -> tuple[int, int]:
+    """(out, in) of a linear layer, GPT-2's transposed Conv1D included."""
+    from transformers.pytorch_utils import Conv1D
+
+    first, second = layer.weight.shape
+    return (second, first) if isinstance(layer, Conv1D) else (first, second)

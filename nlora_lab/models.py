@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.errors import ModelError
+from nlora_lab.errors import InputError, ModelError
 from nlora_lab.files import shipped
 
 if TYPE_CHECKING:
@@ -171,3 +171,54 @@ def linear_layers(model: Any) -> dict[str, Any]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
+
+
+def target_layers(model: Any, target_modules: Any = "all-linear") -> dict[str, Any]:
+    """The linear layers that PEFT's ``target_modules`` means in ``model``, by dotted name.
+
+    Raises :class:`nlora_lab.InputError` if that matches nothing, or something that is not linear.
+    """
+    from peft.config import PeftConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if target_modules == "all-linear":
+        layers = linear_layers(model)
+    else:
+        wanted: Any = PeftConfig()
+        wanted.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
+        layers = {name: m for name, m in model.named_modules() if name and check_target_module_exists(wanted, name)}
+    if not layers:
+        raise InputError(f"target_modules={target_modules!r} matches no layer of this model; name some of its layers")
+    for name, module in layers.items():
+        if not isinstance(module, nn.Linear | Conv1D):
+            raise InputError(f"{name} is a {type(module).__name__}, not a linear layer; leave it out of target_modules")
+    return layers
+
+
+def meta_body(source: Any) -> Any:
+    """The model of a config without its output head, on the meta device: shapes, but no weights.
+
+    ``source``: a transformers config, "embedded", a folder with a config.json, or a hub id. Raises
+    :class:`ModelError` where there is no such config, and for one that needs code of its own.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+    if not isinstance(source, PretrainedConfig | str | Path):
+        raise ModelError(f"{type(source).__name__} is no model, config, folder or hub id; give one of these")
+    config = source
+    try:
+        if not isinstance(source, PretrainedConfig):
+            place = shipped("data") / EMBEDDED if source == EMBEDDED else source
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        with LOADING, torch.device("meta"):
+            return AutoModel.from_config(config, trust_remote_code=False)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, …
+        first = " ".join(str(error).split())[:200]
+        name = type(source).__name__ if isinstance(source, PretrainedConfig) else repr(str(source))
+        raise ModelError(
+            f"no architecture can be built from {name} ({first}); give a transformers config, a folder with a "
+            "config.json, or the id of a model on the hub"
+        ) from error

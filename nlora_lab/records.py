@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the JSON record; raised whenever a field changes its meaning
 LAST = 20  # steps that `final_loss` averages over
+STEP0_NOISE = 1e-4  # a smaller step0_change is rounding (PiSSA, DoRA) or a tiny random N (LoRA-XS)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
         label_tokens(tokenizer, task.labels)  # they must differ, and that is to be known before training
     model.to(accelerator.device)
     batches = training_batches(task.train, tokenizer, BatchOrder(len(task.train), cfg.steps, cfg.batch_size, cfg.seed))
-    metrics = {"step0_change": step0_change(model, next(plain_batches(task.validation, tokenizer, model.device)))}
+    probe = next(plain_batches(task.validation, tokenizer, model.device))
+    metrics = {"step0_change": step0_change(model, probe, untouched(cfg, model.device))}
 
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=cfg.lr, weight_decay=cfg.weight_decay)
@@ -157,18 +159,24 @@ def rate_factor(step: int, cfg: RunConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, cfg.steps - warm)))
 
 
+def untouched(cfg: RunConfig, device: torch.device) -> Any:
+    """The base model once more, for a method whose ``disable_adapter`` does not give it back; else ``None``."""
+    return load_model(cfg.model)[0].to(device) if get_method(cfg.method).writes_base else None
+
+
 @torch.no_grad()
-def step0_change(model: Any, batch: dict[str, torch.Tensor]) -> float:
+def step0_change(model: Any, batch: dict[str, torch.Tensor], base: Any = None) -> float:
     """How much the untrained adapter changes the model: RMS of the change of the logits over RMS of the logits.
 
-    0.0 exactly for a start that leaves the function alone; also for full fine-tuning.
+    0.0 exactly for a start that leaves the function alone; also for full fine-tuning. ``base``: the base
+    model, where disabling the adapter does not give it back because the method has written its weights.
     """
     if not hasattr(model, "disable_adapter"):
         return 0.0
     kept = batch["attention_mask"].bool()
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
-    with model.disable_adapter():
-        before = model(**inputs).logits[kept]  # (tokens, vocabulary)
+    with nullcontext() if base is not None else model.disable_adapter():
+        before = (base or model)(**inputs).logits[kept]  # (tokens, vocabulary)
     after = model(**inputs).logits[kept]
     return float((after - before).norm() / before.norm())
 

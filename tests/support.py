@@ -27,4 +27,31 @@ def tiny_gpt2() -> Any:
     )
 
 
-ARCHITECTURES: dict[str, Callable[[], Any]] = {"llama": tiny_llama, "gpt2": tiny_gpt2}
+def tiny_bert() -> Any:
+    from transformers import BertConfig, BertForMaskedLM
+
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+            max_position_embeddings=64, initializer_range=0.2,
+        )
+    )  # fmt: skip
+
+
+def tiny_neox() -> Any:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+            max_position_embeddings=64, initializer_range=0.2,
+        )
+    )  # fmt: skip
+
+
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    "llama": tiny_llama,
+    "gpt2": tiny_gpt2,  # Conv1D, which stores W transposed; tied embeddings
+    "bert": tiny_bert,  # an encoder; biases everywhere
+    "neox": tiny_neox,  # one fused layer for query, key and value
+}

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 import pytest
 from support import ROOT
 
 from nlora_lab.training import fine_tune
 
-SPEC = importlib.util.spec_from_file_location("first_table", ROOT / "benchmarks" / "first_table.py")
-first_table = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(first_table)
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+first_table, adapters = script("first_table"), script("adapters")
 
 
 @pytest.mark.parametrize("task", first_table.TASKS)
@@ -42,3 +49,31 @@ def test_a_recorded_run_is_found_again(method):
         assert a.loss == pytest.approx(b.loss, rel=5e-3)
         assert a.lr == b.lr
     assert len(again.steps) == 20
+
+
+def test_the_adapters_record_is_whole_and_its_tables_are_those_of_the_docs():
+    record = json.loads((adapters.RESULTS / "adapters.json").read_text())
+    assert set(record["step"]) == set(adapters.STEPPED)
+    assert set(record["attach"]) == set(adapters.ATTACHED)
+    assert set(record["peak"]) >= {"nlora", "nlora, folded", "PEFT pissa", "largest_layer"}
+    assert adapters.tables(record) in (ROOT / "docs" / "adapters.md").read_text()
+
+
+def test_what_the_adapters_benchmark_counts_is_right():
+    """Saved activations of one linear layer with LoRA: its input, and the adapter's inner one."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    class One(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = torch.nn.Linear(32, 16, bias=False)
+
+        def forward(self, x, labels=None):
+            return type("Out", (), {"loss": self.lin(x).sum()})()
+
+    x = torch.ones(4, 32)
+    lora = adapters.kept_bytes(get_peft_model(One(), LoraConfig(r=2, target_modules=["lin"])), x)
+    assert lora == 4 * (4 * 32 + 4 * 2)
+    times = {"peer": [1.0, 2.0, 4.0], "own": [2.0, 3.0, 4.0]}
+    assert adapters.against(times, "peer")["own"] == {"seconds": 3.0, "ratio": 1.5}

@@ -23,6 +23,7 @@ def test_the_course_is_complete():
         "01_low_rank.ipynb",
         "02_nystrom.ipynb",
         "03_spectra_of_a_transformer.ipynb",
+        "04_adapters_from_scratch.ipynb",
     ]
 
 

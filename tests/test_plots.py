@@ -14,6 +14,7 @@ from nlora_lab.methods import METHODS
 from nlora_lab.plots import chart, curve, curves, figure_parts, picture, run_names, running_mean, spread, thumbnail
 from nlora_lab.plots.approximations import APPROXIMATIONS, error_range, error_traces, line_of, rank_ticks
 from nlora_lab.plots.layers import error_text
+from nlora_lab.plots.style import MPL_DASH
 from nlora_lab.progress import ProgressLine, duration
 from nlora_lab.records import RunConfig, Step
 
@@ -31,8 +32,9 @@ def test_names_tell_runs_apart_and_say_no_more():
     assert run_names([lora, lora, lora]) == ["LoRA", "LoRA (2)", "LoRA (3)"]
 
 
-def test_every_method_has_its_own_hue_and_dash():
-    assert len({m.colour for m in METHODS.values()}) == len({m.dash for m in METHODS.values()}) == len(METHODS)
+def test_every_method_has_its_own_hue_and_every_dash_can_be_drawn():
+    assert len({m.colour for m in METHODS.values()}) == len(METHODS)  # see test_methods.py for how far apart
+    assert {m.dash for m in METHODS.values()} == set(MPL_DASH)
 
 
 def test_labels_are_moved_apart_and_keep_their_order():

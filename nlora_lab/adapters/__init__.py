@@ -1,4 +1,4 @@
-"""SLoRA, NLoRA and NLoRA-as-released as a PEFT method like any other.
+"""SLoRA, NLoRA, NLoRA-as-released, IntTune and LoRA-XS as a PEFT method like any other.
 
 **Importing this module registers the method with PEFT.** Import it wherever such an adapter is
 loaded, before ``PeftModel.from_pretrained``; without it, PEFT refuses the adapter with a KeyError.
@@ -15,12 +15,25 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 
-from nlora_lab.adapters.config import NLORA, NLoraConfig, nlora, nlora_released, slora
+from nlora_lab.adapters.config import NLORA, NLoraConfig
+from nlora_lab.adapters.export import save_as_lora
 from nlora_lab.adapters.layer import NLoraLayer, NLoraLinear
 from nlora_lab.adapters.model import NLoraModel
+from nlora_lab.adapters.presets import inttune, lora_xs, nlora, nlora_released, slora
 
 PEFT_TYPE_TO_CONFIG_MAPPING[NLORA] = NLoraConfig
 PEFT_TYPE_TO_TUNER_MAPPING[NLORA] = NLoraModel
 PEFT_TYPE_TO_PREFIX_MAPPING[NLORA] = NLoraModel.prefix
 
-__all__ = ["NLoraConfig", "NLoraLayer", "NLoraLinear", "NLoraModel", "nlora", "nlora_released", "slora"]
+__all__ = [
+    "NLoraConfig",
+    "NLoraLayer",
+    "NLoraLinear",
+    "NLoraModel",
+    "inttune",
+    "lora_xs",
+    "nlora",
+    "nlora_released",
+    "save_as_lora",
+    "slora",
+]

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from nlora_lab.adapters.checks import check_saved_shapes, check_targets
 from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer, NLoraLinear
+from nlora_lab.adapters.snapshot import Snapshot
 from nlora_lab.errors import InputError
 
 
 class NLoraModel(BaseTuner):
-    """A model whose target layers carry three-factor adapters; made by ``peft.get_peft_model``."""
+    """A model whose target layers carry three-factor adapters; made by ``peft.get_peft_model``.
+
+    An adapter goes in whole or not at all: all targets are checked first, and whatever still fails
+    half-way is rolled back, so that the model is left as it was.
+    """
 
     prefix = "nlora_"
     tuner_layer_cls = NLoraLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    # where a config says target_modules=None, what PEFT's LoRA takes for this architecture
+    target_module_mapping: ClassVar[dict[str, Any]] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's, all or nothing; folds the start into the weights last, when nothing else can fail."""
+        config: NLoraConfig = self.peft_config[adapter_name]
+        snapshot = Snapshot(model, config)
+        self._before = snapshot  # for a file that turns out not to fit, once the adapter is in
+        try:
+            check_targets(model, config, self._targets(model, config))
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            for layer in model.modules():
+                if isinstance(layer, NLoraLayer) and adapter_name in layer.folds:
+                    layer.folds.renew(layer)
+        except BaseException:
+            snapshot.restore(model, adapter_name)
+            self.peft_config.pop(adapter_name, None)  # with transformers' add_adapter this is the model's own dict
+            raise
+
+    def _targets(self, model: nn.Module, config: NLoraConfig) -> dict[str, nn.Module]:
+        """The modules PEFT is going to put this adapter on, by name; finding them changes nothing."""
+        inside = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, NLoraLayer))
+        with _resolved(self, config, model):
+            return {
+                name: module
+                for name, module in model.named_modules()
+                if name and not name.startswith(inside) and self._check_target_module_exists(config, name)
+            }
 
     def _create_and_replace(
         self,
@@ -30,29 +66,101 @@ class NLoraModel(BaseTuner):
         current_key: str,
         **_: Any,
     ) -> None:
-        check_target(target, config.r, current_key)
         if isinstance(target, NLoraLayer):
-            target.update_layer(adapter_name, config, inference_mode=config.inference_mode)
+            target.update_layer(adapter_name, config, current_key, inference_mode=config.inference_mode)
             return
-        layer = NLoraLinear(target, adapter_name, config)
+        layer = NLoraLinear(target, adapter_name, config, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """The factors are float32 or better already; ``False`` asks for the base weight's dtype instead."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            return
+        for where, layer in self.model.named_modules():
+            if isinstance(layer, NLoraLayer) and adapter_name in layer.nlora_A:
+                _round_to_base(layer, adapter_name, where)
 
-def check_target(target: nn.Module, rank: int, where: str) -> None:
-    """Raise :class:`InputError`, naming the layer, unless it is one this adapter can sit on."""
-    base = target.get_base_layer() if isinstance(target, NLoraLayer) else target
-    if not isinstance(base, nn.Linear | Conv1D):
-        raise InputError(
-            f"{where} is a {type(base).__name__}; this adapter sits on nn.Linear and Conv1D only: "
-            "leave the layer out of target_modules"
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """PEFT's; ``safe_merge`` looks at every layer before it writes to the first."""
+        if safe_merge:
+            self._check_finite(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge and safe_merge:
+            self._check_finite(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def _check_finite(self, adapter_names: list[str] | None) -> None:
+        for where, layer in self.model.named_modules():
+            for adapter in (adapter_names or layer.active_adapters) if isinstance(layer, NLoraLayer) else ():
+                if adapter in layer.nlora_A and not all(bool(f.isfinite().all()) for f in layer.factors(adapter)):
+                    raise InputError(f"{where}: adapter {adapter!r} has NaN or infinite weights; nothing was merged")
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT would ignore ``adapter_names`` without a word; mixed batches are LoRA's alone."""
+        if kwargs.get("adapter_names") is not None:
+            raise InputError(
+                "adapter_names: a batch of several adapters is not supported here; run each adapter's rows after "
+                "set_adapter, or export the adapters with save_as_lora, which PEFT's LoRA can mix"
+            )
+        yield
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: NLoraConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """PEFT's; a file for another base is refused, with the shapes.
+
+        An adapter that was put in only to be loaded is taken out again; one that was there before stays.
+        """
+        renamed = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-    if not base.weight.is_floating_point():
-        raise InputError(
-            f"{where} has quantised weights ({base.weight.dtype}); load the base model unquantised, "
-            "because the start is computed from the weights themselves"
-        )
-    smaller = min(base.weight.shape)
-    if rank > smaller:
-        raise InputError(f"r={rank} is above the smaller side of {where}, {smaller}; choose a rank up to {smaller}")
+        try:
+            check_saved_shapes(model, renamed, adapter_name)
+        except InputError:
+            tuner = getattr(model, "base_model", None)
+            if isinstance(tuner, NLoraModel) and config.awaits_weights:
+                tuner._before.restore(tuner.model, adapter_name)
+                tuner.peft_config.pop(adapter_name, None)
+            raise
+        config.awaits_weights = False
+        return renamed
+
+
+@contextmanager
+def _resolved(tuner: NLoraModel, config: NLoraConfig, model: nn.Module) -> Iterator[None]:
+    """``target_modules`` as names while the targets are looked for; PEFT resolves it for good later on."""
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+
+    before = config.target_modules
+    try:
+        tuner._prepare_adapter_config(config, tuner.get_model_config(model))
+        _maybe_include_all_linear_layers(config, model)
+        yield
+    finally:
+        config.target_modules = before
+
+
+def _round_to_base(layer: NLoraLayer, adapter: str, where: str) -> None:
+    dtype = layer.base_matrix().dtype
+    for name in layer.adapter_layer_names:
+        held = getattr(layer, name)
+        if adapter in held and not held[adapter].weight.is_meta:
+            held[adapter].to(dtype)
+            if not bool(torch.isfinite(held[adapter].weight).all()):
+                raise InputError(
+                    f"{where}: the start does not fit into {dtype}; leave autocast_adapter_dtype on, which keeps "
+                    "the adapter in float32"
+                )

@@ -20,7 +20,7 @@ from nlora_lab.methods import METHODS
 from nlora_lab.models import check_model
 from nlora_lab.plots import Curve, RunsDrawing, curve, curves, picture, rate_text, run_names
 from nlora_lab.progress import duration
-from nlora_lab.records import Run, RunConfig, Step, table
+from nlora_lab.records import STEP0_NOISE, Run, RunConfig, Step, table
 from nlora_lab.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ def _verdict(runs: list[Run], halted: bool = False) -> str:
     gone = [r.config.label for r in runs if r.diverged]
     if gone:
         return f"Done. {html.escape(', '.join(gone))} diverged: the loss became infinite. Try a smaller rate."
-    changed = [r for r in runs if r.metrics.get("step0_change", 0) > 0]
+    changed = [r for r in runs if r.metrics.get("step0_change", 0) > STEP0_NOISE]
     if changed:
         r = changed[-1]
         return f"Done. {r.config.label} changed the model by {r.metrics['step0_change']:.1%} before the first step."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nlora_lab.plots.chart import Chart, chart
+from nlora_lab.plots.charts import Chart, chart
 from nlora_lab.plots.layers import LayersDrawing
 from nlora_lab.plots.matrices import NystromDrawing, thumbnail
 from nlora_lab.plots.runs import (

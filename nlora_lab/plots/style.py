@@ -18,6 +18,7 @@ INK = "#767676"  # readable on white and on JupyterLab's dark grey alike
 GRID = "rgba(128,128,128,0.18)"
 MPL_DASH: dict[str, Any] = {
     "solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.5)), "dashdot": (0, (5, 2, 1, 2)), "longdash": (0, (9, 3)),
+    "longdashdot": (0, (9, 3, 1, 3)),
 }  # fmt: skip
 
 
