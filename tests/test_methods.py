@@ -12,7 +12,7 @@ from support import ARCHITECTURES
 
 import nlora_lab as nl
 from nlora_lab.methods import METHODS, parameter_table, trainable_parameters
-from nlora_lab.plots import _MPL_DASH
+from nlora_lab.plots.style import MPL_DASH
 
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB
 BLINDNESS = {
@@ -44,7 +44,7 @@ def test_every_entry_is_whole():
         assert method.label
         assert method.trains
         assert method.start
-        assert method.dash in _MPL_DASH
+        assert method.dash in MPL_DASH
     assert [m.name for m in METHODS.values() if m.writes_base] == ["pissa", "olora"]
     assert [m.name for m in METHODS.values() if m.step0 == "changed"] == ["nlora-released"]
 
