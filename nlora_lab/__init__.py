@@ -37,9 +37,10 @@ if TYPE_CHECKING:
         power_law,
         stable_rank,
     )
+    from nlora_lab.meters import first_step, step0_meter
     from nlora_lab.methods import METHODS, attach, parameter_table
     from nlora_lab.models import load_model
-    from nlora_lab.plots import chart
+    from nlora_lab.plots import chart, method_bars
     from nlora_lab.records import Run, RunConfig, table
     from nlora_lab.spectra import scan, spectrum
     from nlora_lab.symmetry import permute_heads, permute_neurons
@@ -69,12 +70,14 @@ _HOME = {
     "error_curve": "lowrank",
     "exercise": "exercises",
     "fine_tune": "training",
+    "first_step": "meters",
     "generalized_nystrom": "lowrank",
     "landscape": "examples",
     "load_model": "models",
     "load_task": "tasks",
     "marchenko_pastur": "measures",
     "marchenko_pastur_values": "measures",
+    "method_bars": "plots",
     "nystrom": "lowrank",
     "nystrom_psd": "lowrank",
     "parameter_table": "methods",
@@ -90,6 +93,7 @@ _HOME = {
     "solution": "exercises",
     "spectrum": "spectra",
     "stable_rank": "measures",
+    "step0_meter": "meters",
     "table": "records",
     "truncated_svd": "lowrank",
     "with_spectrum": "examples",
@@ -118,12 +122,14 @@ __all__ = [
     "error_curve",
     "exercise",
     "fine_tune",
+    "first_step",
     "generalized_nystrom",
     "landscape",
     "load_model",
     "load_task",
     "marchenko_pastur",
     "marchenko_pastur_values",
+    "method_bars",
     "nystrom",
     "nystrom_psd",
     "parameter_table",
@@ -139,6 +145,7 @@ __all__ = [
     "solution",
     "spectrum",
     "stable_rank",
+    "step0_meter",
     "table",
     "truncated_svd",
     "with_spectrum",

@@ -3,7 +3,7 @@
 ``exercise("2.3")`` asks, ``check("2.3", answer)`` judges, ``solution("2.3")`` is for teachers. A function is
 judged by calling it on fresh inputs, made from a fixed seed. A wrong answer that agrees with a known
 mistake on the first input where it is wrong raises that mistake's hint; any other one, the numbers.
-The questions themselves stand in :mod:`nlora_lab.solutions`.
+The questions themselves stand in :mod:`nlora_lab.solutions` and :mod:`nlora_lab.solutions_adapters`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nlora_lab import solutions, solutions_adapters
 from nlora_lab.errors import InputError
-from nlora_lab.solutions import TABLE, Exercise
+from nlora_lab.solutions import Exercise
 
 TOLERANCE = 1e-4  # relative: the float32 of a learner's own conversions passes, no known mistake does
-EXERCISES: dict[str, Exercise] = {asked.number: asked for asked in TABLE}
+EXERCISES: dict[str, Exercise] = {asked.number: asked for asked in (*solutions.TABLE, *solutions_adapters.TABLE)}
 
 
 class WrongAnswer(InputError):

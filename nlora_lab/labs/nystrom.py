@@ -52,6 +52,7 @@ class NystromLab(FigurePanel):
     def __init__(self, W: Tensor | None = None, *, figures: Figures = "auto") -> None:
         self._yours = None if W is None else one_matrix(W)
         self._made: dict[Any, Matrix] = {}
+        self._shown: tuple[Any, LowRank] | None = None
         names = _choices(self._yours is not None)
         wide = widgets.Layout(width="360px")
         self.matrix = widgets.Dropdown(options=names, description="matrix", style=WORDS, layout=wide)
@@ -82,9 +83,13 @@ class NystromLab(FigurePanel):
     @property
     def approximation(self) -> LowRank:
         """The approximation shown."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", IllConditionedWarning)  # the line under the controls says it
-            return nystrom(self.W, self.rank.value, **self._options())
+        options = self._options()
+        key = (self.matrix.value, self.p.value, self.rank.value, *(v for k, v in options.items() if k != "generator"))
+        if self._shown is None or self._shown[0] != key:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", IllConditionedWarning)  # the line under the controls says it
+                self._shown = key, nystrom(self.W, self.rank.value, **options)
+        return self._shown[1]
 
     @property
     def error(self) -> float:
@@ -119,7 +124,8 @@ class NystromLab(FigurePanel):
         """The figure's data as the controls say now."""
         current, f = self._current(), self.approximation
         m, n = current.W.shape
-        heats = (current.thumb, thumbnail(f.product()), thumbnail(f.residual(current.W)))
+        residual = f.residual(current.W)
+        heats = (current.thumb, thumbnail(current.W - residual), thumbnail(residual))
         return NystromDrawing(
             heats, current.scale, self._lines(), current.sigma, self.rank.value, (m, n), self.error
         )  # fmt: skip

@@ -20,7 +20,7 @@ from nlora_lab.lowrank.checks import (
     default_rtol,
     exact,
 )
-from nlora_lab.lowrank.factors import LowRank
+from nlora_lab.lowrank.factors import LowRank, is_leading
 from nlora_lab.lowrank.pivots import Pivots, pick
 
 Core = Literal["pinv", "optimal", "block"]
@@ -89,12 +89,16 @@ def nystrom(
 
 
 def take_rows(W: Tensor, rows: Tensor) -> Tensor:
-    """``W[rows, :]`` for one matrix, a batch, or a batch with indices of its own."""
+    """``W[rows, :]`` for one matrix, a batch, or a batch with indices of its own; a view of leading rows."""
+    if is_leading(rows):
+        return W[..., : len(rows), :]
     return W[..., rows, :] if rows.ndim == 1 else torch.take_along_dim(W, rows[..., None], dim=-2)
 
 
 def take_cols(W: Tensor, cols: Tensor) -> Tensor:
     """``W[:, cols]``, likewise."""
+    if is_leading(cols):
+        return W[..., : len(cols)]
     return W[..., cols] if cols.ndim == 1 else torch.take_along_dim(W, cols[..., None, :], dim=-1)
 
 

@@ -62,12 +62,13 @@ class LowRank:
         return work - self.product()
 
     def _was_built_from(self, W: Tensor) -> bool:
-        return torch.equal(W[:, self.cols], self.left) and torch.equal(W[self.rows], self.right)
+        if is_leading(self.rows) and is_leading(self.cols):  # slices: nothing is copied
+            return torch.equal(W[: self.rank], self.right) and torch.equal(W[:, : self.rank], self.left)
+        return torch.equal(W[self.rows], self.right) and torch.equal(W[:, self.cols], self.left)
 
     def _schur(self, W: Tensor) -> Tensor:
         r = self.rank
-        first = torch.arange(r, device=W.device)
-        if torch.equal(self.rows, first) and torch.equal(self.cols, first):
+        if is_leading(self.rows) and is_leading(self.cols):
             out = torch.empty_like(W, memory_format=torch.contiguous_format)
             out[:r] = 0
             out[r:, :r] = 0
@@ -77,6 +78,11 @@ class LowRank:
         out[self.rows] = 0
         out[:, self.cols] = 0
         return out
+
+
+def is_leading(index: Tensor) -> bool:
+    """Whether an index vector is 0, 1, 2, …; one of each matrix of a batch (…, r) never is."""
+    return index.ndim == 1 and torch.equal(index, torch.arange(len(index), device=index.device))
 
 
 def relative_error(W: Tensor, f: LowRank, norm: Literal["frobenius", "spectral"] = "frobenius") -> float | Tensor:

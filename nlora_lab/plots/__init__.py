@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nlora_lab.plots.charts import Chart, chart
+from nlora_lab.plots.charts import Chart, MethodBars, chart, method_bars
 from nlora_lab.plots.layers import LayersDrawing
 from nlora_lab.plots.matrices import NystromDrawing, thumbnail
 from nlora_lab.plots.runs import (
@@ -23,12 +23,14 @@ __all__ = [
     "Curve",
     "Drawing",
     "LayersDrawing",
+    "MethodBars",
     "NystromDrawing",
     "RunsDrawing",
     "chart",
     "curve",
     "curves",
     "figure_parts",
+    "method_bars",
     "picture",
     "rate_text",
     "run_names",

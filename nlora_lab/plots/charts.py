@@ -1,4 +1,4 @@
-"""One small line chart for a notebook, as a picture."""
+"""Small charts for a notebook, as pictures: lines by name, and one bar a method."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nlora_lab.errors import InputError
+from nlora_lab.methods import METHODS, get_method
 from nlora_lab.plots.style import INK, MPL_DASH, new_figure, png_bytes
 
 HUES = ("#0072b2", "#d98c00", "#009e73", "#c0448f", "#56b4e9", "#d55e00")  # Okabe and Ito, darkened a little
@@ -59,3 +60,38 @@ def chart(
     """A :class:`Chart` of named lines (sequences or 1-D tensors)."""
     plain = {name: v.tolist() if hasattr(v, "tolist") else list(v) for name, v in lines.items()}
     return Chart(plain, xlabel, ylabel, log, None if x is None else list(x))
+
+
+@dataclass(frozen=True)
+class MethodBars:
+    """One number a method as bars in the methods' colours, on a logarithmic axis; a PNG like :class:`Chart`."""
+
+    values: Mapping[str, float]
+    xlabel: str
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+    def __repr__(self) -> str:
+        return f"{self.xlabel}: {', '.join(METHODS[name].label for name in self.values)}"
+
+    def png(self) -> bytes:
+        """The bars as PNG bytes; a method's bar is left out where its number is 0."""
+        figure = new_figure(7.2, 0.6 + 0.3 * len(self.values), 100)
+        axes = figure.add_subplot()
+        labels, colours = ([getattr(METHODS[name], what) for name in self.values] for what in ("label", "colour"))
+        drawn = axes.barh(labels, list(self.values.values()), color=colours, height=0.65)
+        axes.bar_label(drawn, [f"{value:.2g}" for value in self.values.values()], padding=4, fontsize=8)
+        axes.set(xscale="log", xlabel=self.xlabel)
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        return png_bytes(figure)
+
+
+def method_bars(values: Mapping[str, float], *, xlabel: str = "") -> MethodBars:
+    """:class:`MethodBars` of numbers by method name; :class:`InputError` for an unknown one."""
+    for name in values:
+        get_method(name)
+    return MethodBars({name: float(value) for name, value in values.items()}, xlabel)
