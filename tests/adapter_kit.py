@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,6 +92,16 @@ def tolerance(model: Any) -> float:
 @torch.no_grad()
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return model(ids).logits
+
+
+@cache
+def _base_logits(architecture: str, tokens: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
+    return logits(base_model(architecture), torch.tensor(tokens).reshape(shape))
+
+
+def base_logits(architecture: str, ids: torch.Tensor) -> torch.Tensor:
+    """The untouched model's, computed once a session."""
+    return _base_logits(architecture, tuple(ids.flatten().tolist()), tuple(ids.shape))
 
 
 def apart(a: torch.Tensor, b: torch.Tensor) -> float:

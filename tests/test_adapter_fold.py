@@ -7,7 +7,7 @@ import io
 
 import pytest
 import torch
-from adapter_kit import adapted, apart, base_model, layers, logits, move
+from adapter_kit import adapted, apart, base_logits, base_model, layers, logits, move
 from peft import PeftModel, get_peft_model
 from support import ARCHITECTURES
 
@@ -71,7 +71,7 @@ def test_folded_and_unfolded_train_alike(name, ids):
 
 @folded
 def test_merge_unmerge_delete_and_unload_add_the_start_back(name, ids):
-    base = logits(base_model("llama"), ids)
+    base = base_logits("llama", ids)
     model = make("llama", name, alpha=6.0)
     move(model)
     tuned, residual = logits(model, ids), weights(model)
@@ -91,7 +91,7 @@ def test_merge_unmerge_delete_and_unload_add_the_start_back(name, ids):
 
 @folded
 def test_a_second_adapter_does_not_see_the_fold(name, ids):
-    base = logits(base_model("llama"), ids)
+    base = base_logits("llama", ids)
     model = make("llama", name)
     move(model)
     tuned = logits(model, ids)
@@ -120,12 +120,13 @@ def test_loading_on_the_original_base_folds_what_was_folded(name, low, dtype, id
     move(model)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(base_model("llama", dtype), tmp_path, low_cpu_mem_usage=low).eval()
+    assert all("default" in layer.folds.done for layer in layers(loaded))  # at once, not at the first forward
     close = CLOSE if dtype == torch.float32 else 0.05
     assert apart(logits(loaded, ids), logits(model, ids)) < close
     for a, b in zip(layers(loaded), layers(model), strict=True):
         for ours, theirs in zip(a.factors("default", "0"), b.factors("default", "0"), strict=True):
             assert torch.equal(ours, theirs)
-    assert apart(logits(loaded, ids), logits(base_model("llama"), ids)) > 1e-2
+    assert apart(logits(loaded, ids), base_logits("llama", ids)) > 1e-2
 
 
 def test_a_fold_with_drawn_pivots_is_that_of_the_file(ids, tmp_path):
@@ -139,7 +140,7 @@ def test_a_fold_with_drawn_pivots_is_that_of_the_file(ids, tmp_path):
         torch.manual_seed(2)
         loaded = PeftModel.from_pretrained(base, tmp_path, low_cpu_mem_usage=low).eval()
         assert apart(logits(loaded, ids), logits(model, ids)) < CLOSE
-        assert apart(logits(loaded.unload(), ids), logits(base_model("llama"), ids)) < CLOSE
+        assert apart(logits(loaded.unload(), ids), base_logits("llama", ids)) < CLOSE
 
 
 def test_transformers_own_loading_folds_too(ids, tmp_path):
@@ -152,7 +153,7 @@ def test_transformers_own_loading_folds_too(ids, tmp_path):
     base.load_adapter(str(tmp_path))
     assert apart(logits(base, ids), logits(model, ids)) < CLOSE
     base.delete_adapter("default")
-    assert apart(logits(base, ids), logits(base_model("llama"), ids)) < CLOSE
+    assert apart(logits(base, ids), base_logits("llama", ids)) < CLOSE
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -166,7 +167,7 @@ def test_a_whole_state_dict_comes_already_folded(assign, ids):
     other = get_peft_model(base_model("llama"), nlora(4, pivots="qr", fold=True)).eval()
     other.load_state_dict(torch.load(file, weights_only=True), assign=assign)
     assert torch.equal(logits(other, ids), logits(model, ids))
-    assert apart(logits(other.unload(), ids), logits(base_model("llama"), ids)) < CLOSE
+    assert apart(logits(other.unload(), ids), base_logits("llama", ids)) < CLOSE
 
 
 @folded

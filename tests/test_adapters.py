@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from adapter_kit import PRESETS, adapted, apart, base_model, layers, logits, move
+from adapter_kit import PRESETS, adapted, apart, base_logits, base_model, layers, logits, move
 from peft import get_peft_model
 from torch import nn
 
@@ -242,7 +242,7 @@ def test_adapters_of_different_kinds_and_ranks_live_side_by_side(ids):
     for name, config in kinds.items():
         config.target_modules = {"q_proj", "down_proj"}
         model.add_adapter(name, config)
-    base = logits(base_model("llama"), ids)
+    base = base_logits("llama", ids)
     for name in ("default", *kinds):
         model.set_adapter(name)
         if name in ("default", "slora", "int"):

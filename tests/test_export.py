@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_kit import PRESETS, adapted, apart, base_model, logits, move, tolerance
+from adapter_kit import PRESETS, adapted, apart, base_logits, base_model, logits, move, tolerance
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from support import ARCHITECTURES
@@ -50,7 +50,7 @@ def test_stock_peft_in_a_fresh_process_gives_the_same_logits(ids, tmp_path):
     for (architecture, name), (tuned, close) in told.items():
         loaded = torch.load(tmp_path / "out" / f"{architecture},{name}" / "logits", weights_only=True)
         assert apart(loaded, tuned) <= close, (architecture, name)
-        assert apart(loaded, logits(base_model(architecture), ids)) > 10 * close
+        assert apart(loaded, base_logits(architecture, ids)) > 10 * close
 
 
 REFUSED = """

@@ -11,7 +11,7 @@ import pickle
 
 import pytest
 import torch
-from adapter_kit import PRESETS, adapted, apart, base_model, layers, logits, move, tolerance
+from adapter_kit import PRESETS, adapted, apart, base_logits, base_model, layers, logits, move, tolerance
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -216,7 +216,7 @@ def test_merging_fp16(name, ids):
 def test_merging_several_adapters_one_after_the_other(name, ids):
     model = make(name, pivots="cross") if name in ("nlora", "inttune") else make(name)
     model.add_adapter("second", PRESETS[name](3))
-    base = logits(base_model("llama"), ids)
+    base = base_logits("llama", ids)
     seen = {}
     for adapter in ("default", "second"):
         model.set_adapter(adapter)
@@ -261,7 +261,7 @@ def test_setting_an_adapter_on_a_merged_model_unmerges_first(name, ids):
     assert apart(logits(model, ids), tuned) <= close
     model.merge_adapter()
     with model.disable_adapter():
-        assert apart(logits(model, ids), logits(base_model("llama"), ids)) <= close
+        assert apart(logits(model, ids), base_logits("llama", ids)) <= close
 
 
 @presets
@@ -269,7 +269,7 @@ def test_unload_gives_the_base_back_and_can_be_wrapped_again(name, ids):
     model = make(name)
     move(model)
     base = model.unload()
-    assert torch.equal(logits(base, ids), logits(base_model("llama"), ids))
+    assert torch.equal(logits(base, ids), base_logits("llama", ids))
     again = get_peft_model(base, PRESETS[name](3))
     assert sum(isinstance(m, NLoraLayer) for m in again.modules()) == 14
 

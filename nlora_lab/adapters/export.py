@@ -123,7 +123,7 @@ def _lora_config(config: NLoraConfig, weights: dict[str, Tensor], scales: dict[s
     ranks = {name: weights[f"{PREFIX}{name}.lora_A.weight"].shape[0] for name in scales}
     alphas = {name: _whole(scales[name] * ranks[name]) for name in scales}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    return LoraConfig(
+    made = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         rank_pattern={name: r for name, r in ranks.items() if r != rank},
@@ -133,6 +133,10 @@ def _lora_config(config: NLoraConfig, weights: dict[str, Tensor], scales: dict[s
         inference_mode=True,
         **{name: getattr(config, name) for name in CARRIED},
     )
+    for name in ("target_modules", "exclude_modules"):  # sets would be written in another order every time
+        if isinstance(getattr(made, name), set):
+            setattr(made, name, sorted(getattr(made, name)))
+    return made
 
 
 def _whole(value: float) -> float:
