@@ -44,7 +44,7 @@ TABLE: tuple[Exercise, ...] = (
             Mistake(7 * 64**2, "that is one layer; there are 32."),
             Mistake(32 * 7 * 64, "N is a matrix: r × r numbers, not r."),
             Mistake(32 * 7 * 128**2, "that is rank 128, the paper's. The question is about rank 64."),
-            Mistake(32 * 7 * 2 * 64, "two sides of 64 do not make 2·64 numbers but 64·64."),
+            Mistake(32 * 7 * 2 * 4096 * 64, "that is A and B of 224 matrices of 4096 × 4096; here it is N alone."),
         ),
         gives=_added,
         reason="32 · 7 · 64² = 917,504: a quarter of the paper's 3,670,016 at rank 128.",
@@ -76,7 +76,7 @@ TABLE: tuple[Exercise, ...] = (
         "4.3",
         "how the released start scales",
         "Every weight of a layer is tripled. By which factor does the released start grow, the product\n"
-        "W[:, :r] W[:r, :r] W[:r, :]? One number.",
+        "W[:, :r] W[:r, :r] W[:r, :]? One number (about 1 line).",
         27,
         "Cubic in W: an approximation of 3 W would have to be three times that of W.",
         (

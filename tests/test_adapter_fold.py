@@ -45,8 +45,12 @@ def test_step_0_is_unchanged_to_rounding_and_disabling_gives_the_residual(archit
         assert any(
             o.shape == W.shape and torch.allclose(o, W, atol=1e-5) for o in (*originals, *(o.T for o in originals))
         )
+    for layer in layers(model):
+        layer.nlora_N["default"].weight.data.mul_(1.5)  # moved, so that an adapter still at work would show
+    assert apart(logits(model, ids), logits(base, ids)) > 1e-2
     with model.disable_adapter():
-        assert apart(logits(model, ids), logits(base, ids)) > 1e-2  # W − s·B0 N0 A0, as documented
+        assert apart(logits(model, ids), logits(base, ids)) < CLOSE  # W again, to rounding
+    assert apart(logits(model, ids), logits(base, ids)) > 1e-2
 
 
 @folded

@@ -11,6 +11,7 @@ import torch
 import nlora_lab as nl
 from nlora_lab.exercises import EXERCISES, TOLERANCE, WrongAnswer, agree, check, exercise, plain, solution
 from nlora_lab.solutions import TABLE, best, layers_where_nystrom_helps, schur
+from nlora_lab.solutions_adapters import TABLE as ADAPTERS
 
 ALL = list(EXERCISES.values())
 FUNCTIONS = [asked for asked in ALL if asked.inputs]
@@ -27,10 +28,10 @@ def fail(*_):
 
 
 def test_the_table_is_whole():
-    assert list(EXERCISES) == ["1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "2.4", "3.1", "3.2"]
-    assert len(TABLE) == len(EXERCISES)
+    assert list(EXERCISES) == ["1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "2.4", "3.1", "3.2", "4.1", "4.2", "4.3"]
+    assert len(TABLE) + len(ADAPTERS) == len(EXERCISES)
     assert len({asked.title for asked in ALL}) == len(ALL)
-    assert len(NUMBERS) == 2
+    assert len(NUMBERS) == 4
     for asked in ALL:
         assert len(asked.mistakes) >= 3
         hints = [m.hint for m in asked.mistakes]

@@ -57,9 +57,9 @@ class NLoraConfig(PeftConfig):
             frozen weight itself is never written: the initial factors are kept beside it, and
             ``disable_adapter()`` gives the base model back exactly.
         fold: with ``residual``, subtract the start from the frozen weight once, instead of at every step:
-            a step then costs what SLoRA's does. The price: step 0 is unchanged only to rounding, and
-            ``disable_adapter()`` gives ``W − s·B0 N0 A0``. Deleting or unloading the adapter adds the start
-            back, to rounding. Saved and loaded like any other adapter, on the original base model.
+            a step then costs what SLoRA's does. The price: the base weight is written, so step 0 is unchanged
+            only to rounding. Disabling the adapter, deleting and unloading it add the start back, to
+            rounding too. Saved and loaded like any other adapter, on the original base model.
         train: "BNA", or "N" alone, with A and B frozen (IntTune, LoRA-XS).
         dropout: on the adapter's input, 0 to below 1.
         modules_to_save: as in PEFT.

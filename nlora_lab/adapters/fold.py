@@ -39,8 +39,8 @@ class Folds:
         self.wanted.add(adapter)
 
     def idle(self, layer: NLoraLayer) -> list[str]:
-        """The adapters that are folded but neither active nor merged: their start has to be added back."""
-        working = layer.merged_adapters or layer.active_adapters
+        """The adapters that are folded but neither active nor merged, or disabled: their start is added back."""
+        working = () if layer.disable_adapters else layer.merged_adapters or layer.active_adapters
         return [adapter for adapter in self.done if adapter not in working]
 
     @torch.no_grad()

@@ -229,12 +229,13 @@ class NLoraLinear(nn.Module, NLoraLayer):
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
+            if not self.folds:
+                return self.base_layer(x, *args, **kwargs)
         if self.folds:
             self.folds.renew(self)
         result = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
-        for adapter in self.active_adapters if not self.merged else ():
+        for adapter in self.active_adapters if not (self.merged or self.disable_adapters) else ():
             if adapter in self.nlora_A:
                 result = self.add_update(adapter, result, x)
         for adapter in self.folds.idle(self):
