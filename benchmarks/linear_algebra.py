@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
@@ -383,12 +383,22 @@ def table(rows: list[Row]) -> str:
     return "\n".join([*head, *map(line, rows)])
 
 
+def stored(told: dict[str, Any]) -> str:
+    """The table of a record."""
+    names = [f.name for f in fields(Row)]
+    return table([Row(**{name: row[name] for name in names}) for row in told["rows"]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=list(MEASUREMENTS))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--show", action="store_true", help="print the record, measure nothing")
     options = parser.parse_args()
+    if options.show:
+        print(stored(json.loads(STORE.read_text(encoding="utf-8"))))
+        return
     rows = list(measure(QUICK if options.quick else Sizes(), [options.only] if options.only else list(MEASUREMENTS)))
     told = record(rows, options.quick)
     print(f"torch {told['torch']}, {told['device']}, {told['cpus']} CPUs; median (quartiles)\n\n{table(rows)}")

@@ -85,3 +85,10 @@ def test_the_stored_record_is_of_a_full_run():
     stored = json.loads(bench.STORE.read_text(encoding="utf-8"))
     assert not stored["quick"]
     assert {row["name"] for row in stored["rows"]} == set(bench.MEASUREMENTS)
+
+
+def test_the_readme_of_the_benchmarks_shows_the_records():
+    adapters = import_module("adapters")
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert bench.stored(json.loads(bench.STORE.read_text(encoding="utf-8"))) in text
+    assert adapters.tables(json.loads((adapters.RESULTS / "adapters.json").read_text(encoding="utf-8"))) in text
