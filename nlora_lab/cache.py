@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,21 @@ class Cache:
         """The document called ``name``, or ``None``."""
         try:
             return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def put(self, name: str, document: Any) -> None:
         """Keep ``document`` as ``name``, replacing an older one."""
         target = self.folder / f"{name}.json"
-        part = target.with_suffix(f".{os.getpid()}.part")
+        part = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(document), encoding="utf-8")
-            part.replace(target)
+            # a name of its own: other threads and processes may be writing the same document
+            handle, part = tempfile.mkstemp(".part", dir=target.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(document, file)
+            os.replace(part, target)
         except OSError:
-            with suppress(OSError):
-                part.unlink()
+            if part is not None:
+                with suppress(OSError):
+                    os.unlink(part)

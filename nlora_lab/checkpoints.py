@@ -46,6 +46,26 @@ class Weight:
         return split_name(self.name)
 
 
+def places(found: list[Weight]) -> list[tuple[int, str]]:
+    """(layer, module) of each weight, all different.
+
+    Where two would be alike (an encoder and a decoder each have a layer 0), what stands before the number is put
+    before the module.
+    """
+    plain = [weight.place for weight in found]
+    if len(set(plain)) == len(plain):
+        return plain
+    return [
+        (layer, module if layer < 0 else _with_front(w.name)) for w, (layer, module) in zip(found, plain, strict=True)
+    ]
+
+
+def _with_front(name: str) -> str:
+    parts = name.removesuffix(".weight").split(".")
+    at = next(i for i, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[:at] + parts[at + 1 :])
+
+
 def split_name(name: str) -> tuple[int, str]:
     """``encoder.layer.3.intermediate.dense.weight`` → ``(3, "intermediate.dense")``.
 
@@ -74,8 +94,8 @@ def weights(source: Any) -> list[Weight]:
         what = f"the {type(source).__name__}"
     elif isinstance(source, str | Path):
         files = _files(source)
-        transposed = _stored_transposed(files[0].parent)
-        found = [w for file in files for w in _of_file(file, transposed)]
+        transposed = _stored_transposed(next(iter(files)).parent)
+        found = [w for file, names in files.items() for w in _of_file(file, transposed, names)]
         what = str(source)
     else:
         raise InputError(
@@ -101,13 +121,16 @@ def _of_model(model: Any) -> list[Weight]:
     return found
 
 
-def _of_file(file: Path, conv: bool) -> list[Weight]:
+def _of_file(file: Path, conv: bool, wanted: set[str] | None) -> list[Weight]:
+    """The matrices of a file; ``wanted`` are the names that its index lists, or ``None`` for all."""
     from safetensors import SafetensorError, safe_open
 
     found = []
     try:
         with safe_open(file, framework="pt") as f:
-            for name in f.keys():  # noqa: SIM118 - not a dict
+            names = [n for n in f.keys() if wanted is None or n in wanted]  # noqa: SIM118 - not a dict
+            _refuse_quantised(file, names)
+            for name in names:
                 view = f.get_slice(name)
                 shape = view.get_shape()
                 if len(shape) != 2 or view.get_dtype() not in FLOATS or 0 in shape:
@@ -119,6 +142,16 @@ def _of_file(file: Path, conv: bool) -> list[Weight]:
         reason = " ".join(str(error).split())[:150]
         raise ModelError(f"{file} is truncated or not safetensors ({reason}); download or save it again") from error
     return found
+
+
+def _refuse_quantised(file: Path, names: list[str]) -> None:
+    """Packed or scaled weights are not the matrix: its spectrum would be of something else."""
+    for name in names:
+        if name.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".weight_packed", ".absmax")):
+            raise ModelError(
+                f"{file.name} holds quantised weights ({name}); scan the unquantised checkpoint, or load the model "
+                "dequantised and scan that"
+            )
 
 
 def _reader(file: Path, name: str) -> Callable[[], Tensor]:
@@ -136,16 +169,27 @@ def _reader(file: Path, name: str) -> Callable[[], Tensor]:
     return read
 
 
-def _files(source: str | Path) -> list[Path]:
+Files = dict[Path, set[str] | None]
+"""The files to read, each with the names to read from it, or ``None`` for all."""
+
+
+def _files(source: str | Path) -> Files:
+    try:
+        return _find_files(source)
+    except (OSError, RuntimeError) as error:  # too long a name, no such home, a folder that cannot be read
+        raise ModelError(f"source={str(source)[:200]!r} cannot be read ({error}); check the path") from error
+
+
+def _find_files(source: str | Path) -> Files:
     from nlora_lab.models import check_model, check_reachable
 
     path = Path(source).expanduser() if str(source) else None
     if path is not None and path.is_file():
         _refuse_pickle(path)
-        return [path]
+        return {path: None}
     if path is not None and path.is_dir():
         return _in_folder(path)
-    if path is not None and (path.suffix == ".safetensors" or path.suffix in PICKLES):
+    if path is not None and path.suffix.lower() in (".safetensors", *PICKLES):
         raise ModelError(f"the file {path} does not exist; check the path")
     known = check_model(str(source))  # says what is wrong with the name
     if isinstance(known, Path):
@@ -175,28 +219,33 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    """The files of a folder: those its index names, or all that are there."""
+def _in_folder(folder: Path) -> Files:
+    """The files of a folder: what its index names, or ``model.safetensors``, or all that are there."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        files = _of_index(index)
-        missing = [f.name for f in files if not f.is_file()]
+        listed = _of_index(index)
+        missing = [f.name for f in listed if not f.is_file()]
         if missing:
             raise ModelError(f"{index} names {missing[0]}, which is not there; download the model again")
-        return files
-    files = sorted(folder.glob("*.safetensors"))
+        return listed
+    files = [f for f in sorted(folder.glob("*.safetensors")) if f.is_file()]
+    whole = [f for f in files if f.name == "model.safetensors"]  # beside it: other formats, adapters
     if files:
-        return files
+        return dict.fromkeys(whole or files)
     for path in sorted(folder.iterdir()):
         _refuse_pickle(path)
     raise ModelError(f"the folder {folder} holds no .safetensors file; save the model with save_pretrained")
 
 
-def _of_index(index: Path) -> list[Path]:
+def _of_index(index: Path) -> Files:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(listed.values()))
         # only plain names: an index must not lead out of its folder
-        plain = [index.parent / name for name in names if Path(name).name == name]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        plain: Files = {
+            index.parent / name: {tensor for tensor, file in listed.items() if file == name}
+            for name in names if Path(name).name == name
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{index} is not a safetensors index ({error!r}); download the model again") from error
     if not plain or len(plain) != len(names):
         raise ModelError(f"{index} is not a safetensors index: it names no file beside it; download the model again")
@@ -207,5 +256,5 @@ def _stored_transposed(folder: Path) -> bool:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return config.get("model_type") in CONV1D_MODELS
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return False

@@ -275,7 +275,9 @@ def _scan(options: argparse.Namespace) -> int:
         ranks = [int(word) for word in options.ranks.split(",")]
     except ValueError:
         raise InputError(f"--ranks {options.ranks}: write whole numbers with commas, for example 4,8,16") from None
-    if options.csv is not None:
+    if options.csv is not None:  # before the scan, not after it
+        if options.csv == Path() or options.csv.is_dir():
+            raise InputError(f"--csv {str(options.csv)!r} is no file; for example: --csv scan.csv")
         _check_writable(options.csv.parent, "--csv")
     table = scan(options.source, ranks, device=options.device, cache=not options.no_cache, progress=True)
     if options.csv is not None:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from nlora_lab.errors import InputError
+from nlora_lab.lowrank.checks import check_count
 
 
 def landscape(rows: int = 96, cols: int = 128) -> Tensor:
     """Sun, mountains, their reflection and a fence in grey: (rows, cols), float32, from 0 (black) to 1."""
+    rows, cols = check_count("rows", rows, 2, 10**5), check_count("cols", cols, 2, 10**5)
     y, x = torch.meshgrid(torch.linspace(0, 1, rows), torch.linspace(0, 1, cols), indexing="ij")
     ridge = 0.38 - 0.14 * torch.sin(5 * x + 0.6) - 0.05 * torch.sin(17 * x) - 0.02 * torch.sin(43 * x + 1)
     shore, mirrored = 0.58, 1.16 - y
@@ -27,11 +29,18 @@ def landscape(rows: int = 96, cols: int = 128) -> Tensor:
 def with_spectrum(sigma: Tensor, seed: int = 0) -> Tensor:
     """A square matrix (k, k) with the singular values ``sigma`` (k,) and random singular vectors.
 
-    In the dtype of ``sigma``; whole numbers become float32. Raises :class:`InputError` for anything but a
+    In float64 if ``sigma`` is, else in float32. Raises :class:`InputError` for anything but a
     vector of finite numbers that are at least 0.
     """
-    values = sigma if isinstance(sigma, Tensor) and sigma.is_floating_point() else torch.as_tensor(sigma).float()
-    if values.ndim != 1 or len(values) == 0 or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
+    check_count("seed", seed, 0, 2**63 - 2)
+    try:
+        values = torch.as_tensor(sigma)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty(0)
+    if values.dtype not in (torch.float32, torch.float64) and not values.is_complex():
+        values = values.float()
+    right = values.ndim == 1 and len(values) > 0 and not values.is_complex()
+    if not right or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
         raise InputError(f"sigma={sigma!r} must be a vector of finite numbers that are at least 0")
     k = len(values)
     noise = [torch.randn(k, k, generator=torch.Generator().manual_seed(seed + i), dtype=values.dtype) for i in (0, 1)]

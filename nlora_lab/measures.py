@@ -14,11 +14,18 @@ from nlora_lab.lowrank.svd import singular_values
 
 def _spectrum(W_or_values: Tensor) -> Tensor:
     if isinstance(W_or_values, Tensor) and W_or_values.ndim == 1:
+        if not W_or_values.is_floating_point() or W_or_values.is_meta or W_or_values.layout != torch.strided:
+            raise InputError(f"singular values must be dense real numbers, not {W_or_values.dtype}")
         s = W_or_values.detach().to(torch.float64)
         if len(s) == 0 or not bool(torch.isfinite(s).all()) or bool((s < 0).any()):
             raise InputError("singular values must be finite, at least 0 and at least one")
-        return s
-    return singular_values(check_matrix(W_or_values)).to(torch.float64)
+    else:
+        work = check_matrix(W_or_values)
+        if work.ndim != 2:
+            raise InputError(f"W must be one matrix, not a batch {tuple(work.shape)}; measure them one by one")
+        s = singular_values(work).to(torch.float64)
+    top = float(s.max())
+    return s / top if top > 0 else s  # none of these numbers depends on the scale, and squares overflow
 
 
 def stable_rank(W: Tensor) -> float:
@@ -70,7 +77,8 @@ def marchenko_pastur(m: int, n: int, std: float) -> tuple[float, float]:
     """The smallest and largest singular value to expect of an m × n matrix of independent entries.
 
     ``std · |√m − √n|`` and ``std · (√m + √n)`` (Marchenko and Pastur 1967), for entries of mean 0 and
-    standard deviation ``std``, m and n large. What stands out above is not noise.
+    standard deviation ``std``, m and n large. A matrix of this size strays across the edge by a percent or two,
+    so one value just above it means nothing; what stands far above is not noise.
     """
     _check_noise(m, n, std)
     return std * abs(math.sqrt(m) - math.sqrt(n)), std * (math.sqrt(m) + math.sqrt(n))
@@ -83,12 +91,12 @@ def marchenko_pastur_values(m: int, n: int, std: float) -> Tensor:
     """
     low, high = marchenko_pastur(m, n, std)
     k = min(m, n)
-    # a cosine grid is dense at both edges, where the density has its square roots
+    # σ² = a − b cos θ: the density's square roots at both edges, and its pole at σ = 0 when m = n, are gone in θ
     angle = torch.linspace(0, math.pi, 4001, dtype=torch.float64)
-    square = (low**2 + high**2) / 2 - (high**2 - low**2) / 2 * torch.cos(angle)
-    inside = (square - low**2).clamp(min=0) * (high**2 - square).clamp(min=0)
-    density = inside.sqrt() / square.clamp(min=1e-12 * high**2)  # of σ², up to a constant
-    mass = torch.cumulative_trapezoid(density, square)
+    a, b = (low**2 + high**2) / 2, (high**2 - low**2) / 2
+    square = a - b * torch.cos(angle)
+    density = torch.where(square > 0, (b * torch.sin(angle)).square() / square.clamp(min=1e-300), 2 * b)
+    mass = torch.cumulative_trapezoid(density, angle)
     cdf = torch.cat([torch.zeros(1, dtype=torch.float64), mass / mass[-1]])
     quantiles = 1 - (torch.arange(k, dtype=torch.float64) + 0.5) / k
     at = torch.searchsorted(cdf, quantiles).clamp(1, len(cdf) - 1)
@@ -99,7 +107,9 @@ def marchenko_pastur_values(m: int, n: int, std: float) -> Tensor:
 def block_condition(W: Tensor, rank: int) -> float:
     """Condition number ``σ₁ / σ_r`` of the leading block ``W[:r, :r]``; infinite if it is singular."""
     work = check_matrix(W)
-    check_rank(rank, tuple(work.shape))
+    if work.ndim != 2:
+        raise InputError(f"W must be one matrix, not a batch {tuple(work.shape)}; measure them one by one")
+    rank = check_rank(rank, tuple(work.shape))
     s = torch.linalg.svdvals(work[:rank, :rank].to("cpu", torch.float64))
     return float(s[0] / s[-1]) if s[-1] > 0 else math.inf
 
@@ -107,5 +117,5 @@ def block_condition(W: Tensor, rank: int) -> float:
 def _check_noise(m: int, n: int, std: float) -> None:
     check_count("m", m, 1, 10**9)
     check_count("n", n, 1, 10**9)
-    if not 0 < std < math.inf:
+    if isinstance(std, bool) or not isinstance(std, int | float) or not 1e-150 < std < 1e150:
         raise InputError(f"std={std!r} must be positive and finite: it is the spread of the entries")

@@ -38,8 +38,8 @@ class ProgressLine:
         if now - self._said < self._every and self.done < self.total:
             return
         self._said = now
-        left = (now - self._started) / self.done * (self.total - self.done)
-        self._write(f"{text}  {100 * self.done // self.total} %  {duration(left)} left")
+        left = duration((now - self._started) / self.done * (self.total - self.done)) if self.done else "…"
+        self._write(f"{text}  {100 * self.done // self.total} %  {left} left")
 
     def skip(self, units: int) -> None:
         """These units will not be done (a run ended early)."""

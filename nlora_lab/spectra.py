@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from nlora_lab.cache import Cache, cache_folder
-from nlora_lab.checkpoints import Weight, weights
+from nlora_lab.checkpoints import Weight, places, weights
 from nlora_lab.errors import InputError
 from nlora_lab.lowrank import error_curve, randomized_svd, singular_values
-from nlora_lab.lowrank.checks import check_matrix
+from nlora_lab.lowrank.checks import check_matrix, tamed, whole
 from nlora_lab.measures import (
     block_condition,
     effective_rank,
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RANKS = (4, 8, 16, 32)
-FORMAT = 1  # of a cached row: raise it whenever a number would come out differently
+FORMAT = 2  # of a cached row: raise it whenever a number would come out differently
+BASE = {"std", "stable_rank", "effective_rank", "power_law", "sigma_max", "above_noise"}
 LONG = 20_000  # units of _cost: half a minute or so on two cores
 PER_RANK = ("nystrom", "optimal", "cross", "svd", "cond", "leverage")
 
@@ -42,7 +43,7 @@ def scan(
     ranks: Sequence[int] = RANKS,
     *,
     device: str | None = None,
-    cache: bool | Path = True,
+    cache: bool | str | Path | None = True,
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """One row for each 2-D floating-point weight of ``source``, in its order.
@@ -52,12 +53,13 @@ def scan(
         ranks: at which to measure the approximations; NaN where a matrix is too small for one.
         device: where to compute ("cuda", "cpu"; default: the best one here).
         cache: keep each row as soon as it is there, by the content of its matrix: a scan that was stopped goes
-            on where it was, and a second one is instant. A folder of your own, or ``False``.
+            on where it was, and a second one is instant. A folder of your own, or ``False`` for none.
         progress: a line on stderr with the time left; by default in a terminal, and for a scan that will take
             long anywhere (there, a line every ten seconds).
 
     Columns:
-        ``layer``: the first number in the weight's name, −1 without one; ``module``: what follows it;
+        ``layer``: the first number in the weight's name, −1 without one; ``module``: what follows it (with
+        what stands before it, where an encoder and a decoder would be alike); ``name``: all of it;
         ``out``, ``in``: its shape; ``std``: root mean square of its entries;
         ``stable_rank``, ``effective_rank``, ``power_law``, ``sigma_max``: see :mod:`nlora_lab.measures`;
         ``above_noise``: how many singular values stand above the Marchenko–Pastur edge of that ``std``;
@@ -75,15 +77,19 @@ def scan(
     found = weights(source)
     wanted = _check_ranks(ranks, found)
     where = _device(device)
-    store = _Store(Cache(_cache_folder(cache))) if cache is not False else None
+    folder = _cache_folder(cache)
+    store = _Store(Cache(folder)) if folder is not None else None
     line = _progress(found, progress)
     rows = []
-    for weight in found:
-        rows.append(_row(weight, _measured(weight, wanted, where, store), wanted))
+    for weight, place in zip(found, places(found), strict=True):
+        measured, fresh = _measured(weight, wanted, where, store)
+        rows.append(_row(weight, place, measured, wanted))
         if line is not None:
-            line.advance(f"scanned {len(rows)} of {len(found)}", _cost(weight))
+            if not fresh:  # what was in the cache says nothing of how long the others take
+                line.skip(_cost(weight))
+            line.advance(f"scanned {len(rows)} of {len(found)}", _cost(weight) if fresh else 0)
     if line is not None:
-        line.close()
+        line.say(f"scanned {len(rows)} of {len(found)} matrices")
     return pd.DataFrame(rows)
 
 
@@ -109,6 +115,9 @@ def measure(W: Tensor, ranks: Iterable[int] = RANKS) -> dict[str, float]:
     ``leverage`` has a seed of its own.
     """
     work = check_matrix(W)
+    if work.ndim != 2:
+        raise InputError(f"W must be one matrix, not a batch {tuple(work.shape)}; measure them one by one")
+    work, scale = tamed(work)  # only std and sigma_max depend on the scale
     m, n = work.shape
     usable = [r for r in ranks if r <= min(m, n)]
     out: dict[str, float] = {"std": float(torch.linalg.vector_norm(work)) / math.sqrt(m * n)}
@@ -129,7 +138,7 @@ def measure(W: Tensor, ranks: Iterable[int] = RANKS) -> dict[str, float]:
     if top:
         tails = torch.cat([s.square().flip(0).cumsum(0).flip(0), s.new_zeros(1)])
         out |= {f"svd_r{r}": float((tails[r] / tails[0]).sqrt()) for r in usable}
-    return out
+    return out | {"std": out["std"] / scale, "sigma_max": out["sigma_max"] / scale}
 
 
 def _curves(W: Tensor, usable: list[int], top: int) -> dict[str, float]:
@@ -143,7 +152,8 @@ def _curves(W: Tensor, usable: list[int], top: int) -> dict[str, float]:
 
 
 def _leading_block(W: Tensor, usable: list[int], top: int) -> dict[str, float]:
-    sketch = randomized_svd(W, top, n_iter=2, generator=torch.Generator().manual_seed(0))
+    # wide and well iterated, whatever ranks were asked for: a flat spectrum is slow to separate
+    sketch = randomized_svd(W, top, oversample=64, n_iter=4, generator=torch.Generator().manual_seed(0))
     out = {}
     for r in usable:
         sides = leading_leverage(sketch.left, r), leading_leverage(sketch.right.mT, r)
@@ -168,26 +178,32 @@ class _Store:
         seen = self.cache.get(self._file(weight.file))
         if not isinstance(seen, dict) or seen.get("stamp") != _stamp(weight.file):
             return None
-        known = seen.get("digests", {}).get(weight.name)
-        return str(known) if known else None
+        digests = seen.get("digests")
+        known = digests.get(weight.name) if isinstance(digests, dict) else None
+        return known if isinstance(known, str) else None
 
     def remember(self, weight: Weight, digest: str) -> None:
         if weight.file is None:
             return
         name, stamp = self._file(weight.file), _stamp(weight.file)
         seen = self.cache.get(name)
-        if not isinstance(seen, dict) or seen.get("stamp") != stamp:
+        if not isinstance(seen, dict) or seen.get("stamp") != stamp or not isinstance(seen.get("digests"), dict):
             seen = {"stamp": stamp, "digests": {}}
         seen["digests"][weight.name] = digest
         self.cache.put(name, seen)
 
     def row(self, digest: str, ranks: Sequence[int]) -> dict[str, float] | None:
+        """A kept row if it is whole, else ``None``: then it is measured again."""
         kept = self.cache.get(self._row(digest, ranks))
-        return {k: math.nan if v is None else float(v) for k, v in kept.items()} if isinstance(kept, dict) else None
+        if not isinstance(kept, dict) or kept.keys() < BASE or not all(map(_is_number, kept.values())):
+            return None
+        wanted = [f"{kind}_r{ranks[0]}" for kind in PER_RANK]
+        shown = [name in kept for name in wanted]
+        return {k: float(v) for k, v in kept.items()} if all(shown) or not any(shown) else None
 
     def keep(self, digest: str, ranks: Sequence[int], row: dict[str, float]) -> None:
         # JSON has neither NaN nor infinity; a condition number can be infinite
-        kept = {k: "inf" if v == math.inf else v for k, v in row.items() if not math.isnan(v)}
+        kept = {k: v if math.isfinite(v) else str(v) for k, v in row.items()}
         self.cache.put(self._row(digest, ranks), kept)
 
     @staticmethod
@@ -196,21 +212,29 @@ class _Store:
 
     @staticmethod
     def _row(digest: str, ranks: Sequence[int]) -> str:
-        return f"spectra/{FORMAT}/{digest}-{'-'.join(map(str, ranks))}"
+        asked = hashlib.sha256(repr(list(ranks)).encode()).hexdigest()[:12]  # a file's name has room for few ranks
+        return f"spectra/{FORMAT}/{digest}-{asked}"
 
 
-def _measured(weight: Weight, ranks: list[int], device: torch.device, store: _Store | None) -> dict[str, float]:
+def _is_number(value: object) -> bool:
+    return value in ("inf", "nan") or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _measured(
+    weight: Weight, ranks: list[int], device: torch.device, store: _Store | None
+) -> tuple[dict[str, float], bool]:
+    """The numbers of a weight, and whether they had to be computed."""
     digest = store.digest(weight) if store else None
     kept = store.row(digest, ranks) if store and digest else None
     if kept is not None:
-        return kept
+        return kept, False
     value = weight.read()
     if store is not None:
         digest = content(value)
         store.remember(weight, digest)
         kept = store.row(digest, ranks)
         if kept is not None:
-            return kept
+            return kept, False
     try:
         value = check_matrix(value.to(device))  # in float32 from here on: only one copy stays
     except InputError as error:
@@ -218,7 +242,7 @@ def _measured(weight: Weight, ranks: list[int], device: torch.device, store: _St
     row = measure(value, ranks)
     if store is not None and digest is not None:
         store.keep(digest, ranks, row)
-    return row
+    return row, True
 
 
 def content(W: Tensor) -> str:
@@ -234,15 +258,15 @@ def _stamp(file: Path) -> list[int]:
     return [state.st_size, state.st_mtime_ns]
 
 
-def _row(weight: Weight, measured: dict[str, float], ranks: list[int]) -> dict[str, Any]:
-    layer, module = weight.place
+def _row(weight: Weight, place: tuple[int, str], measured: dict[str, float], ranks: list[int]) -> dict[str, Any]:
+    layer, module = place
     row: dict[str, Any] = {"layer": layer, "module": module, "out": weight.shape[0], "in": weight.shape[1]}
     for name in ("std", "stable_rank", "effective_rank", "power_law", "sigma_max"):
         row[name] = measured.get(name, math.nan)
     row["above_noise"] = int(measured.get("above_noise", 0))
     for kind in PER_RANK:
         row |= {f"{kind}_r{r}": measured.get(f"{kind}_r{r}", math.nan) for r in ranks}
-    return row
+    return {**row, "name": weight.name}
 
 
 # --- what the caller said ---
@@ -251,14 +275,16 @@ def _row(weight: Weight, measured: dict[str, float], ranks: list[int]) -> dict[s
 def _check_ranks(ranks: Sequence[int], found: list[Weight]) -> list[int]:
     limit = max(min(w.shape) for w in found)
     try:
-        wanted = sorted(set(ranks))
+        given = list(ranks)
     except TypeError:
         raise InputError(f"ranks={ranks!r} must be a sequence of whole numbers, for example (4, 8, 16)") from None
-    for r in wanted:
-        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+    numbers = [whole(r) for r in given]
+    for r, number in zip(given, numbers, strict=True):
+        if number is None or number < 1:
             raise InputError(f"ranks: {r!r} must be a whole number from 1 on")
+    wanted = sorted({r for r in numbers if r is not None})
     if not any(r <= limit for r in wanted):
-        raise InputError(f"ranks={tuple(ranks)}: the largest rank a weight here can have is {limit}; give one up to it")
+        raise InputError(f"ranks={given}: the largest rank a weight here can have is {limit}; give one up to it")
     return wanted
 
 
@@ -269,8 +295,17 @@ def _device(name: str | None) -> torch.device:
     return torch.device("cpu") if found.type == "mps" else found  # which has neither float64 nor an SVD
 
 
-def _cache_folder(cache: bool | Path) -> Path:
-    return cache_folder() if isinstance(cache, bool) else Path(cache).expanduser()
+def _cache_folder(cache: bool | str | Path | None) -> Path | None:
+    if cache is None or cache is False:
+        return None
+    if cache is True:
+        return cache_folder()
+    if not isinstance(cache, str | Path) or not str(cache):
+        raise InputError(f"cache={cache!r} must be True, False or a folder")
+    try:
+        return Path(cache).expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise InputError(f"cache={cache!r} is no folder ({error}); give another one") from error
 
 
 def _cost(weight: Weight) -> int:

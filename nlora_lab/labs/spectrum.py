@@ -11,7 +11,7 @@ import ipywidgets as widgets
 import torch
 from torch import Tensor
 
-from nlora_lab.checkpoints import Weight, weights
+from nlora_lab.checkpoints import Weight, places, weights
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.labs.figures import Figures
 from nlora_lab.labs.panel import WORDS, FigurePanel, error_words
@@ -43,9 +43,9 @@ class SpectrumLab(FigurePanel):
 
     def __init__(self, model: Any | str | Path | None = None, *, figures: Figures = "auto") -> None:
         self._cells = _in_layers(weights("embedded" if model is None else model))
-        self._layers = sorted({w.place[0] for w in self._cells})
-        self._modules = list(dict.fromkeys(w.place[1] for w in self._cells))
-        self._at = {w.place: w for w in self._cells}
+        self._at = dict(zip(places(self._cells), self._cells, strict=True))
+        self._layers = sorted({layer for layer, _ in self._at})
+        self._modules = list(dict.fromkeys(module for _, module in self._at))
         self._curves: dict[tuple[str, str, str], list[float]] = {}
         self._spectra: dict[tuple[str, str], list[float]] = {}
         self.max_rank = min(MAX_RANK, max(min(w.shape) for w in self._cells))
@@ -71,7 +71,7 @@ class SpectrumLab(FigurePanel):
     def errors(self) -> dict[tuple[int, str], float]:
         """The map: relative error by (layer, module) at the slider's rank; NaN where it is too high."""
         kind, shown, rank = self.approximation.value, self.shown.value, self.rank.value
-        return {w.place: self._error(w, kind, shown, rank) for w in self._cells}
+        return {place: self._error(w, kind, shown, rank) for place, w in self._at.items()}
 
     def told(self) -> str:
         """How many layers the approximation helps, and how the chosen one does."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,23 +45,35 @@ def check_matrix(W: Tensor, what: str = "W") -> Tensor:
 def check_rank(rank: int, shape: tuple[int, ...], what: str = "rank") -> int:
     """``rank`` if it is a whole number from 1 to ``min(m, n)``, else :class:`InputError`."""
     m, n = shape[-2:]
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= min(m, n):
+    number = whole(rank)
+    if number is None or not 1 <= number <= min(m, n):
         raise InputError(f"{what}={rank!r} must be a whole number from 1 to min{(m, n)} = {min(m, n)}")
-    return rank
+    return number
+
+
+def whole(value: object) -> int | None:
+    """``value`` as an int if it is a whole number of Python, numpy or torch; ``None`` for anything else."""
+    if isinstance(value, bool | Tensor):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def check_count(what: str, value: int, low: int, high: int) -> int:
     """``value`` if it is a whole number from ``low`` to ``high``, else :class:`InputError`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    number = whole(value)
+    if number is None or not low <= number <= high:
         raise InputError(f"{what}={value!r} must be a whole number from {low} to {high}")
-    return value
+    return number
 
 
 def check_rtol(rtol: float | None) -> None:
     """Raise :class:`InputError` unless ``rtol`` is ``None`` or at least 0 and below 1."""
     if rtol is None:
         return
-    if isinstance(rtol, bool) or not isinstance(rtol, int | float) or not 0 <= rtol < 1:
+    if isinstance(rtol, bool) or not isinstance(rtol, int | float | np.floating) or not 0 <= rtol < 1:
         raise InputError(f"rtol={rtol!r} must be at least 0 and below 1; None takes eps · max(block shape)")
 
 
@@ -70,6 +86,20 @@ def check_generator(generator: torch.Generator | None) -> None:
 def default_rtol(block: Tensor, dtype: torch.dtype) -> float:
     """``eps · max(shape)`` of the dtype the matrix is known in, as numpy and torch have it."""
     return torch.finfo(dtype).eps * max(block.shape[-2:])
+
+
+def tamed(W: Tensor) -> tuple[Tensor, float]:
+    """``(W · s, s)`` with a power of two s that keeps squares of W's entries within range; s = 1 for ordinary W.
+
+    Nothing is lost by it: only exponents change.
+    """
+    largest = float(W.abs().amax())
+    if largest == 0 or 2.0**-30 < largest < 2.0**30:
+        return W, 1.0
+    exponent = -math.frexp(largest)[1]
+    # a factor beyond the dtype's own range is applied in two halves
+    half = exponent // 2
+    return W * 2.0**half * 2.0 ** (exponent - half), 2.0**exponent
 
 
 def exact(t: Tensor) -> Tensor:

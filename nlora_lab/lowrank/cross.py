@@ -25,6 +25,7 @@ from nlora_lab.lowrank.pivots import Pivots, pick
 
 Core = Literal["pinv", "optimal", "block"]
 CORES: tuple[Core, ...] = ("pinv", "optimal", "block")
+WELL_CONDITIONED = 1e-2  # condition number times eps: up to here the block's inverse reproduces rows and columns
 
 
 def nystrom(
@@ -59,11 +60,11 @@ def nystrom(
     :class:`SingularBlockError` where the pseudo-inverse does not fit into the dtype.
     """
     work = check_matrix(W)
-    check_rank(rank, tuple(work.shape))
+    rank = check_rank(rank, tuple(work.shape))
     one_of("core", core, CORES)
     check_rtol(rtol)
     check_generator(generator)
-    check_count("oversample", oversample, 0, work.shape[-2] - rank)
+    oversample = check_count("oversample", oversample, 0, work.shape[-2] - rank)
     if core == "block" and oversample:
         raise InputError(f"oversample={oversample}: core='block' is the square block itself; leave oversample out")
     rows, cols = pick(work, rank, pivots, oversample, generator)
@@ -73,10 +74,12 @@ def nystrom(
     if core == "block":
         middle = block
     elif core == "pinv":
-        middle, lost = block_pinv(block, rtol)
-        interpolates = lost == 0 and not oversample and not balance
+        middle, lost, condition = block_pinv(block, rtol)
+        interpolates = lost == 0 and not oversample and not balance and condition < WELL_CONDITIONED
         if lost and rtol is None and bool(work.any()):  # of the zero matrix, 0 is no approximation but exact
             _warn(block)
+    elif balance:
+        return balanced(_optimal(work, left, right, rtol, rows, cols))
     else:
         middle = optimal_core(work, left, right, rtol)
     if not bool(torch.isfinite(middle).all()):
@@ -102,8 +105,10 @@ def take_cols(W: Tensor, cols: Tensor) -> Tensor:
     return W[..., cols] if cols.ndim == 1 else torch.take_along_dim(W, cols[..., None, :], dim=-1)
 
 
-def block_pinv(block: Tensor, rtol: float | None = None) -> tuple[Tensor, int]:
-    """``A⁺`` (…, r, q) of the block (…, q, r) in its dtype, and how many singular values count as zero.
+def block_pinv(block: Tensor, rtol: float | None = None) -> tuple[Tensor, int, float]:
+    """``A⁺`` (…, r, q) of the block (…, q, r) in its dtype, how many singular values count as zero, and ``κ eps``.
+
+    κ is a bound of the condition number of what is kept (the worst of a batch), eps that of the block's dtype.
 
     Fast path: LU in float64. It is kept if ``‖A‖ ‖A⁻¹‖`` (Frobenius, an upper bound of the condition
     number) shows that no singular value is below ``rtol · σ₁``; else the SVD decides.
@@ -113,15 +118,18 @@ def block_pinv(block: Tensor, rtol: float | None = None) -> tuple[Tensor, int]:
         inverse, failed = torch.linalg.inv_ex(A)
         bound = torch.linalg.matrix_norm(A) * torch.linalg.matrix_norm(inverse)
         if not bool(failed.any()) and bool((bound * max(cut, torch.finfo(A.dtype).eps) < 1).all()):
-            return inverse.to(block.device, block.dtype), 0
+            return inverse.to(block.device, block.dtype), 0, float(bound.max()) * torch.finfo(block.dtype).eps
     inverse, lost = _pinv(A, cut)
-    return inverse.to(block.device, block.dtype), lost
+    bound = torch.linalg.matrix_norm(A) * torch.linalg.matrix_norm(inverse)
+    return inverse.to(block.device, block.dtype), lost, float(bound.max()) * torch.finfo(block.dtype).eps
 
 
 def _pinv(A: Tensor, rtol: float) -> tuple[Tensor, int]:
     """Pseudo-inverse by SVD, and how many singular values (of the whole batch) were taken for zero."""
     U, S, Vh = torch.linalg.svd(A, full_matrices=False)
-    kept = torch.logical_and(S > 0, S / S[..., :1] > rtol)  # 0 / 0 is not above anything
+    # below eps of the arithmetic itself there is only noise, whatever the caller counts as zero
+    cut = max(rtol, torch.finfo(A.dtype).eps * max(A.shape[-2:]))
+    kept = torch.logical_and(S > 0, S / S[..., :1] > cut)  # 0 / 0 is not above anything
     inverse = torch.where(kept, 1 / S, torch.zeros_like(S))
     return Vh.mT @ (inverse[..., None] * U.mT), int((~kept).sum())
 
@@ -142,13 +150,27 @@ def _warn(block: Tensor) -> None:
 
 
 def optimal_core(W: Tensor, left: Tensor, right: Tensor, rtol: float | None = None) -> Tensor:
-    """``C⁺ W R⁺`` (…, r, q), by two QR factorisations instead of two large pseudo-inverses."""
+    """``C⁺ W R⁺`` (…, r, q), by two QR factorisations instead of two large pseudo-inverses.
+
+    Rounded to W's dtype, ``C U R`` is off by about ``eps · κ(C) κ(R)``: on a steeply decaying spectrum in float32
+    that can be more than the error itself. ``balance=True`` avoids the detour.
+    """
     Qc, Tc = torch.linalg.qr(left)  # (m, r), (r, r)
     Qr, Tr = torch.linalg.qr(right.mT)  # (n, q), (q, q)
     middle = exact(Qc.mT @ (W @ Qr))
     cut = default_rtol(W, W.dtype) if rtol is None else rtol
     core = _pinv(exact(Tc), cut)[0] @ middle @ _pinv(exact(Tr), cut)[0].mT
     return core.to(W.device, W.dtype)
+
+
+def _optimal(W: Tensor, left: Tensor, right: Tensor, rtol: float | None, rows: Tensor, cols: Tensor) -> LowRank:
+    """``C C⁺ W R⁺ R`` in orthonormal bases: nothing is divided by a small number and multiplied by it again."""
+    Qc, Tc = torch.linalg.qr(left)
+    Qr, Tr = torch.linalg.qr(right.mT)
+    cut = default_rtol(W, W.dtype) if rtol is None else rtol
+    Tc, Tr = exact(Tc), exact(Tr)
+    middle = (Tc @ _pinv(Tc, cut)[0]) @ exact(Qc.mT @ (W @ Qr)) @ (Tr @ _pinv(Tr, cut)[0]).mT
+    return LowRank(Qc, middle.to(W.device, W.dtype), Qr.mT, rows, cols)
 
 
 def balanced(f: LowRank) -> LowRank:

@@ -27,10 +27,11 @@ from nlora_lab.lowrank.checks import (
     check_rank,
     check_rtol,
     exact,
+    tamed,
 )
 from nlora_lab.lowrank.cross import CORES, Core, nystrom, take_cols, take_rows
 from nlora_lab.lowrank.factors import relative_error
-from nlora_lab.lowrank.pivots import Pivots, pick, worst_rows
+from nlora_lab.lowrank.pivots import Pivots, extra_rows, pick
 from nlora_lab.lowrank.svd import singular_values
 
 PANEL = 512  # rows in float64 at a time
@@ -50,22 +51,25 @@ def error_curve(
 ) -> Tensor:
     """Relative Frobenius errors of the approximations of rank 1 … ``max_rank``: (…, max_rank), float64.
 
-    Entry ``[r - 1]`` equals ``relative_error(W, nystrom(W, r, …))``, or that of ``truncated_svd`` for
-    ``kind="svd"`` (which takes none of the other options). One elimination serves all ranks; only
-    those with a numerically singular block are computed one by one, and ``oversample > 0``, whose
-    blocks are not nested. An explicit pair of pivots gives its first r + oversample rows and r columns to rank r.
+    Entry ``[r - 1]`` equals ``relative_error(W, nystrom(W, r, …))`` to the rounding of nystrom's factors, or
+    that of ``truncated_svd`` for ``kind="svd"`` (which takes none of the other options). One elimination serves
+    all ranks; only those with a numerically singular block are computed one by one, and ``oversample > 0``,
+    whose blocks are not nested. An explicit pair of pivots gives its first r + oversample rows and r columns to
+    rank r.
 
     Raises :class:`InputError` as :func:`nystrom` does, and for the zero matrix.
     """
     work = check_matrix(W)
     one_of("kind", kind, ("nystrom", "svd"))
     one_of("core", core, CORES)
-    check_rank(max_rank, tuple(work.shape), "max_rank")
+    max_rank = check_rank(max_rank, tuple(work.shape), "max_rank")
     check_rtol(rtol)
     check_generator(generator)
-    check_count("oversample", oversample, 0, work.shape[-2] - max_rank)
+    oversample = check_count("oversample", oversample, 0, work.shape[-2] - max_rank)
     if core == "block" and oversample:
         raise InputError(f"oversample={oversample}: core='block' is the square block itself; leave oversample out")
+    if core != "block":  # which is not an approximation: it does not scale as W
+        work, _ = tamed(work)
     if not bool((work.abs().amax(dim=(-2, -1)) > 0).all()):
         raise InputError("W is the zero matrix, so a relative error has no meaning")
     if kind == "svd":
@@ -91,7 +95,7 @@ def _nested(
 def _best_possible(W: Tensor, max_rank: int) -> Tensor:
     """``sqrt(Σ_{k>r} σ_k²) / ‖W‖``; where little is left the Gram matrix would only show noise."""
     squares = singular_values(W).to(torch.float64 if W.device.type != "mps" else W.dtype).square()
-    if bool((squares[..., max_rank - 1] < 1e-7 * squares[..., 0]).any()):
+    if bool((squares[..., max_rank:].sum(-1) < 1e-12 * squares.sum(-1)).any()):
         squares = singular_values(W, accurate=True).to(squares.dtype).square()
     tails = squares.flip(-1).cumsum(-1).flip(-1)  # from the smallest up, so that small tails keep their digits
     tails = torch.cat([tails, torch.zeros_like(tails[..., :1])], dim=-1)
@@ -106,22 +110,17 @@ def _curve(W: Tensor, rows: Tensor, cols: Tensor, core: Core, rtol: float | None
     else:
         squares, trusted = _CLOSED_FORMS[core](W, rows, cols, rtol)
     errors = squares.clamp(min=0).sqrt().cpu()
+    # the next rows in order, or, where the rule chooses them by the residual, those of each rank
+    extra = extra_rows(W, rows, cols, oversample) if len(rows) < max_rank + oversample else None
     for k in (~trusted.cpu()).nonzero().flatten().tolist():
         with warnings.catch_warnings():
             # a curve goes through every block there is: a singular one is a point of it, not a mistake
             warnings.simplefilter("ignore", IllConditionedWarning)
-            chosen = (_rows_of_rank(W, rows, cols, k + 1, oversample), cols[: k + 1])
+            first = rows[: k + 1 + oversample] if extra is None else torch.cat([rows[: k + 1], extra[k]])
+            chosen = (first, cols[: k + 1])
             f = nystrom(W, k + 1, pivots=chosen, core=core, rtol=rtol, oversample=oversample)
             errors[k] = float(relative_error(W, f))
     return errors.to(W.device) if W.device.type != "mps" else errors
-
-
-def _rows_of_rank(W: Tensor, rows: Tensor, cols: Tensor, rank: int, oversample: int) -> Tensor:
-    """The first rows, and as many extra ones: the next in order, or those this rank is worst on."""
-    if len(rows) == len(cols) + oversample:
-        return rows[: rank + oversample]
-    f = nystrom(W, rank, pivots=(rows[:rank], cols[:rank]), rtol=0.0)
-    return worst_rows(f.residual(W), rows[:rank], oversample)
 
 
 def _pinv_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) -> tuple[Tensor, Tensor]:

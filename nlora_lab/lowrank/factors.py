@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nlora_lab.errors import InputError, one_of
-from nlora_lab.lowrank.checks import check_matrix
+from nlora_lab.lowrank.checks import check_matrix, tamed
 
 NORMS = ("frobenius", "spectral")
 
@@ -52,9 +52,9 @@ class LowRank:
         ``W`` is not of the approximation's shape.
         """
         shape = (*self.left.shape[:-1], self.right.shape[-1])
-        if tuple(W.shape) != shape:
+        if isinstance(W, Tensor) and tuple(W.shape) != shape:
             raise InputError(f"W is {tuple(W.shape)} and the approximation {shape}; give the matrix it was built from")
-        work = W.detach().to(self.left.dtype)
+        work = check_matrix(W).to(self.left.dtype)
         if self.interpolates and work.ndim == 2 and self._was_built_from(work):
             return self._schur(work)
         if work.ndim == 2:
@@ -92,11 +92,15 @@ def relative_error(W: Tensor, f: LowRank, norm: Literal["frobenius", "spectral"]
     zero matrix, of which a relative error has no meaning.
     """
     one_of("norm", norm, NORMS)
+    if not isinstance(f, LowRank):
+        raise InputError(f"f={f!r} must be a LowRank, what nystrom and its kin return")
     work = check_matrix(W)
-    size = _norm(work, norm)
+    tame, scale = tamed(work)
+    size = _norm(tame, norm)
     if not bool((size > 0).all()):
         raise InputError("W is the zero matrix, so a relative error has no meaning")
-    error = _norm(f.residual(work), norm) / size
+    left = f.residual(work)
+    error = _norm(left if scale == 1 else left * scale, norm) / size
     return float(error) if error.ndim == 0 else error
 
 

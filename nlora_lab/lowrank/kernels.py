@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nlora_lab.errors import InputError
-from nlora_lab.lowrank.checks import check_matrix
+from nlora_lab.lowrank.checks import check_generator, check_matrix, check_rank
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import LowRank
 from nlora_lab.lowrank.pivots import PIVOTS, Pivots
@@ -30,6 +30,8 @@ def nystrom_psd(
     work = check_matrix(K, "K")
     if work.ndim != 2 or work.shape[0] != work.shape[1]:
         raise InputError(f"K must be one square matrix, not {tuple(work.shape)}")
+    rank = check_rank(rank, tuple(work.shape))
+    check_generator(generator)
     size, eps = float(work.abs().max()), torch.finfo(work.dtype).eps
     skew = float((work - work.T).abs().max())
     if skew > 100 * eps * size:
@@ -40,8 +42,10 @@ def nystrom_psd(
     if pivots == "qr":
         raise InputError("pivots='qr' needs different rows and columns; choose leading, random or cross")
     if not isinstance(pivots, str):
+        if not isinstance(pivots, tuple | list) or len(pivots) != 2:
+            raise InputError(f"pivots={pivots!r} must be leading, random, cross or a pair (J, J)")
         rows, cols = pivots
-        if not torch.equal(torch.as_tensor(rows), torch.as_tensor(cols)):
+        if list(rows) != list(cols):
             raise InputError("K's rows and columns must be the same indices; give the same vector twice")
         return nystrom(work, rank, pivots=(rows, cols), rtol=rtol)
     if pivots == "random":

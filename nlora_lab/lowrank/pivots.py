@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nlora_lab.errors import InputError, one_of
-from nlora_lab.lowrank.checks import check_generator, check_matrix, check_rank
+from nlora_lab.lowrank.checks import check_count, check_generator, check_matrix, check_rank, tamed
 
 Indices = Tensor | Sequence[int]
 Pivots = Literal["leading", "random", "cross", "qr"] | tuple[Indices, Indices]
@@ -37,8 +37,9 @@ def choose_pivots(
     gets pivots of its own. Raises :class:`InputError` for anything else.
     """
     work = check_matrix(W)
-    check_rank(rank, tuple(work.shape))
+    rank = check_rank(rank, tuple(work.shape))
     check_generator(generator)
+    oversample = check_count("oversample", oversample, 0, work.shape[-2] - rank)
     return pick(work, rank, pivots, oversample, generator)
 
 
@@ -58,13 +59,16 @@ def pick(
         return rows, torch.randperm(n, generator=generator, device=where)[:rank].to(W.device)
     choose = complete_pivoting if pivots == "cross" else qr_pivoting
     flat = W.reshape(-1, m, n)
-    chosen = [choose(matrix, rank, oversample) for matrix in flat]
+    chosen = [choose(matrix, rank) for matrix in flat]
+    if oversample:
+        extra = [extra_rows(matrix, *c, oversample)[-1] for matrix, c in zip(flat, chosen, strict=True)]
+        chosen = [(torch.cat([r, more]), c) for (r, c), more in zip(chosen, extra, strict=True)]
     batch = W.shape[:-2]
     rows = torch.stack([r for r, _ in chosen]).reshape(*batch, -1)
     return rows, torch.stack([c for _, c in chosen]).reshape(*batch, -1)
 
 
-def complete_pivoting(W: Tensor, rank: int, oversample: int = 0) -> tuple[Tensor, Tensor]:
+def complete_pivoting(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Elimination of ``W`` (m, n), each time on the largest entry left: 3 passes over W a step."""
     left = W.clone()  # the Schur complement so far
     rows: list[int] = []
@@ -81,11 +85,12 @@ def complete_pivoting(W: Tensor, rank: int, oversample: int = 0) -> tuple[Tensor
         left[i], left[:, j] = 0, 0  # exactly, so that neither is chosen again
         rows.append(i)
         cols.append(j)
-    return _finish(left, rows, cols, rank, oversample)
+    return _finish(W, rows, cols, rank)
 
 
-def qr_pivoting(W: Tensor, rank: int, oversample: int = 0) -> tuple[Tensor, Tensor]:
+def qr_pivoting(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Columns of ``W`` (m, n) by column-pivoted QR, then rows by partial pivoting within them."""
+    W, _ = tamed(W)  # squares of the entries are taken
     cols = column_pivots(W, rank)
     block = W[:, cols].clone()  # (m, r), eliminated in place
     taken: list[int] = []
@@ -97,13 +102,7 @@ def qr_pivoting(W: Tensor, rank: int, oversample: int = 0) -> tuple[Tensor, Tens
         block[:, k:] -= torch.outer(block[:, k].clone(), row)
         block[i] = 0
         taken.append(i)
-    if not oversample:
-        return _finish(W, taken, cols[: len(taken)], rank, 0)
-    from nlora_lab.lowrank.cross import nystrom
-
-    rows, all_cols = _finish(W, taken, cols[: len(taken)], rank, 0)
-    residual = nystrom(W, rank, pivots=(rows, all_cols), rtol=0.0).residual(W)
-    return worst_rows(residual, rows, oversample), all_cols
+    return _finish(W, taken, cols[: len(taken)], rank)
 
 
 def column_pivots(W: Tensor, rank: int) -> list[int]:
@@ -119,6 +118,7 @@ def column_pivots(W: Tensor, rank: int) -> list[int]:
     cols: list[int] = []
     for _ in range(rank):
         stale = far < eps**0.5 * fresh
+        stale[cols] = False  # those taken have no distance left to lose
         if bool(stale.any()):
             rest = W - basis @ (basis.T @ W)
             far = fresh = rest.square().sum(0)
@@ -138,22 +138,31 @@ def column_pivots(W: Tensor, rank: int) -> list[int]:
     return cols
 
 
-def _finish(left: Tensor, rows: list[int], cols: list[int], rank: int, oversample: int) -> tuple[Tensor, Tensor]:
-    """Fill up to ``rank`` with unused indices (W had a lower rank), and add the worst rows."""
-    m, n = left.shape
+def _finish(W: Tensor, rows: list[int], cols: list[int], rank: int) -> tuple[Tensor, Tensor]:
+    """Fill up to ``rank`` with unused indices: W had a lower rank."""
+    m, n = W.shape
     rows = rows + [i for i in range(m) if i not in set(rows)][: rank - len(rows)]
     cols = cols + [j for j in range(n) if j not in set(cols)][: rank - len(cols)]
-    chosen = torch.tensor(rows, device=left.device)
-    return worst_rows(left, chosen, oversample), torch.tensor(cols, device=left.device)
+    return torch.tensor(rows, device=W.device), torch.tensor(cols, device=W.device)
 
 
-def worst_rows(residual: Tensor, rows: Tensor, count: int) -> Tensor:
-    """``rows`` and the ``count`` others of the largest residual (m, n)."""
-    if not count:
-        return rows
-    size = torch.linalg.vector_norm(residual, dim=1)
-    size[rows] = -1
-    return torch.cat([rows, size.topk(count).indices])
+def extra_rows(W: Tensor, rows: Tensor, cols: Tensor, count: int) -> list[Tensor]:
+    """For each rank 1 … r, the ``count`` other rows that the first pivots leave the largest residual on.
+
+    One elimination of ``W`` (m, n) along the nested pivots; a pivot that is only rounding noise is passed over.
+    """
+    left, _ = tamed(W)
+    left = left.clone()
+    noise = torch.finfo(W.dtype).eps * max(W.shape) * float(left.abs().max())
+    chosen = []
+    for k, (i, j) in enumerate(zip(rows.tolist(), cols.tolist(), strict=True), start=1):
+        if abs(float(left[i, j])) > noise:
+            left.addr_(left[:, j].clone(), left[i] / left[i, j], alpha=-1)
+            left[i], left[:, j] = 0, 0
+        size = torch.linalg.vector_norm(left, dim=1)
+        size[rows[:k]] = -1
+        chosen.append(size.topk(count).indices)
+    return chosen
 
 
 def _explicit(pivots: object, rank: int, n_rows: int, W: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from nlora_lab.lowrank.checks import (
     default_rtol,
     exact,
     normals,
+    tamed,
 )
 from nlora_lab.lowrank.factors import LowRank
 
@@ -27,7 +28,7 @@ def truncated_svd(W: Tensor, rank: int) -> LowRank:
     left (m, r) and right (r, n) have orthonormal columns and rows, core is ``diag(σ)``.
     """
     work = check_matrix(W)
-    check_rank(rank, tuple(work.shape))
+    rank = check_rank(rank, tuple(work.shape))
     U, S, Vh = torch.linalg.svd(work, full_matrices=False)
     return LowRank(U[..., :rank].contiguous(), torch.diag_embed(S[..., :rank]), Vh[..., :rank, :].contiguous())
 
@@ -42,10 +43,11 @@ def randomized_svd(
     thin matrix. ``oversample`` is cut where the matrix is smaller.
     """
     work = check_matrix(W)
-    check_rank(rank, tuple(work.shape))
+    rank = check_rank(rank, tuple(work.shape))
     check_generator(generator)
     check_count("n_iter", n_iter, 0, 100)
     check_count("oversample", oversample, 0, 10**6)
+    work, scale = tamed(work)
     n = work.shape[-1]
     width = min(rank + oversample, *work.shape[-2:])
     Q = torch.linalg.qr(work @ normals(*work.shape[:-2], n, width, like=work, generator=generator)).Q
@@ -53,7 +55,7 @@ def randomized_svd(
         Q = torch.linalg.qr(work @ torch.linalg.qr(work.mT @ Q).Q).Q
     U, S, Vh = torch.linalg.svd(Q.mT @ work, full_matrices=False)
     left = Q @ U[..., :rank]
-    return LowRank(left, torch.diag_embed(S[..., :rank]), Vh[..., :rank, :].contiguous())
+    return LowRank(left, torch.diag_embed(S[..., :rank]) / scale, Vh[..., :rank, :].contiguous())
 
 
 def generalized_nystrom(
@@ -66,8 +68,9 @@ def generalized_nystrom(
     singular values below ``eps · (r + p)`` of the largest, as that paper advises.
     """
     work = check_matrix(W)
-    check_rank(rank, tuple(work.shape))
+    rank = check_rank(rank, tuple(work.shape))
     check_generator(generator)
+    work, scale = tamed(work)
     m, n = work.shape[-2:]
     if oversample is not None:
         check_count("oversample", oversample, 0, 10**6)
@@ -77,7 +80,7 @@ def generalized_nystrom(
     Y = normals(*batch, m, rank + extra, like=work, generator=generator)
     left, right = work @ X, Y.mT @ work  # (m, r), (r + p, n)
     core = torch.linalg.pinv(exact(right @ X), rtol=default_rtol(right @ X, work.dtype))
-    return LowRank(left, core.to(work.device, work.dtype), right)
+    return LowRank(left, core.to(work.device, work.dtype), right / scale)
 
 
 def singular_values(W: Tensor, accurate: bool = False) -> Tensor:
@@ -95,8 +98,9 @@ def singular_values(W: Tensor, accurate: bool = False) -> Tensor:
     if accurate or work.shape[-2] * work.shape[-1] < GRAM_FROM:
         values: Tensor = torch.linalg.svdvals(work)
         return values
+    work, scale = tamed(work)
     squares: Tensor = torch.linalg.eigvalsh(gram(work), UPLO="L").flip(-1)
-    return squares.clamp(min=0).sqrt().to(work.dtype)
+    return (squares.clamp(min=0).sqrt() / scale).to(work.dtype)
 
 
 def gram(W: Tensor) -> Tensor:
