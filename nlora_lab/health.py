@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -13,6 +12,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from nlora_lab.errors import InputError
 
@@ -77,9 +79,9 @@ def _home(text: str) -> str:
 
 
 def _python() -> Iterator[Finding]:
-    wanted = metadata(PACKAGE)["Requires-Python"] or ""
+    wanted = SpecifierSet(metadata(PACKAGE)["Requires-Python"] or "")
     here = ".".join(map(str, sys.version_info[:3]))
-    if _numbers(here) < _minimum(wanted):
+    if here not in wanted:
         yield Finding("PROBLEM", f"Python {here} is too old: {wanted}", "make a new environment with a newer Python")
     else:
         yield Finding("ok", f"Python {here} ({wanted})")
@@ -87,30 +89,28 @@ def _python() -> Iterator[Finding]:
 
 def _libraries() -> Iterator[Finding]:
     """The libraries the package needs, by its own metadata."""
-    for requirement in requires(PACKAGE) or []:
-        if ";" not in requirement:
-            name, bounds = _split(requirement)
-            yield _library(name, bounds)
+    for requirement in map(Requirement, requires(PACKAGE) or []):
+        if requirement.marker is None:
+            yield _library(requirement)
 
 
-def _library(name: str, bounds: str) -> Finding:
+def _library(requirement: Requirement) -> Finding:
+    name, bounds = requirement.name, requirement.specifier
     found = _installed(name)
     remedy = f"run: pip install -U '{name}{bounds}'"
     if found is None:
         return Finding("PROBLEM", f"{name} is not installed", remedy)
-    if _numbers(found) < _minimum(bounds):
+    if not bounds.contains(found, prereleases=True):
         return Finding("PROBLEM", f"{name} {found} is too old: {bounds}", remedy)
     return Finding("ok", f"{name} {found} ({bounds})" if bounds else f"{name} {found}")
 
 
 def _extras() -> Iterator[Finding]:
     """JupyterLab is not needed where a notebook server is there already, as in Colab."""
-    for requirement in requires(PACKAGE) or []:
-        asked, _, marker = requirement.partition(";")
-        if not re.search(r"extra\s*==\s*['\"]lab['\"]", marker):
+    for requirement in map(Requirement, requires(PACKAGE) or []):
+        if requirement.marker is None or not requirement.marker.evaluate({"extra": "lab"}):
             continue
-        name, bounds = _split(asked)
-        found = _library(name, bounds)
+        found = _library(requirement)
         if found.state == "ok":
             yield found
         else:
@@ -120,32 +120,11 @@ def _extras() -> Iterator[Finding]:
 _LAB = "run: pip install 'nlora-lab[lab]'"
 
 
-def _split(requirement: str) -> tuple[str, str]:
-    """``"torch>=2.6"`` as name and bounds."""
-    found = re.match(r"\s*([\w.-]+)(?:\[[^\]]*\])?(.*)", requirement)
-    return (found.group(1), found.group(2).strip(" ()")) if found else (requirement, "")
-
-
 def _installed(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _minimum(bounds: str) -> tuple[int, ...]:
-    """The numbers after ``>=``; nothing where there is none."""
-    found = re.search(r">=\s*([\w.]+)", bounds)
-    return _numbers(found.group(1)) if found else ()
-
-
-def _numbers(release: str) -> tuple[int, ...]:
-    """``"2.13.0+cpu"`` as (2, 13): without the zeros at the end, so that 5.0 is not above 5."""
-    digits = re.match(r"\d+(?:\.\d+)*", release)
-    numbers = [int(n) for n in digits.group().split(".")] if digits else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
 
 
 # --- what it runs on ---

@@ -101,7 +101,7 @@ def marchenko_pastur_values(m: int, n: int, std: float) -> Tensor:
     quantiles = 1 - (torch.arange(k, dtype=torch.float64) + 0.5) / k
     at = torch.searchsorted(cdf, quantiles).clamp(1, len(cdf) - 1)
     share = (quantiles - cdf[at - 1]) / (cdf[at] - cdf[at - 1]).clamp(min=1e-300)
-    return (square[at - 1] + share * (square[at] - square[at - 1])).sqrt()
+    return (a - b * torch.cos(angle[at - 1] + share * (angle[at] - angle[at - 1]))).clamp(min=0).sqrt()
 
 
 def block_condition(W: Tensor, rank: int) -> float:

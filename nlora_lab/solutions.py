@@ -349,7 +349,7 @@ TABLE: tuple[Exercise, ...] = (
         "Write marchenko_pastur_edge(m, n, std): the largest singular value to expect of a large m × n matrix of\n"
         "independent entries with mean 0 and standard deviation std (about 1 line). Return one number.",
         marchenko_pastur_edge,
-        "A singular value above this edge is something that training wrote, not noise.",
+        "A singular value far above this edge is not noise; one just above it may be chance.",
         (
             Mistake(lambda m, n, std: std * (m + n) ** 0.5,
                 "√(m + n) is not √m + √n. The two sides of the matrix add their roots."),

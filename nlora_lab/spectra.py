@@ -192,14 +192,14 @@ class _Store:
         seen["digests"][weight.name] = digest
         self.cache.put(name, seen)
 
-    def row(self, digest: str, ranks: Sequence[int]) -> dict[str, float] | None:
+    def row(self, digest: str, ranks: Sequence[int], shape: tuple[int, int]) -> dict[str, float] | None:
         """A kept row if it is whole, else ``None``: then it is measured again."""
         kept = self.cache.get(self._row(digest, ranks))
-        if not isinstance(kept, dict) or kept.keys() < BASE or not all(map(_is_number, kept.values())):
+        if not isinstance(kept, dict) or not all(map(_is_number, kept.values())):
             return None
-        wanted = [f"{kind}_r{ranks[0]}" for kind in PER_RANK]
-        shown = [name in kept for name in wanted]
-        return {k: float(v) for k, v in kept.items()} if all(shown) or not any(shown) else None
+        measured = {f"{kind}_r{r}" for kind in PER_RANK for r in ranks if r <= min(shape)}
+        whole_row = kept.keys() == BASE | (measured if kept.get("std") else set())
+        return {k: float(v) for k, v in kept.items()} if whole_row else None
 
     def keep(self, digest: str, ranks: Sequence[int], row: dict[str, float]) -> None:
         # JSON has neither NaN nor infinity; a condition number can be infinite
@@ -225,14 +225,14 @@ def _measured(
 ) -> tuple[dict[str, float], bool]:
     """The numbers of a weight, and whether they had to be computed."""
     digest = store.digest(weight) if store else None
-    kept = store.row(digest, ranks) if store and digest else None
+    kept = store.row(digest, ranks, weight.shape) if store and digest else None
     if kept is not None:
         return kept, False
     value = weight.read()
     if store is not None:
         digest = content(value)
         store.remember(weight, digest)
-        kept = store.row(digest, ranks)
+        kept = store.row(digest, ranks, weight.shape)
         if kept is not None:
             return kept, False
     try:

@@ -177,6 +177,8 @@ def test_scan_prints_a_table_writes_the_whole_one_and_speaks_json(capsys, tmp_pa
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 29
     assert {"layer", "module", "nystrom_r8", "cond_r8"} <= set(rows[0])
-    for arguments, words in ((["nowhere"], "not known"), (["embedded", "--ranks", "4,x"], "--ranks 4,x")):
+    csv = ["embedded", "--csv"]
+    wrong = (["nowhere"], "not known"), (["embedded", "--ranks", "4,x"], "--ranks 4,x"), ([*csv, ""], "--csv")
+    for arguments, words in (*wrong, ([*csv, str(tmp_path)], "--csv")):
         assert cli.main(["scan", *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -50,6 +50,31 @@ def test_in_lower_precision_too(core, dtype):
     assert torch.allclose(error_curve(W, 40, core=core), one_by_one(W, 40, core=core), rtol=2e-3)
 
 
+@pytest.mark.parametrize("pivots", PIVOTS)
+@pytest.mark.parametrize("core", ["pinv", "optimal"])
+@pytest.mark.parametrize("extra", [0, 2])
+@pytest.mark.parametrize("kind", ["low rank", "duplicates", "zero row", "decaying"])
+def test_degenerate_matrices_up_to_the_full_rank(pivots, core, extra, kind):
+    W = gaussian(16, 12, 4)
+    if kind == "low rank":
+        W = gaussian(16, 5, 0) @ gaussian(5, 12, 1)
+    elif kind == "duplicates":
+        W[1], W[:, 5] = W[0], W[:, 4]
+    elif kind == "zero row":
+        W[2] = 0
+    else:
+        W = W * 10.0 ** (-torch.arange(12, dtype=torch.float64) / 3)
+    options = {"pivots": pivots, "core": core, "oversample": extra, "rtol": 1e-9}
+    options["generator"] = torch.Generator().manual_seed(1)
+    curve, expected = error_curve(W, 12, **options), one_by_one(W, 12, **options)
+    assert torch.allclose(curve, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_the_last_error_of_an_exact_rank_is_not_the_noise_of_the_gram_matrix():
+    low = gaussian(600, 5, 0) @ gaussian(5, 700, 1)
+    assert error_curve(low, 5, "svd")[-1] < 1e-12
+
+
 @pytest.mark.parametrize("core", CORES)
 def test_a_matrix_of_low_rank_is_followed_through_its_singular_blocks(core):
     W = gaussian(20, 3, 0) @ gaussian(3, 15, 1)

@@ -15,6 +15,7 @@ from nlora_lab.lowrank import (
     LowRank,
     SingularBlockError,
     choose_pivots,
+    error_curve,
     generalized_nystrom,
     nystrom,
     nystrom_psd,
@@ -435,3 +436,100 @@ def test_a_card_gives_what_the_processor_gives(pivots):
     if pivots != "random":
         assert torch.allclose(here.product(), there.product().cpu(), rtol=1e-6)
     assert torch.allclose(singular_values(W), singular_values(W.cuda()).cpu(), rtol=1e-9)
+
+
+# --- what an attack found ---
+
+
+@pytest.mark.parametrize("pivots", PIVOTS)
+@pytest.mark.parametrize("core", ["pinv", "optimal"])
+def test_the_factors_are_copies(pivots, core):
+    W = gaussian(9, 7, 0)
+    f = nystrom(W, 3, pivots=pivots, core=core)
+    before = f.product()
+    W.zero_()
+    assert torch.equal(f.product(), before)
+
+
+@pytest.mark.parametrize("pivots", PIVOTS)
+@pytest.mark.parametrize("core", ["pinv", "optimal"])
+@pytest.mark.parametrize("extra", [0, 2])
+def test_a_matrix_of_rank_one_is_exact_whatever_the_rank_asked_for(pivots, core, extra):
+    W = torch.ones(30, 30)
+    f = nystrom(W, 4, pivots=pivots, core=core, oversample=extra, rtol=1e-5)
+    assert relative_error(W, f) < 1e-5
+    assert float((W - f.product()).norm()) < 1e-4
+    assert float(error_curve(W, 4, pivots=pivots, core=core, oversample=extra, rtol=1e-5).max()) < 1e-5
+
+
+def test_noise_is_never_inverted_and_a_residual_is_what_is_left():
+    D = gaussian(20, 16, 0)
+    D[1], D[:, 5] = D[0], D[:, 4]
+    for core in ("pinv", "optimal"):
+        f = nystrom(D, 16, core=core, rtol=0.0)
+        assert not f.interpolates
+        assert torch.allclose(f.residual(D), D - f.product(), atol=1e-12)
+    assert relative_error(D, nystrom(D, 15, core="optimal", rtol=0.0)) < 1
+
+
+def test_the_optimal_core_balanced_keeps_its_digits_on_a_steep_spectrum():
+    W = decaying(20, 20, 0.0)
+    U, _, Vh = torch.linalg.svd(W)
+    steep = (U @ torch.diag(10.0 ** (-torch.arange(20, dtype=torch.float64) / 2)) @ Vh).float()
+    best_for_these = float(error_curve(steep, 10, core="optimal")[-1])
+    assert relative_error(steep, nystrom(steep, 10, core="optimal", balance=True)) < 1.1 * best_for_these
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-160, 1e160, 1e200, 1e300])
+def test_float64_at_the_ends_of_its_range(scale):
+    W = gaussian(12, 9, 0)
+    tiny = W * scale
+    expected = error_curve(W, 4, core="optimal")
+    loose = {"rtol": 1e-3} if scale < 1e-310 else {"rtol": 1e-9}  # subnormal numbers have few digits
+    assert torch.allclose(error_curve(tiny, 4, core="optimal"), expected, **loose)
+    assert torch.allclose(error_curve(tiny, 4, "svd"), error_curve(W, 4, "svd"), **loose)
+    assert choose_pivots(tiny, 4, "qr")[1].tolist() == choose_pivots(W, 4, "qr")[1].tolist()
+    generator = torch.Generator()
+    for method in (randomized_svd, generalized_nystrom):
+        here, there = (method(X, 3, generator=generator.manual_seed(0)) for X in (W, tiny))
+        assert relative_error(tiny, there) == pytest.approx(relative_error(W, here), rel=1e-2)
+
+
+def test_numpy_numbers_are_numbers():
+    W = gaussian(6, 5, 0)
+    assert torch.equal(nystrom(W, np.int64(2)).core, nystrom(W, 2).core)
+    assert torch.equal(nystrom(W, 2, rtol=np.float32(0.1)).core, nystrom(W, 2, rtol=float(np.float32(0.1))).core)
+
+
+def test_qr_pivots_do_not_measure_every_distance_anew(monkeypatch):
+    """Pythagoras is enough for a Gaussian: one step costs a few products with a vector."""
+    W = gaussian(60, 60, 0)
+    products = []
+    multiply = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: products.append(tuple(b.shape)) or multiply(a, b))
+    choose_pivots(W, 30, "qr")
+    assert len(products) >= 30
+    assert sum(shape == (60, 60) for shape in products) <= 31  # q @ W once a step, nothing else of W's size
+
+
+@pytest.mark.parametrize("oversample", [-1, 38, 1.5, "1"])
+def test_extra_rows_of_chosen_pivots_are_checked(oversample):
+    with pytest.raises(InputError, match="oversample"):
+        choose_pivots(gaussian(40, 30, 0), 3, oversample=oversample)
+
+
+@pytest.mark.parametrize("bad", [{"rank": 2.5}, {"rank": -1}, {"rank": "3"}, {"pivots": None}, {"pivots": 3},
+                                 {"pivots": ("a", "b")}, {"pivots": ([0],)}, {"generator": 5}])  # fmt: skip
+def test_the_psd_case_names_what_it_is_given(bad):
+    with pytest.raises(InputError):
+        nystrom_psd(torch.eye(4), **{"rank": 1, **bad})
+
+
+@pytest.mark.parametrize(
+    "bad", ["W", None, [[1.0]], torch.ones(6, 5).to_sparse(), torch.ones(6, 5, dtype=torch.cfloat)]
+)
+def test_a_residual_is_of_a_matrix(bad):
+    with pytest.raises(InputError, match="W must be"):
+        nystrom(gaussian(6, 5, 0), 2).residual(bad)
+    with pytest.raises(InputError, match="f="):
+        relative_error(gaussian(6, 5, 0), "f")

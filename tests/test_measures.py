@@ -30,6 +30,19 @@ def test_ranks_of_a_projection_and_of_one_direction():
     assert stable_rank(torch.zeros(3, 3)) == effective_rank(torch.zeros(3, 3)) == 0
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_ranks_do_not_depend_on_the_scale(scale):
+    W = gaussian(9, 7)
+    assert stable_rank(W * scale) == pytest.approx(stable_rank(W))
+    assert effective_rank(W * scale) == pytest.approx(effective_rank(W))
+
+
+def test_the_smallest_value_of_square_noise_is_small():
+    """σ / √n has the density √(4 − x²) / π, 2/π at 0: the quantile 1/(2n) is at π / (4n)."""
+    smallest = float(marchenko_pastur_values(400, 400, 1.0)[-1])
+    assert smallest == pytest.approx(math.pi / 4 / 20, rel=1e-3)
+
+
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.5])
 def test_the_power_law_of_one_is_its_exponent(p):
     s = torch.arange(1, 41, dtype=torch.float64) ** -p
@@ -77,6 +90,10 @@ def test_the_condition_of_the_leading_block():
         (lambda: effective_rank(torch.tensor([])), "singular values"),
         (lambda: power_law(torch.full((3, 3), torch.nan)), "NaN"),
         (lambda: block_condition(torch.eye(3), 4), "rank=4"),
+        (lambda: stable_rank(torch.ones(2, 3, 3)), "one matrix"),
+        (lambda: block_condition(torch.ones(2, 3, 3), 2), "one matrix"),
+        (lambda: stable_rank(torch.ones(3, dtype=torch.cfloat)), "real numbers"),
+        (lambda: marchenko_pastur(3, 3, "1"), "std='1'"),
     ],
 )
 def test_bad_input_is_named(call, names):

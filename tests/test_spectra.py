@@ -15,6 +15,7 @@ from nlora_lab import spectra
 from nlora_lab.cache import Cache, cache_folder
 from nlora_lab.checkpoints import split_name, weights
 from nlora_lab.errors import InputError
+from nlora_lab.labs import SpectrumLab
 from nlora_lab.lowrank import nystrom, relative_error, truncated_svd
 from nlora_lab.spectra import content, find, scan, spectrum
 
@@ -304,3 +305,104 @@ def test_nothing_is_read_before_it_is_asked_for(sharded):
     found = weights(sharded)
     assert [w.shape for w in found] == [(30, 20), (50, 20), (30, 20)]
     assert found[2].read().dtype == torch.bfloat16
+
+
+# --- what an attack found ---
+
+
+def documents(cache, kind):
+    found = sorted((cache / kind).rglob("*.json"))
+    assert found
+    return found
+
+
+ROW = {"std": 1.0, "stable_rank": 1.0, "effective_rank": 1.0, "power_law": 1.0, "sigma_max": 1.0, "above_noise": 1}
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    ["{}", "[]", "null", '{"std": "abc"}', '{"std": [1]}', json.dumps(ROW), json.dumps({**ROW, "nystrom_r4": 1.0}),
+     json.dumps({**ROW, "above_noise": None}), "[" * 100_000],
+)  # fmt: skip
+def test_a_spoilt_row_in_the_cache_is_measured_again(cache, sharded, spoilt):
+    first = scan(sharded, (4,))
+    for path in documents(cache, "spectra"):
+        path.write_text(spoilt)
+    assert scan(sharded, (4,)).equals(first)
+    for path in documents(cache, "files"):
+        path.write_text(spoilt)
+    assert scan(sharded, (4,)).equals(first)
+
+
+@pytest.mark.parametrize("digests", [None, [], {"lm_head.weight": 3}, "x"])
+def test_a_spoilt_list_of_contents_is_made_again(cache, sharded, digests):
+    first = scan(sharded, (4,))
+    for path in documents(cache, "files"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "digests": digests}))
+    assert scan(sharded, (4,)).equals(first)
+
+
+def test_many_ranks_are_kept_too(cache, sharded, monkeypatch):
+    first = scan(sharded, range(1, 129))
+    monkeypatch.setattr(spectra, "measure", lambda *_: pytest.fail("computed again"))
+    assert scan(sharded, np.arange(1, 129)).equals(first)
+
+
+def test_an_encoder_and_a_decoder_are_told_apart(cache, tmp_path):
+    names = [f"{side}.block.{i}.layer.0.q.weight" for side in ("encoder", "decoder") for i in (0, 1)]
+    save_file({name: gaussian(8, 6, i) for i, name in enumerate(names)}, tmp_path / "model.safetensors")
+    table = scan(tmp_path, (2,))
+    assert len(table[["layer", "module"]].drop_duplicates()) == 4
+    assert set(table.module) == {"encoder.block.layer.0.q", "decoder.block.layer.0.q"}
+    assert sorted(table.name) == sorted(names)
+    lab = SpectrumLab(tmp_path, figures="image")
+    assert len(lab.errors) == 4
+
+
+@pytest.mark.parametrize("scale", ["a.weight_scale_inv", "a.weight_scale", "a.qweight"])
+def test_quantised_weights_are_refused(cache, tmp_path, scale):
+    tensors = {"a.weight": gaussian(8, 8).to(torch.float8_e4m3fn), scale: torch.ones(2, 2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="quantised"):
+        scan(tmp_path)
+
+
+def test_only_the_model_of_a_folder_is_read_and_only_what_its_index_lists(cache, tmp_path, sharded):
+    for name in ("model", "consolidated", "adapter_model"):
+        save_file({f"{name}.weight": gaussian(8, 6)}, tmp_path / f"{name}.safetensors")
+    assert list(scan(tmp_path, (2,)).name) == ["model.weight"]
+    index = sharded / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())["weight_map"]
+    del listed["lm_head.weight"]
+    index.write_text(json.dumps({"weight_map": listed}))
+    assert "lm_head.weight" not in set(scan(sharded, (4,)).name)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-25, 1e20, 1e30])
+def test_only_two_columns_depend_on_the_scale(factor):
+    W = gaussian(20, 12)
+    here, there = spectra.measure(W, (4,)), spectra.measure(W * factor, (4,))
+    for name, value in here.items():
+        expected = value * factor if name in ("std", "sigma_max") else value
+        assert there[name] == pytest.approx(expected, rel=1e-3), name
+
+
+def test_leverage_does_not_depend_on_the_other_ranks():
+    W = load_file(EMBEDDED / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    alone, among = (spectra.measure(W, ranks)["leverage_r8"] for ranks in ((8,), (4, 8, 16, 32)))
+    U, V = truncated_svd(W.double(), 8).left, truncated_svd(W.double(), 8).right.T
+    true = float((U[:8].square().sum() / 64 * 352 + V[:8].square().sum() / 64 * 128) / 2)
+    assert (alone, among) == pytest.approx((true, true), rel=0.02)
+
+
+@pytest.mark.parametrize("cached", ["", 5, 1, "~nobody-of-that-name/x"])
+def test_a_cache_that_is_no_folder_is_named(cached):
+    with pytest.raises(InputError, match="cache="):
+        scan("embedded", (4,), cache=cached)
+    assert len(scan("embedded", (4,), cache=None)) == 29
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "x" * 5000, "MODEL.BIN"])
+def test_odd_paths_are_named(name):
+    with pytest.raises(InputError):
+        scan(name)

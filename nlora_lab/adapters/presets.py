@@ -53,21 +53,13 @@ def nlora_released(r: int = 8, alpha: float | None = None, **options: Any) -> NL
     return NLoraConfig(r=r, alpha=alpha, start="nystrom", core="block", residual=False, **options)
 
 
-def inttune(
-    r: int = 8,
-    alpha: float | None = None,
-    *,
-    pivots: Any = "leading",
-    core: Any = "pinv",
-    balance: bool = False,
-    fold: bool = False,
-    **options: Any,
-) -> NLoraConfig:
+def inttune(r: int = 8, alpha: float | None = None, **options: Any) -> NLoraConfig:
     """IntTune: NLoRA's start and residual, but only N trains: ``s·B (N − N0) A``, r² numbers a layer.
 
-    The model's function is unchanged at step 0. Options as for :func:`nlora`.
+    The model's function is unchanged at step 0. ``options`` are those of :func:`nlora`: pivots, core, balance,
+    fold and the fields of :class:`NLoraConfig`.
     """
-    return nlora(r, alpha, pivots=pivots, core=core, balance=balance, fold=fold, train="N", **options)
+    return nlora(r, alpha, train="N", **options)
 
 
 def lora_xs(r: int = 8, alpha: float | None = None, *, init_std: float = 1e-5, **options: Any) -> NLoraConfig:

@@ -78,7 +78,7 @@ class SvdLab(FigurePanel):
         return NystromDrawing(heats, current.scale, lines, current.sigma, rank, (m, n), self.error, grey=picture)
 
     def _current(self) -> Matrix:
-        chosen = self.matrix.value if hasattr(self, "matrix") else "yours" if self._yours is not None else "picture"
+        chosen = self.matrix.value
         if chosen == "picture":
             return self._picture
         if chosen not in self._made:

@@ -96,7 +96,7 @@ def tamed(W: Tensor) -> tuple[Tensor, float]:
     largest = float(W.abs().amax())
     if largest == 0 or 2.0**-30 < largest < 2.0**30:
         return W, 1.0
-    exponent = -math.frexp(largest)[1]
+    exponent = max(-1000, min(1000, -math.frexp(largest)[1]))  # 2^exponent has to be a float itself
     # a factor beyond the dtype's own range is applied in two halves
     half = exponent // 2
     return W * 2.0**half * 2.0 ** (exponent - half), 2.0**exponent

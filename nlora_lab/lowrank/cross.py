@@ -79,7 +79,7 @@ def nystrom(
         if lost and rtol is None and bool(work.any()):  # of the zero matrix, 0 is no approximation but exact
             _warn(block)
     elif balance:
-        return balanced(_optimal(work, left, right, rtol, rows, cols))
+        return balanced(_in_bases(work, left, right, rtol, rows, cols))
     else:
         middle = optimal_core(work, left, right, rtol)
     if not bool(torch.isfinite(middle).all()):
@@ -87,7 +87,9 @@ def nystrom(
             f"the block's pseudo-inverse does not fit into {work.dtype}: its entries are at most "
             f"{float(block.abs().max()):.1e}; scale W up, or give it in float64"
         )
-    f = LowRank(left.contiguous(), middle.contiguous(), right.contiguous(), rows, cols, interpolates)
+    # copies: leading rows and columns are views, and what is done to W later must not reach the factors
+    left, middle, right = (t.clone(memory_format=torch.contiguous_format) for t in (left, middle, right))
+    f = LowRank(left, middle, right, rows, cols, interpolates)
     return balanced(f) if balance else f
 
 
@@ -155,22 +157,26 @@ def optimal_core(W: Tensor, left: Tensor, right: Tensor, rtol: float | None = No
     Rounded to W's dtype, ``C U R`` is off by about ``eps · κ(C) κ(R)``: on a steeply decaying spectrum in float32
     that can be more than the error itself. ``balance=True`` avoids the detour.
     """
-    Qc, Tc = torch.linalg.qr(left)  # (m, r), (r, r)
-    Qr, Tr = torch.linalg.qr(right.mT)  # (n, q), (q, q)
-    middle = exact(Qc.mT @ (W @ Qr))
-    cut = default_rtol(W, W.dtype) if rtol is None else rtol
-    core = _pinv(exact(Tc), cut)[0] @ middle @ _pinv(exact(Tr), cut)[0].mT
-    return core.to(W.device, W.dtype)
+    (_, _, Tc_inverse), between, (_, _, Tr_inverse) = _bases(W, left, right, rtol)
+    return (Tc_inverse @ between @ Tr_inverse.mT).to(W.device, W.dtype)
 
 
-def _optimal(W: Tensor, left: Tensor, right: Tensor, rtol: float | None, rows: Tensor, cols: Tensor) -> LowRank:
+def _in_bases(W: Tensor, left: Tensor, right: Tensor, rtol: float | None, rows: Tensor, cols: Tensor) -> LowRank:
     """``C C⁺ W R⁺ R`` in orthonormal bases: nothing is divided by a small number and multiplied by it again."""
-    Qc, Tc = torch.linalg.qr(left)
-    Qr, Tr = torch.linalg.qr(right.mT)
-    cut = default_rtol(W, W.dtype) if rtol is None else rtol
-    Tc, Tr = exact(Tc), exact(Tr)
-    middle = (Tc @ _pinv(Tc, cut)[0]) @ exact(Qc.mT @ (W @ Qr)) @ (Tr @ _pinv(Tr, cut)[0]).mT
+    (Qc, Tc, Tc_inverse), between, (Qr, Tr, Tr_inverse) = _bases(W, left, right, rtol)
+    middle = (Tc @ Tc_inverse) @ between @ (Tr @ Tr_inverse).mT
     return LowRank(Qc, middle.to(W.device, W.dtype), Qr.mT, rows, cols)
+
+
+Basis = tuple[Tensor, Tensor, Tensor]
+"""Q, T and T⁺ of a thin factor Q T; T and T⁺ in float64."""
+
+
+def _bases(W: Tensor, left: Tensor, right: Tensor, rtol: float | None) -> tuple[Basis, Tensor, Basis]:
+    """The bases of C (m, r) and Rᵀ (n, q), and ``Qcᵀ W Qr`` between them in float64."""
+    cut = default_rtol(W, W.dtype) if rtol is None else rtol
+    (Qc, Tc), (Qr, Tr) = ((Q, exact(T)) for Q, T in (torch.linalg.qr(left), torch.linalg.qr(right.mT)))
+    return (Qc, Tc, _pinv(Tc, cut)[0]), exact(Qc.mT @ (W @ Qr)), (Qr, Tr, _pinv(Tr, cut)[0])
 
 
 def balanced(f: LowRank) -> LowRank:

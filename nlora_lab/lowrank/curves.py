@@ -95,7 +95,7 @@ def _nested(
 def _best_possible(W: Tensor, max_rank: int) -> Tensor:
     """``sqrt(Σ_{k>r} σ_k²) / ‖W‖``; where little is left the Gram matrix would only show noise."""
     squares = singular_values(W).to(torch.float64 if W.device.type != "mps" else W.dtype).square()
-    if bool((squares[..., max_rank:].sum(-1) < 1e-12 * squares.sum(-1)).any()):
+    if bool((squares[..., min(max_rank, squares.shape[-1] - 1) :].sum(-1) < 1e-12 * squares.sum(-1)).any()):
         squares = singular_values(W, accurate=True).to(squares.dtype).square()
     tails = squares.flip(-1).cumsum(-1).flip(-1)  # from the smallest up, so that small tails keep their digits
     tails = torch.cat([tails, torch.zeros_like(tails[..., :1])], dim=-1)

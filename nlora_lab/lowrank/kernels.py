@@ -9,7 +9,7 @@ from nlora_lab.errors import InputError
 from nlora_lab.lowrank.checks import check_generator, check_matrix, check_rank
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import LowRank
-from nlora_lab.lowrank.pivots import PIVOTS, Pivots
+from nlora_lab.lowrank.pivots import Pivots, choose_pivots
 
 
 def nystrom_psd(
@@ -39,25 +39,18 @@ def nystrom_psd(
     lowest = float(work.diagonal().min())
     if lowest < -100 * eps * size:
         raise InputError(f"K is not positive semi-definite: its diagonal goes down to {lowest:.1e}")
-    if pivots == "qr":
+    if isinstance(pivots, str) and pivots == "qr":
         raise InputError("pivots='qr' needs different rows and columns; choose leading, random or cross")
-    if not isinstance(pivots, str):
-        if not isinstance(pivots, tuple | list) or len(pivots) != 2:
-            raise InputError(f"pivots={pivots!r} must be leading, random, cross or a pair (J, J)")
-        rows, cols = pivots
-        if list(rows) != list(cols):
-            raise InputError("K's rows and columns must be the same indices; give the same vector twice")
-        return nystrom(work, rank, pivots=(rows, cols), rtol=rtol)
-    if pivots == "random":
+    if isinstance(pivots, str) and pivots == "random":
         where = work.device if generator is None else generator.device
-        index = torch.randperm(work.shape[0], generator=generator, device=where)[:rank].to(work.device)
-        return nystrom(work, rank, pivots=(index, index), rtol=rtol)
-    if pivots not in PIVOTS:
-        raise InputError(f"pivots={pivots!r} is not known; choose leading, random, cross or (J, J)")
-    # the largest entry of a semi-definite matrix is on its diagonal, but ties may break elsewhere
-    index = (
-        _diagonal_pivots(work, rank) if pivots == "cross" else torch.arange(min(rank, len(work)), device=work.device)
-    )
+        index = torch.randperm(len(work), generator=generator, device=where)[:rank].to(work.device)
+    elif isinstance(pivots, str) and pivots == "cross":
+        # the largest entry of a semi-definite matrix is on its diagonal, but ties may break elsewhere
+        index = _diagonal_pivots(work, rank)
+    else:  # leading, or a pair of indices, or a mistake, which this names
+        index, cols = choose_pivots(work, rank, pivots)
+        if not torch.equal(index, cols):
+            raise InputError("K's rows and columns must be the same indices; give the same vector twice")
     return nystrom(work, rank, pivots=(index, index), rtol=rtol)
 
 

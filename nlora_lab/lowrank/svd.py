@@ -86,9 +86,10 @@ def generalized_nystrom(
 def singular_values(W: Tensor, accurate: bool = False) -> Tensor:
     """The singular values of ``W`` (…, m, n), largest first, (…, min(m, n)) in its working dtype.
 
-    Large matrices go by the Gram matrix of the smaller side, formed in float64, which takes half the time of a
-    dense SVD or less. Its eigenvalues are σ², with an absolute error of about ``eps64 · σ₁²``, so σ has a
-    relative error of about ``1e-16 (σ₁/σ)²``: 1e-10 at σ = 1e-3 σ₁, nothing reliable below 1e-7 σ₁.
+    Large matrices go by the Gram matrix of the smaller side, formed in float64: faster than a dense SVD, the more
+    so the less square they are (benchmarks/linear_algebra.py). Its eigenvalues are σ², with an absolute error of
+    about ``eps64 · σ₁²``, so σ has a relative error of about ``1e-16 (σ₁/σ)²``: 1e-10 at σ = 1e-3 σ₁, nothing
+    reliable below 1e-7 σ₁.
     Small ones (fewer than 512 × 512 entries, where it gains nothing) and ``accurate=True`` get the
     dense SVD, which is right to ``eps · σ₁`` in W's own dtype.
     """
