@@ -22,6 +22,15 @@ class SingularBlockError(InputError):
 
 def check_matrix(W: Tensor, what: str = "W") -> Tensor:
     """``W`` (…, m, n) detached, in float32 or better; :class:`InputError` names what is wrong with it."""
+    work = check_kind(W, what)
+    # a sum is one pass without a mask; only where it is not finite (it may overflow) look at every entry
+    if not bool(torch.isfinite(work.sum())) and not bool(torch.isfinite(work).all()):
+        raise InputError(f"{what} holds NaN or infinity; clean it before approximating it")
+    return work
+
+
+def check_kind(W: Tensor, what: str = "W") -> Tensor:
+    """:func:`check_matrix` without a look at the values."""
     if not isinstance(W, Tensor):
         raise InputError(f"{what} must be a 2-D torch tensor, not {type(W).__name__}; torch.as_tensor makes one")
     if W.ndim < 2:
@@ -35,11 +44,7 @@ def check_matrix(W: Tensor, what: str = "W") -> Tensor:
     if 0 in W.shape:
         raise InputError(f"{what} of shape {tuple(W.shape)} is empty")
     work = W.detach()
-    work = work if work.dtype in (torch.float32, torch.float64) else work.to(torch.float32)
-    # a sum is one pass without a mask; only where it is not finite (it may overflow) look at every entry
-    if not bool(torch.isfinite(work.sum())) and not bool(torch.isfinite(work).all()):
-        raise InputError(f"{what} holds NaN or infinity; clean it before approximating it")
-    return work
+    return work if work.dtype in (torch.float32, torch.float64) else work.to(torch.float32)
 
 
 def check_rank(rank: int, shape: tuple[int, ...], what: str = "rank") -> int:
@@ -93,7 +98,8 @@ def tamed(W: Tensor) -> tuple[Tensor, float]:
 
     Nothing is lost by it: only exponents change.
     """
-    largest = float(W.abs().amax())
+    low, high = torch.aminmax(W)  # one pass, and nothing of W's size
+    largest = max(-float(low), float(high))
     if largest == 0 or 2.0**-30 < largest < 2.0**30:
         return W, 1.0
     exponent = max(-1000, min(1000, -math.frexp(largest)[1]))  # 2^exponent has to be a float itself

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nlora_lab.errors import InputError, one_of
-from nlora_lab.lowrank.checks import check_matrix, tamed
+from nlora_lab.lowrank.checks import check_kind, check_matrix, tamed
 
 NORMS = ("frobenius", "spectral")
 
@@ -54,7 +54,7 @@ class LowRank:
         shape = (*self.left.shape[:-1], self.right.shape[-1])
         if isinstance(W, Tensor) and tuple(W.shape) != shape:
             raise InputError(f"W is {tuple(W.shape)} and the approximation {shape}; give the matrix it was built from")
-        work = check_matrix(W).to(self.left.dtype)
+        work = check_kind(W).to(self.left.dtype)
         if self.interpolates and work.ndim == 2 and self._was_built_from(work):
             return self._schur(work)
         if work.ndim == 2:
