@@ -87,8 +87,6 @@ def test_the_stored_record_is_of_a_full_run():
     assert {row["name"] for row in stored["rows"]} == set(bench.MEASUREMENTS)
 
 
-def test_the_readme_of_the_benchmarks_shows_the_records():
-    adapters = import_module("adapters")
+def test_the_readme_of_the_benchmarks_shows_the_record():
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert bench.stored(json.loads(bench.STORE.read_text(encoding="utf-8"))) in text
-    assert adapters.tables(json.loads((adapters.RESULTS / "adapters.json").read_text(encoding="utf-8"))) in text
