@@ -195,6 +195,8 @@ def report(runs: Sequence[Run]) -> str:
         change = run.metrics.get("step0_change", 0.0)
         if change > STEP0_NOISE:
             lines.append(f"{run.config.method} changed the model's logits by {change:.1%} before the first step.")
+        if run.error:
+            lines.append(f"{run.config.method} ended early: {run.error}.")
     if any(run.device.startswith("CPU") for run in runs):
         lines.append("Peak memory on a CPU is that of the whole process.")
     return "\n".join(lines)
@@ -215,7 +217,13 @@ def render_table(runs: Sequence[Run]) -> str:
                 "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
                 f"{row['seconds']:.1f}",
                 f"{row['peak_memory'] / 2**20:,.0f} MB",
-                "diverged" if row["diverged"] else "stopped" if row["stopped"] else "normally",
+                "diverged"
+                if row["diverged"]
+                else "stopped"
+                if row["stopped"]
+                else "failed"
+                if row["error"]
+                else "normally",
             ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]

@@ -67,3 +67,21 @@ class PeakMemory:
 
         now = torch.cuda.max_memory_allocated() if self._kind == "cuda" else self._process.memory_info().rss
         self.bytes = max(self.bytes, int(now))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that an allocation failed, on a card or on the CPU."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def release_memory(device: Device) -> None:
+    """Give back what nothing refers to any more, after an allocation has failed."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.kind == "cuda":
+        torch.cuda.empty_cache()

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
@@ -21,9 +22,11 @@ from nlora_lab.tasks import check_task
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
-FORMAT = 1  # of the JSON record; raised whenever a field changes its meaning
+FORMAT = 2  # of the JSON record; raised whenever a field changes its meaning (2: the history may leave out step and lr)
 LAST = 20  # steps that `final_loss` averages over
+SAMPLES = 3  # test items whose answers a record keeps
 STEP0_NOISE = 1e-4  # a smaller step0_change is rounding (PiSSA, DoRA) or a tiny random N (LoRA-XS)
 
 
@@ -81,6 +84,29 @@ class RunConfig:
         method = METHODS[self.method]
         return f"{method.label}, N {self.init}" if self.init not in (None, *method.inits[:1]) else method.label
 
+    @property
+    def command(self) -> str:
+        """The command line that makes this run."""
+        words = ["nlora-lab", "run"]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None and (
+                value != f.default or f.name in ("method", "rank", "lr", "steps", "task", "seed")
+            ):
+                words += [f"--{f.name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+        return shlex.join(words)
+
+    def rate_factor(self, step: int) -> float:
+        """The share of ``lr`` at optimiser step ``step`` (from 0): linear warm-up, then a cosine to 0."""
+        warm = math.ceil(self.warmup * self.steps)
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of optimiser step ``step`` (from 0)."""
+        return self.lr * self.rate_factor(step)
+
 
 def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     good = isinstance(value, int) and not isinstance(value, bool) and least <= value
@@ -125,12 +151,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished, stopped or diverged run.
+    """A finished, stopped, diverged or failed run.
 
-    ``metrics``: ``accuracy`` (test, 0 to 1), ``validation_loss`` (nats a target token),
-    and ``step0_change``: the root mean square
-    change of the logits by the adapter before any training, over that of the logits. A run that
-    diverged or was stopped has no accuracy.
+    ``metrics``: ``accuracy`` (test, 0 to 1), ``validation_loss`` (nats a target token), ``step0_change`` (the
+    root mean square change of the logits by the adapter before any training, over that of the logits) and
+    ``distance`` (‖change of W‖ / ‖W‖ over all adapted layers at the end). A run that diverged or was
+    stopped has no accuracy.
+
+    ``answers`` is what the tuned model said to the first few test items. ``together``: how many adapters trained
+    in the same loop; where it is above 1, ``seconds`` is this one's equal share of the time, and ``peak_memory``
+    that of all of them. ``error`` says what ended a run that failed (out of memory). ``weights`` are the
+    trained numbers by their names in the model that :func:`nlora_lab.training.build` makes, on the CPU; they
+    are not part of the record.
     """
 
     config: RunConfig
@@ -143,6 +175,10 @@ class Run:
     stopped: bool = False
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict, repr=False)
+    answers: tuple[str, ...] = field(default=(), repr=False)
+    together: int = 1
+    error: str = ""
+    weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -154,7 +190,7 @@ class Run:
     @property
     def final_loss(self) -> float:
         """Mean training loss of the last 20 steps, nats a target token; NaN if the run diverged."""
-        if self.diverged or not self.steps:
+        if self.diverged or self.error or not self.steps:
             return math.nan
         tail = [s.loss for s in self.steps[-LAST:]]
         return sum(tail) / len(tail)
@@ -163,6 +199,11 @@ class Run:
     def accuracy(self) -> float:
         """Test accuracy, 0 to 1; NaN if it was not measured."""
         return self.metrics.get("accuracy", math.nan)
+
+    @property
+    def ended(self) -> str:
+        """``"diverged"``, ``"stopped"`` or ``"failed"``; empty for a run that went to its end."""
+        return "failed" if self.error else "diverged" if self.diverged else "stopped" if self.stopped else ""
 
     def summary(self) -> dict[str, Any]:
         """The row of a results table, with ``None`` where there is no number."""
@@ -182,22 +223,29 @@ class Run:
             "peak_memory": self.peak_memory,
             "diverged": self.diverged,
             "stopped": self.stopped,
+            "together": self.together,
+            "error": self.error,
         }
 
-    def to_json(self) -> str:
-        """The whole record; NaN and infinity, which JSON lacks, become null."""
-        columns = {f.name: [_finite(getattr(s, f.name)) for s in self.steps] for f in fields(Step)}
+    def to_json(self, digits: int | None = None) -> str:
+        """The whole record but its weights; NaN and infinity, which JSON lacks, become null.
+
+        ``digits``: round the history to that many significant ones. What follows from the config is left
+        out of the history: the numbers of the steps, and their rates.
+        """
+        shown = [f.name for f in fields(Step)]
+        if [(s.step, s.lr) for s in self.steps] == [(i + 1, self.config.rate_at(i)) for i in range(len(self.steps))]:
+            shown = ["loss", "grad_norm"]
+        columns = {name: [_rounded(getattr(s, name), digits) for s in self.steps] for name in shown}
         record = {
             "format": FORMAT,
             "config": asdict(self.config),
             "metrics": {k: _finite(v) for k, v in self.metrics.items()},
             "final_loss": _finite(self.final_loss),
-            **{k: getattr(self, k) for k in ("trainable", "seconds", "peak_memory", "diverged", "stopped")},
-            "device": self.device,
-            "versions": self.versions,
+            **{k: getattr(self, k) for k in (*_FIELDS, *_LATER_FIELDS)},
             "history": columns,
         }
-        return json.dumps(record, separators=(",", ":")) + "\n"
+        return json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Run:
@@ -206,20 +254,18 @@ class Run:
             record = json.loads(text)
             if record["format"] > FORMAT:
                 raise InputError(f"the record has format {record['format']}, newer than {FORMAT}; update nlora-lab")
-            columns = record["history"]
-            rows = zip(columns["step"], *(map(_nan, columns[k]) for k in ("loss", "lr", "grad_norm")), strict=True)
-            steps = tuple(Step(*row) for row in rows)
             # the model of a record need not be on this machine: everything else is checked
             config = RunConfig(**{**record["config"], "model": EMBEDDED})
             object.__setattr__(config, "model", record["config"]["model"])
+            later = {k: record[k] for k in _LATER_FIELDS if k in record}
+            if "answers" in later:
+                later["answers"] = tuple(later["answers"])
             return cls(
                 config=config,
-                steps=steps,
+                steps=_steps(config, record["history"]),
                 metrics={k: _nan(v) for k, v in record["metrics"].items()},
-                **{
-                    k: record[k]
-                    for k in ("trainable", "seconds", "peak_memory", "diverged", "stopped", "device", "versions")
-                },
+                **{k: record[k] for k in _FIELDS},
+                **later,
             )
         except InputError:
             raise
@@ -259,6 +305,26 @@ def versions() -> dict[str, str]:
     """What a result depends on: Python and the libraries that compute."""
     names = ("nlora-lab", "torch", "transformers", "peft", "accelerate")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+# of Run, as they stand in a record; the later ones came after the first records had been written
+_FIELDS = ("trainable", "seconds", "peak_memory", "diverged", "stopped", "device", "versions")
+_LATER_FIELDS = ("answers", "together", "error")
+
+
+def _steps(config: RunConfig, columns: dict[str, list[Any]]) -> tuple[Step, ...]:
+    """The history's rows; what a record leaves out is computed again from its config."""
+    count = len(columns["loss"])
+    numbers = columns.get("step", list(range(1, count + 1)))
+    rates = columns.get("lr", [config.rate_at(i) for i in range(count)])
+    rows = zip(numbers, *(map(_nan, column) for column in (columns["loss"], rates, columns["grad_norm"])), strict=True)
+    return tuple(Step(*row) for row in rows)
+
+
+def _rounded(value: float, digits: int | None) -> float | None:
+    if not math.isfinite(value):
+        return None
+    return value if digits is None or isinstance(value, int) else float(f"{value:.{digits}g}")
 
 
 def _finite(value: float) -> float | None:

@@ -10,18 +10,20 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nlora_lab.batches import BatchOrder, plain_batches, training_batches
-from nlora_lab.devices import Device, PeakMemory, find_device
+from nlora_lab.devices import Device, PeakMemory, find_device, is_out_of_memory, release_memory
 from nlora_lab.evaluation import accuracy, answers, label_tokens, mean_loss
 from nlora_lab.methods import attach, check_rank, get_method, trainable_parameters
 from nlora_lab.models import LOADING, load_model
-from nlora_lab.records import Run, RunConfig, Step, versions
+from nlora_lab.records import SAMPLES, Run, RunConfig, Step, versions
 from nlora_lab.tasks import Task, load_task
+from nlora_lab.views import PeftSubject, Subject, relative_distance
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,16 +31,61 @@ if TYPE_CHECKING:
 OnStep = Callable[[Step], bool | None]
 """Called after every step; returning True ends the run there and keeps what there is."""
 
+Watch = Callable[[int, Subject], None]
+"""Called with the number of updates made so far and the model as it is then: before each update, while the gradients
+are there, and once more at the end."""
 
-def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
+
+def fine_tune(cfg: RunConfig, on_step: OnStep | None = None, watch: Watch | None = None) -> Run:
     """Fine-tune as ``cfg`` says and measure the result.
 
     A loss that is not finite ends the run as ``diverged``; ``on_step`` returning True, or an
-    interrupt (Ctrl-C, the kernel's stop button), ends it as ``stopped``. Either way everything up
-    to there is in the returned :class:`Run`. Raises :class:`nlora_lab.InputError` before any
-    training if the model, the task and the config do not fit together.
+    interrupt (Ctrl-C, the kernel's stop button), ends it as ``stopped``; too little memory ends it with an
+    ``error``, which says what would help. In every case all steps up to there are in the returned
+    :class:`Run`. Raises :class:`nlora_lab.InputError` before any training if the model, the task and the config do
+    not fit together.
     """
     device = find_device(cfg.device)
+    trail = Trail()
+    try:
+        return _fine_tune(cfg, device, trail, on_step, watch)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        trail.error = memory_advice(cfg, device)
+    release_memory(device)  # here the frames that held the model are gone
+    return trail.run(cfg, device)
+
+
+@dataclass
+class Trail:
+    """What a run has left behind so far."""
+
+    steps: list[Step] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    trainable: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+    diverged: bool = False
+    stopped: bool = False
+    answers: tuple[str, ...] = ()
+    together: int = 1
+    error: str = ""
+    weights: dict[str, torch.Tensor] | None = None
+
+    def add(self, step: Step) -> bool:
+        """Note a step; whether the run can go on from it."""
+        self.steps.append(step)
+        self.diverged = not (math.isfinite(step.loss) and math.isfinite(step.grad_norm))
+        return not self.diverged
+
+    def run(self, cfg: RunConfig, device: Device) -> Run:
+        """The record of it."""
+        left = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Run(cfg, **{**left, "steps": tuple(self.steps)}, device=device.words, versions=versions())
+
+
+def _fine_tune(cfg: RunConfig, device: Device, trail: Trail, on_step: OnStep | None, watch: Watch | None) -> Run:
     accelerator = make_accelerator(device)
     task = load_task(cfg.task, difficulty=cfg.difficulty)
     model, tokenizer = build(cfg)
@@ -46,16 +93,17 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
         label_tokens(tokenizer, task.labels)  # they must differ, and that is to be known before training
     model.to(accelerator.device)
     batches = training_batches(task.train, tokenizer, BatchOrder(len(task.train), cfg.steps, cfg.batch_size, cfg.seed))
-    probe = next(plain_batches(task.validation, tokenizer, model.device))
-    metrics = {"step0_change": step0_change(model, probe, untouched(cfg, model.device))}
+    base = untouched(cfg)
+    trail.metrics["step0_change"] = first_change(model, tokenizer, task, base)
+    trail.trainable = trainable_parameters(model)
+    subject = PeftSubject(model, base)
 
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=cfg.lr, weight_decay=cfg.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, cfg))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cfg.rate_factor)
     model, optimizer, batches, schedule = accelerator.prepare(model, optimizer, batches, schedule)
 
-    steps: list[Step] = []
-    memory, diverged, stopped = PeakMemory(device.kind), False, False
+    memory = PeakMemory(device.kind)
     with LOADING:  # not while another thread draws the weights of its adapter
         torch.manual_seed(cfg.seed + 1)  # dropout
     model.train()
@@ -66,39 +114,47 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None) -> Run:
             accelerator.backward(loss)
             memory.look()
             grad_norm = accelerator.clip_grad_norm_(weights, cfg.clip_norm or math.inf)
-            step = Step(number, loss.item(), schedule.get_last_lr()[0], grad_norm.item())
-            steps.append(step)
-            if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
-                diverged = True
+            step = Step(number, loss.item(), cfg.rate_at(number - 1), grad_norm.item())
+            if not trail.add(step):
                 break
+            if watch is not None:
+                watch(number - 1, subject)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             if on_step is not None and on_step(step):
-                stopped = number < cfg.steps
+                trail.stopped = number < cfg.steps
                 break
     except KeyboardInterrupt:
-        stopped = True
-    seconds = time.perf_counter() - started
+        trail.stopped = True
+    finally:
+        trail.seconds, trail.peak_memory = time.perf_counter() - started, memory.bytes
 
-    if not (diverged or stopped):
+    model = accelerator.unwrap_model(model)
+    trail.weights = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+    if not trail.diverged:
         try:
-            metrics |= measure(accelerator.unwrap_model(model), tokenizer, task)
+            if watch is not None:
+                watch(len(trail.steps), subject)
+            finish(trail, model, tokenizer, task, subject)
             memory.look()
         except KeyboardInterrupt:
-            stopped = True
-    return Run(
-        config=cfg,
-        steps=tuple(steps),
-        metrics=metrics,
-        trainable=trainable_parameters(model),
-        seconds=seconds,
-        peak_memory=memory.bytes,
-        diverged=diverged,
-        stopped=stopped,
-        device=device.words,
-        versions=versions(),
-    )
+            trail.stopped = True
+    trail.peak_memory = memory.bytes
+    return trail.run(cfg, device)
+
+
+def finish(trail: Trail, model: Any, tokenizer: Any, task: Task, subject: Subject) -> None:
+    """Measure what was trained; of a stopped run only what is quick."""
+    trail.metrics["distance"] = relative_distance(subject.layers())
+    if trail.stopped:
+        trail.answers = tuple(a.said for a in answers(model, tokenizer, task, "test", SAMPLES))
+        return
+    given = answers(model, tokenizer, task, "test")
+    trail.answers = tuple(a.said for a in given[:SAMPLES])
+    trail.metrics["accuracy"] = accuracy(given)
+    # the loss that learning rates are chosen by
+    trail.metrics["validation_loss"] = mean_loss(model, plain_batches(task.validation, tokenizer, model.device))
 
 
 def build(cfg: RunConfig) -> tuple[Any, Any]:
@@ -151,17 +207,19 @@ def check(configs: Sequence[RunConfig]) -> None:
                 check_rank(model, cfg.rank)
 
 
-def rate_factor(step: int, cfg: RunConfig) -> float:
-    """The share of ``cfg.lr`` at optimiser step ``step`` (from 0): linear warm-up, then a cosine to 0."""
-    warm = math.ceil(cfg.warmup * cfg.steps)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, cfg.steps - warm)))
+def untouched(cfg: RunConfig) -> Any:
+    """The base model once more, on the CPU, for what writes its weights; else ``None``."""
+    method = get_method(cfg.method)
+    return load_model(cfg.model)[0] if method.writes_base or method.build is None else None
 
 
-def untouched(cfg: RunConfig, device: torch.device) -> Any:
-    """The base model once more, for a method whose ``disable_adapter`` does not give it back; else ``None``."""
-    return load_model(cfg.model)[0].to(device) if get_method(cfg.method).writes_base else None
+def first_change(model: Any, tokenizer: Any, task: Task, base: Any) -> float:
+    """:func:`step0_change` on the first validation items. ``base`` comes back to the CPU, where it was."""
+    probe = next(plain_batches(task.validation, tokenizer, model.device))
+    change = step0_change(model, probe, None if base is None else base.to(model.device))
+    if base is not None:
+        base.to("cpu")
+    return change
 
 
 @torch.no_grad()
@@ -181,12 +239,10 @@ def step0_change(model: Any, batch: dict[str, torch.Tensor], base: Any = None) -
     return float((after - before).norm() / before.norm())
 
 
-def measure(model: Any, tokenizer: Any, task: Task) -> dict[str, float]:
-    """Test accuracy, and the validation loss that learning rates are chosen by."""
-    return {
-        "accuracy": accuracy(answers(model, tokenizer, task, "test")),
-        "validation_loss": mean_loss(model, plain_batches(task.validation, tokenizer, model.device)),
-    }
+def memory_advice(cfg: RunConfig, device: Device) -> str:
+    """What ended a run, and what would help, in a sentence."""
+    halved = f"batch_size={max(1, cfg.batch_size // 2)}" if cfg.batch_size > 1 else "a smaller model"
+    return f"out of memory on {device.words}: try {halved}, a smaller rank, or device='cpu'"
 
 
 def make_accelerator(device: Device) -> Accelerator:

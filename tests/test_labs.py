@@ -144,13 +144,13 @@ def test_an_unknown_model_is_refused_at_once():
 
 def test_stop_while_a_run_is_measured_does_not_start_the_next(monkeypatch):
     lab = small(FineTuneLab(("lora", "slora"), figures="image"))
-    real = training.measure
+    real = training.finish
 
     def stop_then_measure(*args):
         lab.stop.click()
         return real(*args)
 
-    monkeypatch.setattr(training, "measure", stop_then_measure)
+    monkeypatch.setattr(training, "finish", stop_then_measure)
     lab.run.click()
     assert [r.config.method for r in lab.wait()] == ["lora"]
     assert "Stopped" in lab._status.value

@@ -58,7 +58,7 @@ def test_a_damaged_record_is_refused(tmp_path, text):
 
 
 def test_a_newer_record_is_refused_and_a_missing_one_named(tmp_path):
-    newer = some_run().to_json().replace('"format":1', '"format":99')
+    newer = some_run().to_json().replace('"format":2', '"format":99')
     with pytest.raises(InputError, match="format 99"):
         Run.from_json(newer)
     with pytest.raises(InputError, match=r"nothing\.json"):

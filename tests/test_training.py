@@ -9,7 +9,7 @@ from nlora_lab import methods, training
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
 from nlora_lab.records import STEP0_NOISE, RunConfig
-from nlora_lab.training import fine_tune, race, rate_factor
+from nlora_lab.training import fine_tune, race
 
 QUICK = {"steps": 3, "batch_size": 4, "task": "entailment"}
 
@@ -80,7 +80,7 @@ def test_the_seed_decides_the_weights_too():
 
 def test_the_rate_warms_up_and_falls_to_zero():
     cfg = RunConfig(steps=100, warmup=0.1)
-    factors = [rate_factor(s, cfg) for s in range(101)]
+    factors = [cfg.rate_factor(s) for s in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == 1.0
     assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
@@ -132,7 +132,7 @@ def test_an_interrupt_while_measuring_keeps_the_trained_steps(monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "measure", interrupt)
+    monkeypatch.setattr(training, "finish", interrupt)
     run = fine_tune(RunConfig(**QUICK))
     assert run.stopped
     assert len(run.steps) == 3

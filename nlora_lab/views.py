@@ -1,0 +1,195 @@
+"""What can be seen of an adapted layer while it trains: its factors, their gradients, the change of its weight.
+
+One description for every method and both ways to train (:mod:`nlora_lab.training`, :mod:`nlora_lab.racing`), so that
+what looks inside a run (:mod:`nlora_lab.inside`) need not know which method it looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+PREFIX = "base_model.model."  # what PEFT puts before the names of the base model's modules
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change of a weight (m, n): ``left (m, k) @ right (k, n)``; where ``right`` is ``None``, ``left`` itself."""
+
+    left: Tensor
+    right: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """The change as one (m, n) matrix."""
+        return self.left if self.right is None else self.left @ self.right
+
+    def singular_values(self) -> Tensor:
+        """All singular values that can differ from zero, descending, float64: at most k of them.
+
+        Of a product, from two QR decompositions and a k × k matrix: the (m, n) matrix is never formed.
+        """
+        values: Tensor = torch.linalg.svdvals(self._core())
+        return values
+
+    def _core(self) -> Tensor:
+        """A matrix with the singular values of the change, as small as it can be."""
+        if self.right is None:
+            return self.left.to(torch.float64)
+        left, right = self.left.to(torch.float64), self.right.to(torch.float64)
+        if left.shape[1] > min(left.shape[0], right.shape[1]):
+            return left @ right
+        outer, inner = torch.linalg.qr(left, mode="r").R, torch.linalg.qr(right.T, mode="r").R
+        return outer @ inner.T
+
+    def norm(self) -> float:
+        """The Frobenius norm, from traces of k × k matrices in float64."""
+        if self.right is None:
+            return float(torch.linalg.vector_norm(self.left.to(torch.float64)))
+        left, right = self.left.to(torch.float64), self.right.to(torch.float64)
+        return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One adapted layer at one moment.
+
+    ``weight`` (m, n) is W before any tuning, ``factors`` what trains, by the paper's letters ("A", "N", "B"; "m" the
+    lengths of DoRA; "W" in full fine-tuning), ``gradients`` the same where there is one just now. All
+    are the live tensors, detached: copy what is to be kept.
+    """
+
+    name: str
+    weight: Tensor
+    factors: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+    make_change: Callable[[], Change] = field(repr=False)
+
+    @property
+    def change(self) -> Change:
+        """How far the weight is from W now."""
+        return self.make_change()
+
+
+class Subject(Protocol):
+    """A model being tuned, to be looked at."""
+
+    def layers(self) -> Iterator[LayerView]:
+        """Its adapted layers, in the model's order."""
+
+
+class PeftSubject:
+    """A model that :func:`nlora_lab.methods.attach` returned; to be made *before* its first step.
+
+    ``base``: the untouched base model, for what writes the base weights: full fine-tuning, PiSSA, OLoRA.
+    """
+
+    def __init__(self, model: Any, base: Any = None) -> None:
+        self._tuned = hasattr(model, "peft_config")
+        self._base = base
+        self._layers = _adapted(model) if self._tuned else _linear(model)
+        # PiSSA and OLoRA take their start out of the frozen weight: their change counts from there
+        writes = self._tuned and base is not None
+        self._starts = {n: _start(layer) for n, layer in self._layers.items()} if writes else {}
+
+    @torch.no_grad()
+    def layers(self) -> Iterator[LayerView]:
+        """The adapted layers; in full fine-tuning every linear layer."""
+        for name, layer in self._layers.items():
+            if not self._tuned:
+                yield self._full(name, layer)
+            elif hasattr(layer, "update_factors"):
+                yield self._ours(name, layer)
+            else:
+                yield self._lora(name, layer)
+
+    def _full(self, name: str, layer: Any) -> LayerView:
+        before = _matrix(self._base.get_submodule(name))
+        return LayerView(
+            name, before, *_trained({"W": layer.weight}, _flip(layer)), lambda: Change(_matrix(layer) - before)
+        )
+
+    def _ours(self, name: str, layer: Any) -> LayerView:
+        adapter = layer.active_adapters[0]
+        parts = {f: getattr(layer, f"nlora_{f}")[adapter].weight for f in "ANB"}
+
+        def change() -> Change:
+            left, right = layer.update_factors(adapter)
+            return Change(left.detach() * layer.scaling[adapter], right.detach())
+
+        return LayerView(name, layer.original_matrix().detach(), *_trained(parts), change)
+
+    def _lora(self, name: str, layer: Any) -> LayerView:
+        adapter = layer.active_adapters[0]
+        A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        parts, scale = {"A": A, "B": B}, layer.scaling[adapter]
+        W = _matrix(layer.get_base_layer() if self._base is None else self._base.get_submodule(name))
+        if adapter in layer.lora_magnitude_vector:
+            lengths = layer.lora_magnitude_vector[adapter].weight
+            return LayerView(name, W, *_trained({**parts, "m": lengths}), lambda: _dora(W, A, B, scale, lengths))
+        start = self._starts.get(name)
+
+        def change() -> Change:
+            if start is None:
+                return Change(B.detach() * scale, A.detach())
+            return Change(torch.cat([B.detach(), -start[1]], 1) * scale, torch.cat([A.detach(), start[0]]))
+
+        return LayerView(name, W, *_trained(parts), change)
+
+
+def _adapted(model: Any) -> dict[str, Any]:
+    found = ((n.removeprefix(PREFIX), m) for n, m in model.named_modules() if hasattr(m, "get_base_layer"))
+    return {name: module for name, module in found if hasattr(module, "active_adapters")}
+
+
+def _linear(model: Any) -> dict[str, Any]:
+    from nlora_lab.models import linear_layers
+
+    return linear_layers(model)
+
+
+def _start(layer: Any) -> tuple[Tensor, Tensor]:
+    adapter = layer.active_adapters[0]
+    return layer.lora_A[adapter].weight.detach().clone(), layer.lora_B[adapter].weight.detach().clone()
+
+
+def _flip(layer: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(layer, Conv1D)  # GPT-2 stores W transposed
+
+
+def _matrix(layer: Any) -> Tensor:
+    weight: Tensor = layer.weight.detach()
+    return weight.T if _flip(layer) else weight
+
+
+def _trained(parts: Mapping[str, Tensor], flipped: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What trains of ``parts``, and the gradients that are there."""
+
+    def seen(t: Tensor) -> Tensor:
+        return t.detach().T if flipped else t.detach()
+
+    moving = {name: p for name, p in parts.items() if p.requires_grad}
+    return (
+        {name: seen(p) for name, p in moving.items()},
+        {name: seen(p.grad) for name, p in moving.items() if p.grad is not None},
+    )
+
+
+def _dora(W: Tensor, A: Tensor, B: Tensor, scale: float, lengths: Tensor) -> Change:
+    """DoRA's weight is a direction of each row times its length: dense, not of low rank."""
+    moved = W + scale * (B.detach() @ A.detach())
+    return Change(moved * (lengths.detach() / torch.linalg.vector_norm(moved, dim=1))[:, None] - W)
+
+
+def relative_distance(layers: Iterator[LayerView]) -> float:
+    """``‖change of W‖ / ‖W‖``, Frobenius norms over all adapted layers together."""
+    moved = size = 0.0
+    for layer in layers:
+        moved += layer.change.norm() ** 2
+        size += float(torch.linalg.vector_norm(layer.weight.to(torch.float64))) ** 2
+    return (moved / size) ** 0.5 if size else 0.0
