@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from nlora_lab.plots import chart, method_bars
     from nlora_lab.records import Run, RunConfig, table
     from nlora_lab.spectra import scan, spectrum
+    from nlora_lab.store import RunStore
+    from nlora_lab.sweeps import sweep
     from nlora_lab.symmetry import permute_heads, permute_neurons
     from nlora_lab.tasks import Task, load_task
     from nlora_lab.training import fine_tune, race
@@ -57,6 +59,7 @@ _HOME = {
     "NystromLab": "labs",
     "Run": "records",
     "RunConfig": "records",
+    "RunStore": "store",
     "SpectrumLab": "labs",
     "SvdLab": "labs",
     "Task": "tasks",
@@ -94,6 +97,7 @@ _HOME = {
     "spectrum": "spectra",
     "stable_rank": "measures",
     "step0_meter": "meters",
+    "sweep": "sweeps",
     "table": "records",
     "truncated_svd": "lowrank",
     "with_spectrum": "examples",
@@ -109,6 +113,7 @@ __all__ = [
     "NystromLab",
     "Run",
     "RunConfig",
+    "RunStore",
     "SpectrumLab",
     "SvdLab",
     "Task",
@@ -146,6 +151,7 @@ __all__ = [
     "spectrum",
     "stable_rank",
     "step0_meter",
+    "sweep",
     "table",
     "truncated_svd",
     "with_spectrum",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 START = "00_start_here.ipynb"
 COPIES = "nlora-lab-notebooks"
 DEFAULT_LR = 2e-4
+GRID_EXAMPLE = '{"method": ["lora", "nlora"], "lr": [2e-4, 1e-2], "seed": [0, 1]}'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(race)
     race.set_defaults(command=_race)
 
+    sweep = commands.add_parser("sweep", help="many runs into one store, by as many processes as there are cores")
+    sweep.add_argument("grid", help="recorded (the runs that ship), or a JSON file: fields with lists of values")
+    sweep.add_argument("--store", type=Path, metavar="FOLDER", help="where the records go (recorded: data/results)")
+    sweep.add_argument("--workers", type=int, help="processes (default: one a core)")
+    sweep.add_argument(
+        "--pack", action="store_true", help="in the end, one file a task and method instead of one a run"
+    )
+    sweep.add_argument("--json", action="store_true", help="the table as JSON on stdout")
+    sweep.set_defaults(command=_sweep)
+
     run = commands.add_parser("run", help="fine-tune with one method")
     run.add_argument("--method", dest="methods", default="lora", help="its name (default: %(default)s)")
     _run_options(run)
@@ -95,6 +106,11 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     add("--model", default="embedded", help="embedded, a folder, or a hub id (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights, data order and dropout (default: %(default)s)")
     add("--device", help="cuda, mps or cpu (default: the best one here)")
+    add(
+        "--warmup", type=float, default=0.03, help="share of the steps over which the rate rises (default: %(default)s)"
+    )
+    add("--weight-decay", type=float, default=0.0, help="AdamW's (default: %(default)s)")
+    add("--dropout", type=float, default=0.0, help="of the adapter's input (default: %(default)s)")
     add("--clip-norm", type=float, help="clip the gradient's norm (default: no clipping)")
     add("--out", type=Path, metavar="FOLDER", help="write one JSON record a run into this folder")
     add("--json", action="store_true", help="only JSON on stdout")
@@ -136,6 +152,39 @@ def _race(options: argparse.Namespace) -> int:
     return 0 if len(runs) == len(configs) and not runs[-1].stopped else 130
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from nlora_lab.store import RunStore
+    from nlora_lab.sweeps import sweep
+
+    grid: Any
+    if options.grid == "recorded":
+        from nlora_lab.recorded import recorded_grid, recorded_store
+
+        grid, store = recorded_grid(), recorded_store() if options.store is None else RunStore(options.store)
+    else:
+        grid = _grid_file(Path(options.grid))
+        if options.store is None:
+            raise InputError("--store is missing: name the folder the records go to, for example --store runs")
+        store = RunStore(options.store)
+    try:
+        rows = sweep(grid, store, options.workers)
+    finally:
+        if options.pack:
+            print(f"nlora-lab: packed {store.pack()} records", file=sys.stderr)
+    print(rows.to_json(orient="records") if options.json else rows.to_string(index=False))
+    return 0
+
+
+def _grid_file(path: Path) -> Any:
+    try:
+        grid = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no grid ({error}); write JSON such as {GRID_EXAMPLE}, or say: recorded") from error
+    if not isinstance(grid, dict):
+        raise InputError(f"{path} is no grid: it holds a {type(grid).__name__}; write JSON such as {GRID_EXAMPLE}")
+    return grid
+
+
 def _configs(options: argparse.Namespace) -> list[RunConfig]:
     from nlora_lab.methods import get_method
     from nlora_lab.records import RunConfig
@@ -151,6 +200,7 @@ def _configs(options: argparse.Namespace) -> list[RunConfig]:
         key: getattr(options, key)
         for key in (
             "rank", "alpha", "steps", "batch_size", "task", "difficulty", "model", "seed", "device", "clip_norm",
+            "warmup", "weight_decay", "dropout",
         )
     }  # fmt: skip
     return [

@@ -42,7 +42,8 @@ class Change:
         left, right = self.left.to(torch.float64), self.right.to(torch.float64)
         if left.shape[1] > min(left.shape[0], right.shape[1]):
             return left @ right
-        outer, inner = torch.linalg.qr(left, mode="r").R, torch.linalg.qr(right.T, mode="r").R
+        outer: Tensor = torch.linalg.qr(left, mode="r").R
+        inner: Tensor = torch.linalg.qr(right.T, mode="r").R
         return outer @ inner.T
 
     def norm(self) -> float:

@@ -1,0 +1,76 @@
+"""The grid of recorded runs that ship with the package, and which the lab shows before anything is trained.
+
+``nlora-lab sweep recorded`` makes what is missing of it. The order is that of importance: whatever there is of it so
+far is the most useful part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nlora_lab.files import shipped
+from nlora_lab.methods import METHODS
+from nlora_lab.records import RunConfig
+from nlora_lab.store import RunStore
+from nlora_lab.tasks import TASKS
+
+SHARED = 2e-4  # the NLoRA paper's rate, tried with every method
+RANK, STEPS, BATCH = 8, 250, 16
+LADDER = [float(f"{c}e{e}") for e in range(-5, 1) for c in (1, 2, 5)]  # a learner reads 1, 2, 5 without counting
+SPAN = {  # each method's own useful range of rates, from starved to past the cliff
+    "full": (5e-5, 5e-3),
+    "lora": (5e-4, 5e-2),
+    "rslora": (2e-4, 2e-2),
+    "dora": (5e-4, 5e-2),
+    "pissa": (1e-4, 2e-2),
+    "olora": (2e-5, 5e-3),
+    "lora-xs": (1e-3, 2e-1),
+    "slora": (5e-4, 5e-2),
+    "nlora": (1e-5, 2e-3),
+    "nlora-pivoted": (1e-4, 1e-2),
+    "nlora-core": (5e-4, 2e-2),
+    "nlora-balanced": (1e-4, 1e-2),
+    "nlora-released": (5e-4, 5e-2),
+    "inttune": (2e-3, 5e-1),
+}
+FIRST = ("lora", "slora", "nlora")  # the lab opens on them
+RANKS = (1, 2, 4, 16, 32)
+AROUND = {"lora": (2e-3, 5e-3, 1e-2, 2e-2), "slora": (2e-3, 5e-3, 1e-2, 2e-2), "nlora": (5e-5, 1e-4, 5e-4)}
+
+
+def rates(method: str) -> list[float]:
+    """The recorded rates of a method: its own range, and the shared one."""
+    low, high = SPAN[method]
+    own = [rate for rate in LADDER if low * 0.99 <= rate <= high * 1.01]
+    return sorted({*own, SHARED})
+
+
+def _config(task: str, method: str, lr: float, seed: int, rank: int = RANK, init: str | None = None) -> RunConfig:
+    return RunConfig(
+        method=method, task=task, lr=lr, seed=seed, rank=rank, init=init, steps=STEPS, batch_size=BATCH, device="cpu"
+    )
+
+
+def recorded_grid() -> list[RunConfig]:
+    """Every config of the grid: rates × methods × tasks at one seed, then ranks, inits of N, and more seeds."""
+    words, others = next(iter(TASKS)), [name for name in METHODS if name not in FIRST]
+    grid = [_config(task, m, lr, 0) for task in TASKS for m in FIRST for lr in rates(m)]
+    grid += [_config(task, m, lr, 0) for task in TASKS for m in others for lr in rates(m)]
+    grid += [_config(words, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED, *AROUND[m])]
+    inits = METHODS["slora"].inits[1:]
+    grid += [_config(words, "slora", lr, 0, init=init) for init in inits for lr in (SHARED, *AROUND["slora"])]
+    for seed in (1, 2):
+        grid += [_config(task, m, lr, seed) for task in TASKS for m in FIRST for lr in rates(m)]
+    for seed in (1, 2):
+        grid += [_config(task, m, lr, seed) for task in TASKS for m in others for lr in rates(m)]
+    return grid
+
+
+def recorded_store() -> RunStore:
+    """The recorded runs that ship with the package."""
+    return RunStore(shipped("data") / "results")
+
+
+def recorded_folder() -> Path:
+    """Where they lie."""
+    return recorded_store().path

@@ -1,0 +1,213 @@
+"""Many runs into one store, by as many processes as there are cores; killed at any moment, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlora_lab.devices import find_device
+from nlora_lab.errors import InputError, one_of
+from nlora_lab.methods import METHODS
+from nlora_lab.progress import ProgressLine
+from nlora_lab.records import Run, RunConfig, table, versions
+from nlora_lab.store import RunStore, run_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEATHS = 2  # a run during which this many workers died is recorded as failed
+Grid = Mapping[str, Any] | Iterable[RunConfig]
+
+
+def expand(grid: Grid) -> list[RunConfig]:
+    """Every config of a grid, each once: ``{"method": ["lora", "nlora"], "lr": [1e-3, 1e-2], "seed": range(3)}``.
+
+    A value that is no list stands for itself. ``init`` is left out for methods without a choice, so that a grid
+    over inits can hold them. A list of :class:`RunConfig` is returned as it is, without doubles. Raises
+    :class:`nlora_lab.InputError` for a field that :class:`RunConfig` lacks, an empty list, and every bad value.
+    """
+    if not isinstance(grid, Mapping):
+        return list({run_key(cfg): cfg for cfg in grid}.values())
+    known = [f.name for f in fields(RunConfig)]
+    axes: dict[str, list[Any]] = {}
+    for name, values in grid.items():
+        one_of("grid field", name, known)
+        axes[name] = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+        if not axes[name]:
+            raise InputError(f"the grid has no value for {name!r}; give one at least, or leave it out")
+    configs = []
+    for values in product(*axes.values()):
+        asked = dict(zip(axes, values, strict=True))
+        if asked.get("method", "lora") in METHODS and not METHODS[asked.get("method", "lora")].inits:
+            asked.pop("init", None)
+        configs.append(RunConfig(**asked))
+    return expand(configs)
+
+
+def sweep(
+    grid: Grid, store: RunStore | str | Path, workers: int | None = None, *, progress: bool = True
+) -> pd.DataFrame:
+    """Make every run of ``grid`` that ``store`` lacks, and return all of them, one row a run in the grid's order.
+
+    ``grid``: fields of :class:`RunConfig` with lists of values, or configs (see :func:`expand`). ``store``: a folder.
+    ``workers``: processes, each with a single thread on a CPU; by default one a core, or one where there is a card. The
+    workers end with this process. A run that diverges or runs out of memory is a result; an interrupt ends
+    the sweep with a ``KeyboardInterrupt``, and calling it again makes what is missing. Several sweeps, here or on
+    other machines, may work on one store at the same time.
+
+    Raises :class:`nlora_lab.InputError` before anything is trained for a bad grid, a store that cannot be written and a
+    number of workers below 1; :class:`RuntimeError` at the end if runs failed for another reason than
+    memory, with what the first of them said.
+    """
+    store = store if isinstance(store, RunStore) else RunStore(store)
+    configs = expand(grid)
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise InputError(f"workers={workers!r} must be a whole number of at least 1")
+    missing = [cfg for cfg in configs if cfg not in store]
+    if missing:
+        from nlora_lab.training import check
+
+        check(missing)
+        store.check_writable()
+        _Crew(missing, store, min(workers or default_workers(), len(missing)), progress).work()
+    found = {run_key(run.config): run for run in store}
+    return table(found[run_key(cfg)] for cfg in configs if run_key(cfg) in found)
+
+
+def default_workers() -> int:
+    """One a CPU core, as far as this process may use them; one for a card."""
+    if find_device().kind != "cpu":
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[str]
+    at: str = ""  # the run it is making
+    errors: list[str] = field(default_factory=list)
+
+
+class _Crew:
+    """The workers of one sweep, and what they say."""
+
+    def __init__(self, configs: Sequence[RunConfig], store: RunStore, size: int, progress: bool) -> None:
+        self.configs = {run_key(cfg): cfg for cfg in configs}
+        self.store, self.size = store, size
+        self.news: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
+        self.at_work: list[_Worker] = []
+        self.deaths: dict[str, int] = {}
+        self.failed: dict[str, str] = {}
+        self.steps: dict[str, int] = {}
+        self.line = ProgressLine(sum(cfg.steps for cfg in configs)) if progress else None
+        if self.line is not None:
+            device = find_device()
+            where = "the CPU, one thread each" if device.kind == "cpu" else device.words
+            self.line.say(f"{len(configs)} runs by {size} worker{'s' * (size > 1)} on {where}")
+
+    def work(self) -> None:
+        """Until every run is there or has failed."""
+        try:
+            for _ in range(self.size):
+                self._hire()
+            while self.at_work:
+                worker, event = self.news.get()
+                if event is None:
+                    self._gone(worker)
+                else:
+                    self._hear(worker, event)
+        finally:
+            self._dismiss()
+            if self.line is not None:
+                self.line.close()
+        if self.failed:
+            key, why = next(iter(self.failed.items()))
+            raise RuntimeError(f"{len(self.failed)} of {len(self.configs)} runs failed; {key}:\n{why}")
+
+    def _hire(self) -> None:
+        threads = 1 if find_device().kind == "cpu" else 0
+        calm = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **({"OMP_NUM_THREADS": "1"} if threads else {})}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nlora_lab.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=calm,
+            start_new_session=True,  # the terminal's Ctrl-C is for the parent
+        )  # fmt: skip
+        worker = _Worker(process)
+        self.at_work.append(worker)
+        left = [asdict(cfg) for key, cfg in self.configs.items() if key not in self.failed]
+        assert process.stdin is not None
+        with suppress(OSError):  # it has died already: its listener will say so
+            process.stdin.write(
+                json.dumps({"store": str(self.store.path), "threads": threads or os.cpu_count(), "configs": left})
+                + "\n"
+            )
+            process.stdin.flush()
+        threading.Thread(target=self._listen, args=(worker,), daemon=True, name="nlora-lab-sweep").start()
+
+    def _listen(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        for line in worker.process.stdout:
+            with suppress(ValueError):  # a library's print
+                self.news.put((worker, json.loads(line)))
+        self.news.put((worker, None))
+
+    def _hear(self, worker: _Worker, event: dict[str, Any]) -> None:
+        key = event["key"]
+        if event["event"] == "start":
+            worker.at = key
+        elif event["event"] == "error":
+            self.failed[key] = event["text"]
+        else:
+            done = self.configs[key].steps if event["event"] == "done" else event["step"]
+            worker.at = "" if event["event"] == "done" else key
+            gained, self.steps[key] = done - self.steps.get(key, 0), done
+            if self.line is not None:
+                self.line.advance(f"{sum(k in self.steps for k in self.configs)}/{len(self.configs)} {key}", gained)
+
+    def _gone(self, worker: _Worker) -> None:
+        """A worker has ended: because all is done, because a run raised, or because something killed it."""
+        self.at_work.remove(worker)
+        code, key = worker.process.wait(), worker.at
+        if code == 0:
+            return
+        if key and key not in self.failed:
+            self.deaths[key] = self.deaths.get(key, 0) + 1
+            if self.deaths[key] >= DEATHS:
+                self._record_death(self.configs[key], code)
+        elif not key and code != 0:
+            self.deaths[""] = self.deaths.get("", 0) + 1
+            if self.deaths[""] > self.size:
+                self.failed["a worker"] = (
+                    f"ended with code {code} before its first run; try: python -m nlora_lab.worker"
+                )
+                return
+        if any(k not in self.failed and cfg not in self.store for k, cfg in self.configs.items()):
+            self._hire()
+
+    def _record_death(self, cfg: RunConfig, code: int) -> None:
+        if cfg in self.store:
+            return
+        why = (
+            f"its process was killed {DEATHS} times (exit code {code}), probably for want of memory: try fewer workers"
+        )
+        self.store.add(
+            Run(cfg, (), {}, 0, 0.0, 0, device=find_device(cfg.device).words, versions=versions(), error=why)
+        )
+
+    def _dismiss(self) -> None:
+        for worker in self.at_work:
+            worker.process.kill()
+        for worker in self.at_work:
+            worker.process.wait()
