@@ -6,14 +6,17 @@ far is the most useful part.
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from nlora_lab.files import shipped
 from nlora_lab.methods import METHODS
-from nlora_lab.records import RunConfig
+from nlora_lab.records import SAMPLES, RunConfig
 from nlora_lab.store import RunStore
 from nlora_lab.tasks import TASKS
 
+BEFORE = "before/embedded.json"
 SHARED = 2e-4  # the NLoRA paper's rate, tried with every method
 RANK, STEPS, BATCH = 8, 250, 16
 LADDER = [float(f"{c}e{e}") for e in range(-5, 1) for c in (1, 2, 5)]  # a learner reads 1, 2, 5 without counting
@@ -38,6 +41,14 @@ RANKS = (1, 2, 4, 16, 32)
 AROUND = {"lora": (2e-3, 5e-3, 1e-2, 2e-2), "slora": (2e-3, 5e-3, 1e-2, 2e-2), "nlora": (5e-5, 1e-4, 5e-4)}
 
 
+@dataclass(frozen=True)
+class Before:
+    """The untouched model on a task: accuracy (0 to 1) and what it says to the first test items."""
+
+    accuracy: float
+    answers: tuple[str, ...]
+
+
 def rates(method: str) -> list[float]:
     """The recorded rates of a method: its own range, and the shared one."""
     low, high = SPAN[method]
@@ -52,18 +63,18 @@ def _config(task: str, method: str, lr: float, seed: int, rank: int = RANK, init
 
 
 def recorded_grid() -> list[RunConfig]:
-    """Every config of the grid: rates × methods × tasks at one seed, then ranks, inits of N, and more seeds."""
+    """Every config of the grid, the most telling ones first, so that a part of it is of use."""
     words, others = next(iter(TASKS)), [name for name in METHODS if name not in FIRST]
-    grid = [_config(task, m, lr, 0) for task in TASKS for m in FIRST for lr in rates(m)]
-    grid += [_config(task, m, lr, 0) for task in TASKS for m in others for lr in rates(m)]
-    grid += [_config(words, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED, *AROUND[m])]
     inits = METHODS["slora"].inits[1:]
+    grid = [_config(task, m, lr, 0) for task in TASKS for m in FIRST for lr in rates(m)]
+    grid += [_config(words, m, lr, 0) for m in others for lr in rates(m)]
+    grid += [_config(words, m, lr, seed) for seed in (1, 2) for m in FIRST for lr in rates(m)]
+    grid += [_config(words, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED, *AROUND[m])]
     grid += [_config(words, "slora", lr, 0, init=init) for init in inits for lr in (SHARED, *AROUND["slora"])]
+    grid += [_config(task, m, lr, 0) for task in TASKS for m in others for lr in rates(m)]
     for seed in (1, 2):
-        grid += [_config(task, m, lr, seed) for task in TASKS for m in FIRST for lr in rates(m)]
-    for seed in (1, 2):
-        grid += [_config(task, m, lr, seed) for task in TASKS for m in others for lr in rates(m)]
-    return grid
+        grid += [_config(task, m, lr, seed) for task in TASKS for m in METHODS for lr in rates(m)]
+    return list(dict.fromkeys(grid))
 
 
 def recorded_store() -> RunStore:
@@ -71,6 +82,26 @@ def recorded_store() -> RunStore:
     return RunStore(shipped("data") / "results")
 
 
-def recorded_folder() -> Path:
-    """Where they lie."""
-    return recorded_store().path
+def before(task: str) -> Before | None:
+    """What the embedded model made of a task before any tuning, as it was recorded."""
+    try:
+        known = json.loads((recorded_store().path / BEFORE).read_text(encoding="utf-8"))[task]
+        return Before(known["accuracy"], tuple(known["answers"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def record_before(folder: Path) -> Path:
+    """Measure :func:`before` for every task and write it into ``folder``."""
+    from nlora_lab.evaluation import accuracy, answers
+    from nlora_lab.models import load_model
+    from nlora_lab.tasks import load_task
+
+    model, tokenizer = load_model()
+    found = {}
+    for name in TASKS:
+        given = answers(model, tokenizer, load_task(name))
+        found[name] = {"accuracy": accuracy(given), "answers": [a.said for a in given[:SAMPLES]]}
+    (folder / BEFORE).parent.mkdir(parents=True, exist_ok=True)
+    (folder / BEFORE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return folder / BEFORE
