@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from nlora_lab.errors import InputError
 from nlora_lab.records import Run, RunConfig, table
@@ -210,10 +210,11 @@ class Claim:
         mine = self.folder / f"{self.key}.{max(there, default=0) + 1}.claim"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with mine.open("x", encoding="utf-8") as out:
+            out = _create(mine)
+            if out is None:
+                return False
+            with out:
                 out.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}))
-        except FileExistsError:
-            return False
         except OSError as error:
             raise InputError(f"{mine} cannot be written ({error}); make room, or choose another store") from error
         self._mine = mine
@@ -262,6 +263,14 @@ class Claim:
         while not self._done.wait(BEAT):
             with suppress(OSError):
                 os.utime(mine)
+
+
+def _create(file: Path) -> TextIO | None:
+    """``file``, opened for writing; ``None`` if there is one already."""
+    try:
+        return file.open("x", encoding="utf-8")
+    except FileExistsError:
+        return None
 
 
 def _born(pid: int) -> float:

@@ -75,7 +75,7 @@ def sweep(
         raise InputError(f"workers={workers!r} must be a whole number of at least 1")
     missing = [cfg for cfg in configs if cfg not in store]
     if missing:
-        from nlora_lab.training import check
+        from nlora_lab.racing import check
 
         check(missing)
         store.check_writable()
@@ -97,7 +97,16 @@ def default_workers() -> int:
 class _Worker:
     process: subprocess.Popen[str]
     at: str = ""  # the run it is making
-    errors: list[str] = field(default_factory=list)
+    listener: threading.Thread = field(default_factory=threading.Thread)
+
+    def close(self) -> int:
+        """Wait for its end and close its pipes; the exit code."""
+        code = self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was still to be written to the dead
+                    pipe.close()
+        return code
 
 
 class _Crew:
@@ -154,7 +163,8 @@ class _Crew:
                 + "\n"
             )
             process.stdin.flush()
-        threading.Thread(target=self._listen, args=(worker,), daemon=True, name="nlora-lab-sweep").start()
+        worker.listener = threading.Thread(target=self._listen, args=(worker,), daemon=True, name="nlora-lab-sweep")
+        worker.listener.start()
 
     def _listen(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
@@ -179,14 +189,14 @@ class _Crew:
     def _gone(self, worker: _Worker) -> None:
         """A worker has ended: because all is done, because a run raised, or because something killed it."""
         self.at_work.remove(worker)
-        code, key = worker.process.wait(), worker.at
+        code, key = worker.close(), worker.at
         if code == 0:
             return
         if key and key not in self.failed:
             self.deaths[key] = self.deaths.get(key, 0) + 1
             if self.deaths[key] >= DEATHS:
                 self._record_death(self.configs[key], code)
-        elif not key and code != 0:
+        elif not key:
             self.deaths[""] = self.deaths.get("", 0) + 1
             if self.deaths[""] > self.size:
                 self.failed["a worker"] = (
@@ -210,4 +220,5 @@ class _Crew:
         for worker in self.at_work:
             worker.process.kill()
         for worker in self.at_work:
-            worker.process.wait()
+            worker.listener.join()
+            worker.close()
