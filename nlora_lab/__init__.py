@@ -41,13 +41,14 @@ if TYPE_CHECKING:
     from nlora_lab.methods import METHODS, attach, parameter_table
     from nlora_lab.models import load_model
     from nlora_lab.plots import chart, method_bars
+    from nlora_lab.racing import race
     from nlora_lab.records import Run, RunConfig, table
     from nlora_lab.spectra import scan, spectrum
     from nlora_lab.store import RunStore
     from nlora_lab.sweeps import sweep
     from nlora_lab.symmetry import permute_heads, permute_neurons
     from nlora_lab.tasks import Task, load_task
-    from nlora_lab.training import fine_tune, race
+    from nlora_lab.training import fine_tune
 
 __version__ = version("nlora-lab")
 
@@ -87,7 +88,7 @@ _HOME = {
     "permute_heads": "symmetry",
     "permute_neurons": "symmetry",
     "power_law": "measures",
-    "race": "training",
+    "race": "racing",
     "randomized_svd": "lowrank",
     "relative_error": "lowrank",
     "save_as_lora": "adapters",

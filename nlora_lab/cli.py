@@ -124,7 +124,7 @@ def _race(options: argparse.Namespace) -> int:
         _check_writable(options.out, "--out")
     from nlora_lab.devices import find_device
     from nlora_lab.progress import ProgressLine
-    from nlora_lab.training import race
+    from nlora_lab.racing import race
 
     progress = ProgressLine(sum(c.steps for c in configs))
     progress.say(f"{len(configs)} run{'s' * (len(configs) > 1)} on {find_device(options.device).words}")

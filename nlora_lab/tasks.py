@@ -216,6 +216,12 @@ def load_task(name: str = "word-problems", path: str | Path | None = None, diffi
     return Task(name, level, labels=labels, **splits)
 
 
+def first_items(name: str, count: int) -> list[Item]:
+    """The first test items of a shipped task at its default difficulty, read without ``datasets``."""
+    check_task(name, None)
+    return _read(shipped("data") / "tasks" / name / "test.jsonl")[:count]
+
+
 def _read_folder(folder: Path) -> dict[str, list[Item]]:
     rows = {split: _read(folder / f"{split}.jsonl") for split in ("train", "test")}
     held = folder / "validation.jsonl"

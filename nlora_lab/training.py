@@ -1,17 +1,15 @@
-"""The training loop. There is one, and it is short enough to read in the course.
+"""The training loop of one run, short enough to read in the course.
 
-:func:`fine_tune` runs one :class:`RunConfig`; :func:`race` runs several, one after the other, on
-identical batches.
+:func:`fine_tune` runs one :class:`RunConfig`; :func:`nlora_lab.racing.race` runs several together.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +17,7 @@ import torch
 from nlora_lab.batches import BatchOrder, plain_batches, training_batches
 from nlora_lab.devices import Device, PeakMemory, find_device, is_out_of_memory, release_memory
 from nlora_lab.evaluation import accuracy, answers, label_tokens, mean_loss
-from nlora_lab.methods import attach, check_rank, get_method, trainable_parameters
+from nlora_lab.methods import attach, get_method, trainable_parameters
 from nlora_lab.models import LOADING, load_model
 from nlora_lab.records import SAMPLES, Run, RunConfig, Step, versions
 from nlora_lab.tasks import Task, load_task
@@ -166,47 +164,6 @@ def build(cfg: RunConfig) -> tuple[Any, Any]:
         return attach(base, cfg.method, cfg.rank, cfg.alpha, cfg.init, **options), tokenizer
 
 
-def race(
-    configs: Iterable[RunConfig],
-    on_step: Callable[[RunConfig, Step], bool | None] | None = None,
-    on_run: Callable[[Run], None] | None = None,
-    halted: Callable[[], bool] = lambda: False,
-) -> list[Run]:
-    """Run every config, one after the other; equal seeds see identical batches.
-
-    All of them are checked against model and device before the first one starts. ``on_run`` gets
-    each run as soon as it is finished. A stopped run, an interrupt, or ``halted`` returning True
-    between two runs ends the race, and the runs up to there are returned; a diverged run does not.
-    """
-    configs = list(configs)
-    check(configs)
-    runs: list[Run] = []
-    for cfg in configs:
-        if halted():
-            break
-        try:
-            run = fine_tune(cfg, None if on_step is None else partial(on_step, cfg))
-        except KeyboardInterrupt:  # while loading, where there is nothing of this run to keep
-            break
-        runs.append(run)
-        if on_run is not None:
-            on_run(run)
-        if run.stopped:
-            break
-    return runs
-
-
-def check(configs: Sequence[RunConfig]) -> None:
-    """Raise :class:`nlora_lab.InputError` if one cannot run here: device, model, or rank for the model."""
-    for device in {cfg.device for cfg in configs}:
-        find_device(device)
-    for name in {cfg.model for cfg in configs}:
-        model, _ = load_model(name)
-        for cfg in configs:
-            if cfg.model == name and get_method(cfg.method).build is not None:
-                check_rank(model, cfg.rank)
-
-
 def untouched(cfg: RunConfig) -> Any:
     """The base model once more, on the CPU, for what writes its weights; else ``None``."""
     method = get_method(cfg.method)
@@ -239,10 +196,11 @@ def step0_change(model: Any, batch: dict[str, torch.Tensor], base: Any = None) -
     return float((after - before).norm() / before.norm())
 
 
-def memory_advice(cfg: RunConfig, device: Device) -> str:
-    """What ended a run, and what would help, in a sentence."""
+def memory_advice(cfg: RunConfig, device: Device, together: int = 1) -> str:
+    """What ended a run, of so many together, and what would help, in a sentence."""
     halved = f"batch_size={max(1, cfg.batch_size // 2)}" if cfg.batch_size > 1 else "a smaller model"
-    return f"out of memory on {device.words}: try {halved}, a smaller rank, or device='cpu'"
+    many, fewer = (f" with {together} runs at once", "fewer at once, together=False, ") if together > 1 else ("", "")
+    return f"out of memory on {device.words}{many}: try {fewer}{halved}, a smaller rank, or device='cpu'"
 
 
 def make_accelerator(device: Device) -> Accelerator:

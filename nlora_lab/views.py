@@ -6,12 +6,16 @@ what looks inside a run (:mod:`nlora_lab.inside`) need not know which method it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from nlora_lab.errors import InputError
+from nlora_lab.lowrank.checks import exact
 
 PREFIX = "base_model.model."  # what PEFT puts before the names of the base model's modules
 
@@ -35,11 +39,20 @@ class Change:
         values: Tensor = torch.linalg.svdvals(self._core())
         return values
 
+    def leading(self, count: int) -> tuple[list[float], float]:
+        """The first ``count`` singular values, zeros where there are fewer, and the Frobenius norm.
+
+        Quick enough to be called while a model trains: a dense change's values come from its Gram matrix in float32,
+        with a relative error of about ``1e-7 (σ₁/σ)²``. All NaN if the change is not finite.
+        """
+        values, size = _by_gram(self.left) if self.right is None else _by_core(self._core())
+        return ([*values, *[0.0] * count] if math.isfinite(size) else [math.nan] * count)[:count], size
+
     def _core(self) -> Tensor:
         """A matrix with the singular values of the change, as small as it can be."""
         if self.right is None:
-            return self.left.to(torch.float64)
-        left, right = self.left.to(torch.float64), self.right.to(torch.float64)
+            return exact(self.left)
+        left, right = exact(self.left), exact(self.right)
         if left.shape[1] > min(left.shape[0], right.shape[1]):
             return left @ right
         outer: Tensor = torch.linalg.qr(left, mode="r").R
@@ -49,8 +62,8 @@ class Change:
     def norm(self) -> float:
         """The Frobenius norm, from traces of k × k matrices in float64."""
         if self.right is None:
-            return float(torch.linalg.vector_norm(self.left.to(torch.float64)))
-        left, right = self.left.to(torch.float64), self.right.to(torch.float64)
+            return float(torch.linalg.vector_norm(exact(self.left)))
+        left, right = exact(self.left), exact(self.right)
         return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
 
 
@@ -90,6 +103,8 @@ class PeftSubject:
 
     def __init__(self, model: Any, base: Any = None) -> None:
         self._tuned = hasattr(model, "peft_config")
+        if not self._tuned and base is None:
+            raise InputError("full fine-tuning writes the weights themselves; give the untouched model as base=")
         self._base = base
         self._layers = _adapted(model) if self._tuned else _linear(model)
         # PiSSA and OLoRA take their start out of the frozen weight: their change counts from there
@@ -109,9 +124,12 @@ class PeftSubject:
 
     def _full(self, name: str, layer: Any) -> LayerView:
         before = _matrix(self._base.get_submodule(name))
-        return LayerView(
-            name, before, *_trained({"W": layer.weight}, _flip(layer)), lambda: Change(_matrix(layer) - before)
-        )
+
+        def change() -> Change:
+            now = _matrix(layer)
+            return Change(now - before.to(now.device))  # the base that was kept aside stays on the CPU
+
+        return LayerView(name, before, *_trained({"W": layer.weight}, _flip(layer)), change)
 
     def _ours(self, name: str, layer: Any) -> LayerView:
         adapter = layer.active_adapters[0]
@@ -183,8 +201,25 @@ def _trained(parts: Mapping[str, Tensor], flipped: bool = False) -> tuple[dict[s
 
 def _dora(W: Tensor, A: Tensor, B: Tensor, scale: float, lengths: Tensor) -> Change:
     """DoRA's weight is a direction of each row times its length: dense, not of low rank."""
-    moved = W + scale * (B.detach() @ A.detach())
-    return Change(moved * (lengths.detach() / torch.linalg.vector_norm(moved, dim=1))[:, None] - W)
+    moved = (B.detach() @ A.detach()).mul_(scale).add_(W)
+    return Change(moved.mul_((lengths.detach() / torch.linalg.vector_norm(moved, dim=1))[:, None]).sub_(W))
+
+
+def _by_core(core: Tensor) -> tuple[list[float], float]:
+    """The singular values of ``core`` (k, l), descending, and its Frobenius norm."""
+    size = float(torch.linalg.vector_norm(core))
+    return (torch.linalg.svdvals(core).tolist() if math.isfinite(size) else []), size
+
+
+def _by_gram(X: Tensor) -> tuple[list[float], float]:
+    """The same of a large ``X`` (m, n)."""
+    wide = X.to("cpu" if X.device.type == "mps" else X.device, torch.promote_types(X.dtype, torch.float32))
+    size = float(torch.linalg.vector_norm(wide, dtype=torch.float64))
+    if size == 0 or not math.isfinite(size):
+        return [], size
+    tall = (wide if len(wide) >= wide.shape[1] else wide.T) / size  # squares of its entries must not overflow
+    squares = torch.linalg.eigvalsh(tall.T @ tall).flip(-1)
+    return (squares.clamp(min=0).sqrt() * size).tolist(), size
 
 
 def relative_distance(layers: Iterator[LayerView]) -> float:
@@ -192,5 +227,5 @@ def relative_distance(layers: Iterator[LayerView]) -> float:
     moved = size = 0.0
     for layer in layers:
         moved += layer.change.norm() ** 2
-        size += float(torch.linalg.vector_norm(layer.weight.to(torch.float64))) ** 2
+        size += float(torch.linalg.vector_norm(exact(layer.weight))) ** 2
     return (moved / size) ** 0.5 if size else 0.0

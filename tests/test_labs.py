@@ -12,7 +12,7 @@ import nlora_lab as nl
 from nlora_lab import training
 from nlora_lab.labs import figures
 from nlora_lab.labs.fine_tune import FineTuneLab
-from nlora_lab.plots import RunsDrawing, curve
+from nlora_lab.plots import LabDrawing, curve
 from nlora_lab.records import Step
 
 
@@ -40,7 +40,7 @@ def test_run_trains_what_the_controls_say(lab):
     assert not lab.run.disabled
     assert lab.stop.disabled
     assert not lab.clear.disabled
-    assert "SLoRA" in lab._table.value
+    assert all("SLoRA" in row.children[2].value or "NLoRA" in row.children[2].value for row in lab._rows.children)
     assert list(lab.table()["method"]) == ["slora", "nlora"]
     assert repr(lab) == "FineTuneLab: 2 runs"
 
@@ -66,7 +66,7 @@ def test_runs_stay_until_cleared(lab):
 def test_stop_is_obeyed_and_keeps_the_partial_run():
     lab = small(FineTuneLab("lora", figures="plotly"), steps=500)
     lab.run.click()
-    until(lambda: lab._live is not None and len(lab._live[1]) >= 3)
+    until(lambda: any(len(steps) >= 3 for _, steps in lab._live.values()))
     started = time.monotonic()
     lab.stop.click()
     (run,) = lab.wait()
@@ -102,7 +102,7 @@ def test_two_labs_at_once():
 def test_an_interrupt_while_waiting_stops_and_keeps(monkeypatch):
     lab = small(FineTuneLab("lora", figures="image"), steps=500)
     lab.run.click()
-    until(lambda: lab._live is not None)
+    until(lambda: lab._live)
     real = threading.Thread.join
     calls = []
 
@@ -127,7 +127,7 @@ def test_errors_are_shown_in_words_and_raised_by_wait(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("out of <memory>")
 
-    monkeypatch.setattr(training, "fine_tune", broken)
+    monkeypatch.setattr(training, "build", broken)
     lab.method.value = "lora"
     lab.run.click()
     with pytest.raises(RuntimeError, match="out of"):
@@ -142,7 +142,7 @@ def test_an_unknown_model_is_refused_at_once():
         FineTuneLab(model="nope")
 
 
-def test_stop_while_a_run_is_measured_does_not_start_the_next(monkeypatch):
+def test_stop_while_a_run_is_measured_keeps_the_others_as_they_are(monkeypatch):
     lab = small(FineTuneLab(("lora", "slora"), figures="image"))
     real = training.finish
 
@@ -152,18 +152,31 @@ def test_stop_while_a_run_is_measured_does_not_start_the_next(monkeypatch):
 
     monkeypatch.setattr(training, "finish", stop_then_measure)
     lab.run.click()
-    assert [r.config.method for r in lab.wait()] == ["lora"]
+    first, second = lab.wait()
+    assert (first.config.method, second.config.method) == ("lora", "slora")
+    assert not first.stopped
+    assert second.stopped
+    assert len(second.steps) == 3
     assert "Stopped" in lab._status.value
 
 
-def test_labels_are_right_after_every_number_of_curves():
-    figure = figures.PlotlyFigure(RunsDrawing([], 1))
-    shown = [curve(nl.RunConfig(method=m), [Step(1, 1.0, 1.0, 1.0)], m) for m in ("lora", "slora", "nlora")]
-    for n in (1, 2, 3, 0, 1):
-        figure.draw(RunsDrawing(shown[:n], 10, "metric"))
-        texts = [a.text for a in figure.widget.layout.annotations]
-        hint = [] if n else ["press Run, and the losses appear here"]
-        assert sorted(texts) == sorted([*("lora", "slora", "nlora")[:n], *hint, "loss over steps", "metric"])
+def test_only_what_differs_is_sent_and_the_figure_is_the_drawing_after_every_change():
+    figure = figures.PlotlyFigure(LabDrawing([], [], 1e-3, 10))
+    live = [curve(nl.RunConfig(method=m), [Step(1, 1.0, 1.0, 1.0)], m) for m in ("lora", "slora", "nlora")]
+    for n, lr in ((1, 1e-3), (2, 1e-3), (3, 2e-3), (0, 2e-3), (1, 5e-3), (1, 5e-3)):
+        drawing = LabDrawing([], live[:n], lr, 10, "metric")
+        figure.draw(drawing)
+        traces, layout = drawing.plotly()
+        assert len(figure.widget.data) == len(traces)
+        assert [a.text for a in figure.widget.layout.annotations] == [a["text"] for a in layout["annotations"]]
+        for drawn, wanted in zip(figure.widget.data, traces, strict=True):
+            assert list(drawn.x) == list(wanted["x"])
+            assert list(drawn.y) == list(wanted["y"])
+            assert drawn.line.color == wanted.get("line", {}).get("color")
+    sent = []
+    figure.widget._send_update_msg = lambda *args, **kwargs: sent.append(args)
+    figure.draw(LabDrawing([], live[:1], 5e-3, 10, "metric"))
+    assert sent == []
 
 
 def test_controls_that_make_no_difference_are_grey():
@@ -171,9 +184,15 @@ def test_controls_that_make_no_difference_are_grey():
     assert not lab.init.disabled
     lab.method.value = "lora"
     assert lab.init.disabled
-    assert "SLoRA" in lab.init.tooltip
+    assert "only SLoRA has a choice of N" in lab._reasons.value
     lab.method.value = "full"
     assert lab.rank.disabled
+    assert "no rank" in lab._reasons.value
+    lab.method.value = ("lora", "slora")
+    assert lab._reasons.value == ""
+    lab.own_rates.value = True
+    assert lab.lr.disabled
+    assert "each method has its own" in lab._reasons.value
 
 
 def test_boxes_and_value_agree():
@@ -187,7 +206,9 @@ def test_boxes_and_value_agree():
 
 
 def test_it_shows_a_panel_a_picture_and_a_line(lab):
-    assert set(lab._repr_mimebundle_()) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
+    bundle = lab._repr_mimebundle_()
+    assert set(bundle) == {"application/vnd.jupyter.widget-view+json", "text/plain", "image/png"}
+    assert bundle["text/plain"] == "FineTuneLab: 0 runs"
     lab.method.value = "lora"
     lab.run.click()
     lab.wait()
@@ -197,19 +218,21 @@ def test_it_shows_a_panel_a_picture_and_a_line(lab):
 
 
 def test_the_figure_grows_while_training(monkeypatch):
-    lab = small(FineTuneLab("lora", figures="plotly"), steps=8)
-    monkeypatch.setattr(figures.PlotlyFigure, "every", 0.0)
+    lab = small(FineTuneLab(("lora", "slora"), figures="plotly"), steps=8)
+    lab._figure._throttle.every = 0.0
     lengths = []
     grow = lab._figure.grow
 
     def watch(*args):
         grow(*args)
-        lengths.append(len(lab._figure.widget.data[-1].x))
+        lengths.append([len(t.x) for t in lab._figure.widget.data[-4:]])
 
     lab._figure.grow = watch
     lab.run.click()
     lab.wait()
-    assert lengths == list(range(1, 9))
+    assert lengths[0] == [50, 1, 1] or lengths[0][-1] == 1
+    assert [n[-1] for n in lengths[1::2]] == list(range(1, 9))  # both curves grow together, on one base
+    assert [n[-3] for n in lengths[1::2]] == list(range(1, 9))
 
 
 @pytest.mark.parametrize(

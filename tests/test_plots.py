@@ -4,14 +4,12 @@ import io
 import math
 from itertools import pairwise
 
-import matplotlib.image
 import pytest
 import torch
-from test_records import some_run
 
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
-from nlora_lab.plots import chart, curve, curves, figure_parts, picture, run_names, running_mean, spread, thumbnail
+from nlora_lab.plots import chart, run_names, spread, thumbnail
 from nlora_lab.plots.approximations import APPROXIMATIONS, error_range, error_traces, line_of, rank_ticks
 from nlora_lab.plots.layers import error_text
 from nlora_lab.plots.style import MPL_DASH
@@ -43,39 +41,6 @@ def test_labels_are_moved_apart_and_keep_their_order():
     assert all(b - a >= 0.099 for a, b in pairwise(placed))
     assert placed[3] == pytest.approx(1.0)
     assert spread([], 0.1) == []
-
-
-def test_the_running_mean_looks_back_only():
-    assert running_mean([4.0, 2.0, 0.0, 0.0], window=2) == [4.0, 3.0, 1.0, 0.0]
-
-
-def test_a_figure_has_a_thin_and_a_thick_line_a_run_and_a_bar_for_those_that_ended():
-    live = curve(RunConfig(method="nlora"), steps(5), "NLoRA")
-    shown = [*curves([some_run(), some_run(diverged=True, metrics={})]), live]
-    traces, layout = figure_parts(shown, planned=100)
-    assert len(traces) == 2 + 2 * 3
-    assert list(traces[0].y) == ["SLoRA, N identity", "SLoRA, N identity (2)"]
-    assert list(traces[0].text) == ["50 %", "diverged"]
-    assert traces[2].line.color == traces[3].line.color == METHODS["slora"].colour
-    assert {a["text"] for a in layout["annotations"]} > {"NLoRA", "SLoRA, N identity"}
-
-
-@pytest.mark.parametrize("odd", [[], [Step(1, math.nan, 1e-3, 1.0)], [Step(1, 0.0, 1e-3, 1.0)], steps(1)])
-def test_odd_histories_can_be_drawn(odd):
-    shown = [curve(RunConfig(), odd, "LoRA")]
-    _, layout = figure_parts(shown, 10)
-    assert all(math.isfinite(v) for v in layout["yaxis"]["range"])
-    assert picture(shown, 10).startswith(b"\x89PNG")
-
-
-def test_the_picture_shows_the_methods_in_their_colours():
-    blank = matplotlib.image.imread(io.BytesIO(picture([], 100)))
-    drawn = matplotlib.image.imread(io.BytesIO(picture(curves([some_run()]), 100)))
-    assert drawn.shape == blank.shape
-    colour = [int(METHODS["slora"].colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    near = abs(drawn[..., :3] - colour).max(axis=-1) < 0.02
-    assert near.sum() > 500
-    assert not (abs(blank[..., :3] - colour).max(axis=-1) < 0.02).any()
 
 
 def test_durations_and_the_progress_line():

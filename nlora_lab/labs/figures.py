@@ -6,7 +6,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any, Literal, Protocol
 
 import ipywidgets as widgets
@@ -18,6 +20,16 @@ Figures = Literal["auto", "plotly", "image"]
 OVERRIDE = "NLORA_LAB_FIGURES"
 
 
+class GrowingDrawing(Drawing, Protocol):
+    """A drawing whose last traces grow while something trains."""
+
+    def growing(self) -> list[dict[str, Any]]:
+        """Those traces, the last ones of :meth:`plotly`."""
+
+    def annotations(self) -> list[dict[str, Any]]:
+        """The layout's, which move with them."""
+
+
 class LiveFigure(Protocol):
     """What a lab needs of a figure."""
 
@@ -26,8 +38,8 @@ class LiveFigure(Protocol):
     def draw(self, drawing: Drawing) -> None:
         """Show this now."""
 
-    def grow(self, drawing: Drawing) -> None:
-        """The last curve has grown: show it, unless that was done a moment ago."""
+    def grow(self, drawing: GrowingDrawing) -> None:
+        """Its last curves have grown: show them, unless that was done a moment ago."""
 
     def on_click(self, tell: Callable[[str, str], None]) -> None:
         """Call ``tell(x, y)`` when a cell of the first trace is clicked, where a page can say so."""
@@ -67,52 +79,81 @@ def live_figure(first: Drawing, wanted: Figures = "auto") -> LiveFigure:
     return ImageFigure(first) if pick_figures(wanted) == "image" else PlotlyFigure(first)
 
 
+class _Throttle:
+    """When to draw again: not more often than ``every``, and so that it takes one ``share``-th of the time at most."""
+
+    def __init__(self, every: float, share: int) -> None:
+        self.every, self.share, self._next = every, share, 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        now = time.monotonic()
+        self._next = now + max(self.every, self.share * (now - started)) if self.every else 0.0
+
+
 class PlotlyFigure:
-    """``FigureWidget``; a growing curve sends only its own new points, ten times a second at most."""
+    """``FigureWidget``; only what has changed is sent, and growing curves ten times a second at most."""
 
     every = 0.1  # seconds
+    share = 50  # one part in so many of the training time
 
     def __init__(self, first: Drawing) -> None:
         import plotly.graph_objects as go
 
-        traces, layout = first.plotly()
+        if in_colab():
+            _allow_custom_widgets()
+        traces, layout = _plain(first)
         self.widget = go.FigureWidget(data=traces, layout=layout)
         # plotly offers no public way to give a FigureWidget its page settings
         self.widget._config = {"responsive": True, "displayModeBar": False}
         self.widget._view_count = 0  # from None: the page now counts its views of the figure
         self.widget.observe(self._shown, "_view_count")
-        self._drawn = 0.0
+        self._sent, self._layout = traces, layout
+        self._throttle = _Throttle(self.every, self.share)
 
     def draw(self, drawing: Drawing) -> None:
-        """Replace traces and layout."""
-        traces, layout = drawing.plotly()
-        with self.widget.batch_update():
-            while len(self.widget.data) < len(traces):
-                self.widget.add_trace(traces[len(self.widget.data)])
+        """Make the figure the same as ``drawing``: what differs in the traces and the layout is sent."""
+        traces, layout = _plain(drawing)
+        with self._throttle.drawing(), self.widget.batch_update():
+            alike = [a["type"] == b["type"] for a, b in zip(self._sent, traces, strict=False)]
+            if not all(alike):
+                self.widget.data, self._sent = (), []
             if len(self.widget.data) > len(traces):
                 self.widget.data = self.widget.data[: len(traces)]
-            for old, new in zip(self.widget.data, traces, strict=True):
-                old.update(new.to_plotly_json(), overwrite=False)
+            for i, (old, new) in enumerate(zip(self.widget.data, traces, strict=False)):
+                changed = _difference(self._sent[i], new)
+                if changed:
+                    old.update(changed, overwrite=False)
+            if len(self.widget.data) < len(traces):
+                self.widget.add_traces(traces[len(self.widget.data) :])
+            changed = _difference(self._layout, layout)
             # update() would merge the old labels and lines into the new ones, one by one
-            self.widget.layout.annotations = layout.pop("annotations", [])
-            self.widget.layout.shapes = layout.pop("shapes", [])
-            self.widget.layout.update(layout)
-        self._drawn = time.monotonic()
+            for name in ("annotations", "shapes"):
+                if name in changed:
+                    setattr(self.widget.layout, name, changed.pop(name) or [])
+            if changed:
+                self.widget.layout.update(changed)
+        self._sent, self._layout = traces, layout
 
-    def grow(self, drawing: Drawing) -> None:
-        """Send the last curve's points and the labels."""
-        if time.monotonic() - self._drawn < self.every:
+    def grow(self, drawing: GrowingDrawing) -> None:
+        """Send the points of the growing curves and the labels."""
+        if not self._throttle.due():
             return
-        traces, layout = drawing.plotly()
-        if len(traces) != len(self.widget.data):
-            self.draw(drawing)
+        growing = drawing.growing()
+        if not growing or len(growing) > len(self._sent):
             return
-        with self.widget.batch_update():
-            for old, new in zip(self.widget.data[-2:], traces[-2:], strict=True):
-                old.x, old.y = new.x, new.y
-            self.widget.layout.annotations = layout["annotations"]
-            self.widget.layout.yaxis.range = layout["yaxis"]["range"]
-        self._drawn = time.monotonic()
+        with self._throttle.drawing(), self.widget.batch_update():
+            first = len(self._sent) - len(growing)
+            for i, new in enumerate(growing, start=first):
+                self.widget.data[i].update({"x": new["x"], "y": new["y"]})
+                self._sent[i] = {**self._sent[i], "x": new["x"], "y": new["y"]}
+            self._layout["annotations"] = drawing.annotations()
+            self.widget.layout.annotations = self._layout["annotations"]
 
     def on_click(self, tell: Callable[[str, str], None]) -> None:
         """Call ``tell(x, y)`` with the names of the cell clicked in the first trace."""
@@ -134,23 +175,51 @@ class PlotlyFigure:
         self.widget.update_layout(autosize=True)
 
 
+def _plain(drawing: Drawing) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    traces, layout = drawing.plotly()
+    return [t if isinstance(t, dict) else {"type": t.type, **t.to_plotly_json()} for t in traces], layout
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What to set so that ``old`` becomes ``new``; what is gone becomes ``None``."""
+    changed = {name: value for name, value in new.items() if name not in old or not _same(old[name], value)}
+    return changed | {name: None for name in old if name not in new}
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except ValueError:  # arrays
+        import numpy as np
+
+        return np.array_equal(a, b)
+
+
+def _allow_custom_widgets() -> None:
+    """Colab shows a widget of plotly's only when it may load the widget's own script."""
+    with suppress(ImportError, AttributeError):
+        import_module("google.colab.output").enable_custom_widget_manager()
+
+
 class ImageFigure:
     """A PNG drawn anew, once a second at most; needs nothing but ipywidgets of the page."""
 
     every = 1.0  # seconds
+    share = 10  # a picture takes a quarter of a second, and one in ten seconds would not look alive
 
     def __init__(self, first: Drawing) -> None:
         self.widget = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self._throttle = _Throttle(self.every, self.share)
         self.draw(first)
 
     def draw(self, drawing: Drawing) -> None:
         """Draw and send the picture."""
-        self.widget.value = drawing.png()
-        self._drawn = time.monotonic()
+        with self._throttle.drawing():
+            self.widget.value = drawing.png()
 
-    def grow(self, drawing: Drawing) -> None:
-        """The same, unless a second has not passed yet."""
-        if time.monotonic() - self._drawn >= self.every:
+    def grow(self, drawing: GrowingDrawing) -> None:
+        """The same, unless that was done a moment ago."""
+        if self._throttle.due():
             self.draw(drawing)
 
     def on_click(self, tell: Callable[[str, str], None]) -> None:

@@ -1,0 +1,128 @@
+"""What a run leaves for others: the tuned model, its adapter as PEFT or as plain LoRA, its numbers as CSV or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nlora_lab.errors import InputError, one_of
+from nlora_lab.methods import METHODS
+from nlora_lab.records import Run
+
+FORMS = ("peft", "lora")
+
+
+def tuned_model(run: Run) -> tuple[Any, Any]:
+    """The model a run has trained, with its adapter, in float32 on the CPU; and the tokenizer.
+
+    Raises :class:`nlora_lab.InputError` for a run whose weights are not here: one that was read from a record.
+    """
+    import torch
+
+    from nlora_lab.training import build
+
+    _check_weights(run)
+    assert run.weights is not None
+    model, tokenizer = build(run.config)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in run.weights.items():
+            own[name].copy_(value)
+    return model.eval(), tokenizer
+
+
+def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
+    """Write what a run has trained into the folder ``path``, and return it.
+
+    ``form="peft"``: as PEFT saves it (``import nlora_lab.adapters`` before loading one of this package's methods);
+    full fine-tuning is saved as a whole model. ``form="lora"``: as a plain LoRA adapter, which stock PEFT loads on
+    the *original* base model, exactly; DoRA and full fine-tuning are no product of two thin matrices and have none.
+
+    Raises :class:`nlora_lab.InputError` where there is no such form, the weights are not here, or ``path`` cannot be
+    written.
+    """
+    one_of("form", form, FORMS)
+    _check_weights(run)
+    folder, kind = Path(path), METHODS[run.config.method]
+    if form == "lora" and (kind.build is None or kind.name == "dora"):
+        raise InputError(f"{kind.label} cannot be written as a plain LoRA adapter; choose form='peft'")
+    model, tokenizer = tuned_model(run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if form == "lora" and kind.writes_base:
+            _save_difference(model, run, folder)
+        elif form == "lora" and hasattr(model.base_model, "prefix") and model.base_model.prefix == "nlora_":
+            from nlora_lab.adapters import save_as_lora
+
+            save_as_lora(model, folder)
+        else:
+            model.save_pretrained(str(folder))
+            if kind.build is None:
+                tokenizer.save_pretrained(str(folder))
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written ({error}); choose another folder") from error
+    return folder
+
+
+def _save_difference(model: Any, run: Run, folder: Path) -> None:
+    """PiSSA and OLoRA train ``B A`` on a residual; on the original weights that is ``[B, −B0] [A; A0]``, rank 2r."""
+    import torch
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    from nlora_lab.training import build
+
+    start, _ = build(run.config)
+    before, weights = dict(start.named_parameters()), {}
+    for name, now in model.named_parameters():
+        if not now.requires_grad:
+            continue
+        then, left = before[name].detach(), ".lora_B." in name
+        joined = torch.cat([now.detach(), -then if left else then], dim=1 if left else 0)
+        weights[name.replace(".default.", ".")] = joined.contiguous()
+    config = model.peft_config["default"]
+    # s = alpha / r stays what it was when both are doubled
+    LoraConfig(
+        r=2 * config.r, lora_alpha=2 * config.lora_alpha, target_modules=sorted(config.target_modules),
+        task_type=config.task_type, base_model_name_or_path=config.base_model_name_or_path, inference_mode=True,
+    ).save_pretrained(str(folder))  # fmt: skip
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _check_weights(run: Run) -> None:
+    if run.weights is None:
+        raise InputError("the trained weights of this run are not here, only its record; run it again to export it")
+
+
+def save_csv(runs: Sequence[Run], names: Sequence[str], path: str | Path) -> Path:
+    """One row a step and run: ``run`` (its name), the columns of :attr:`Run.history`, and the run's settings."""
+    import pandas as pd
+
+    frames = [_labelled(run, name) for run, name in zip(runs, names, strict=True)]
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return _write(Path(path), table.to_csv(index=False))
+
+
+def _labelled(run: Run, name: str) -> Any:
+    c, frame = run.config, run.history.copy()  # the run keeps its own
+    asked: list[tuple[str, Any]] = [("run", name), ("base_lr", c.lr)]
+    asked += [(field, getattr(c, field)) for field in ("method", "rank", "init", "task", "seed")]
+    for place, (column, value) in enumerate(asked):
+        frame.insert(place, column, value)
+    return frame
+
+
+def save_json(runs: Iterable[Run], path: str | Path) -> Path:
+    """The records of the runs as a JSON list; each is what :meth:`Run.from_json` reads."""
+    return _write(Path(path), json.dumps([json.loads(run.to_json()) for run in runs], indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be written ({error}); choose another place") from error
+    return path

@@ -1,0 +1,73 @@
+"""What is happening inside the runs of a lab: singular values, norms and gradients of their adapters over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from nlora_lab.labs.entries import Entry
+from nlora_lab.labs.figures import Figures, LiveFigure, live_figure
+from nlora_lab.methods import METHODS
+from nlora_lab.plots import InsideDrawing, LayerMapDrawing
+
+EVERYTHING = "all layers"
+VIEWS = {"over the steps": "", "distance by layer": "distance", "intruders by layer": "intruders"}
+EMPTY = "Press Run: a recorded run shows its losses and answers, a run of yours also what happens inside its adapters."
+
+
+class InsidePanel:
+    """A figure of the run chosen; made when there is something to show for the first time."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures: Figures = figures
+        self._figure: LiveFigure | None = None
+        self._entries: list[Entry] = []
+        self.view = widgets.ToggleButtons(options=list(VIEWS.items()), style={"button_width": "140px"})
+        self.layer = widgets.Dropdown(options=[EVERYTHING], description="layer", style={"description_width": "50px"})
+        self.run = widgets.Dropdown(options=[], description="run", style={"description_width": "40px"})
+        self._hint = widgets.HTML(EMPTY)
+        row = widgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
+        self._bar = widgets.Box([self.view, self.run, self.layer], layout=row)
+        self.widget = widgets.VBox([self._hint])
+        for control in (self.view, self.layer, self.run):
+            control.observe(lambda _: self._draw(), "value")
+
+    def show(self, entries: Sequence[Entry]) -> None:
+        """Offer these runs, the last one first; a choice made before stays."""
+        self._entries = [e for e in entries if e.inside is not None and e.inside.snapshots]
+        if not self._entries:
+            self.widget.children = [self._hint]
+            return
+        names = [e.name for e in reversed(self._entries)]
+        if list(self.run.options) != names:
+            kept = self.run.value
+            self.run.options = names
+            self.run.value = kept if kept in names else names[0]
+        layers = [EVERYTHING, *(state.layer for state in self._chosen().inside.snapshots[0].layers)]
+        if list(self.layer.options) != layers:
+            self.layer.options = layers
+        self._draw()
+
+    def _chosen(self) -> Entry:
+        return next((e for e in reversed(self._entries) if e.name == self.run.value), self._entries[-1])
+
+    def drawing(self) -> Any:
+        """The figure as the controls say now."""
+        entry = self._chosen()
+        method = METHODS[entry.run.config.method]
+        if self.view.value:
+            return LayerMapDrawing(entry.name, entry.inside.snapshots, self.view.value)
+        layer = None if self.layer.value == EVERYTHING else self.layer.value
+        return InsideDrawing([(entry.name, method.colour, method.dash, entry.inside.snapshots)], layer)
+
+    def _draw(self) -> None:
+        if not self._entries:
+            return
+        self.layer.disabled = bool(self.view.value)  # the map shows them all
+        if self._figure is None:
+            self._figure = live_figure(self.drawing(), self._figures)
+        else:
+            self._figure.draw(self.drawing())
+        self.widget.children = [self._bar, self._figure.widget]

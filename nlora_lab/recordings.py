@@ -1,0 +1,157 @@
+"""Recorded runs, asked as the lab asks: this task, method, rank and start of N, at this rate and at every rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TypeVar
+
+from nlora_lab.methods import METHODS
+from nlora_lab.records import Run
+
+NEAR_RATE = 1.6  # a slider's rate stands for a recorded one up to this factor away: half a step of 1, 2, 5
+NEAR_RANK = 1.5
+WINDOW = 10  # steps in a curve's running mean
+POINTS = 125  # of a curve as it is drawn
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and range of one number over seeds; all NaN where there is none."""
+
+    middle: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Of numbers among which infinity may stand for a run that diverged, and NaN for no number."""
+        known = sorted(v for v in values if not math.isnan(v))
+        return cls(median(known), known[0], known[-1]) if known else cls(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The runs of one method at one rate: its final loss (infinite where a run diverged) and accuracy over seeds."""
+
+    lr: float
+    loss: Spread
+    accuracy: Spread
+    runs: tuple[Run, ...] = field(repr=False)
+
+    @property
+    def diverged(self) -> int:
+        """How many of the runs did."""
+        return sum(run.diverged for run in self.runs)
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """The running mean of the training loss, median and range over seeds, at ``steps`` (from 1)."""
+
+    steps: tuple[int, ...]
+    middle: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+class Recordings:
+    """Finished runs, indexed by what the lab's controls ask for."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._cells: dict[tuple[str, str], dict[tuple[int, str | None], dict[float, list[Run]]]] = {}
+        for run in runs:
+            c = run.config
+            of_method = self._cells.setdefault((c.task, c.method), {})
+            of_method.setdefault((c.rank, c.init), {}).setdefault(c.lr, []).append(run)
+        self._curves: dict[tuple[int, ...], LossCurve] = {}
+        self._valleys: dict[tuple[str, str, int, str | None], list[Point]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(runs) for ranks in self._cells.values() for rates in ranks.values() for runs in rates.values())
+
+    def ranks(self, task: str, method: str, init: str | None = None) -> list[int]:
+        """The ranks that were recorded."""
+        init = _plain_init(method, init)
+        return sorted(rank for rank, start in self._cells.get((task, method), {}) if start == init)
+
+    def nearest_rank(self, task: str, method: str, rank: int, init: str | None = None) -> int | None:
+        """The recorded rank that ``rank`` stands for, or ``None``; any for full fine-tuning, which has none."""
+        known = self.ranks(task, method, init)
+        if METHODS[method].build is None:
+            return known[0] if known else None
+        return _nearest(known, rank, NEAR_RANK)
+
+    def valley(self, task: str, method: str, rank: int, init: str | None = None) -> list[Point]:
+        """A point for every recorded rate, in their order; empty if there is none near this rank."""
+        init = _plain_init(method, init)
+        near = self.nearest_rank(task, method, rank, init)
+        if near is None:
+            return []
+        key = (task, method, near, init)
+        if key not in self._valleys:
+            rates = self._cells[task, method][near, init]
+            self._valleys[key] = [_point(lr, rates[lr]) for lr in sorted(rates)]
+        return self._valleys[key]
+
+    def at(self, task: str, method: str, rank: int, lr: float, init: str | None = None) -> Point | None:
+        """The runs at the recorded rate that ``lr`` stands for, or ``None`` if none is near."""
+        points = {point.lr: point for point in self.valley(task, method, rank, init)}
+        near = _nearest(list(points), lr, NEAR_RATE)
+        return None if near is None else points[near]
+
+    def best(self, task: str, method: str, rank: int, init: str | None = None) -> Point | None:
+        """The point of lowest median *validation* loss: the rate this method would be given by a fair comparison."""
+        known = [p for p in self.valley(task, method, rank, init) if not p.diverged]
+        return min(known, key=validation_loss, default=None)
+
+    def curve(self, point: Point) -> LossCurve:
+        """The loss over the steps of a point's runs."""
+        key = tuple(map(id, point.runs))  # they are kept here, so no other run can get their numbers
+        if key not in self._curves:
+            self._curves[key] = _curve(point.runs)
+        return self._curves[key]
+
+
+def validation_loss(point: Point) -> float:
+    """The median over a point's seeds; infinite where it was not measured."""
+    return median(run.metrics.get("validation_loss", math.inf) for run in point.runs)
+
+
+def _plain_init(method: str, init: str | None) -> str | None:
+    """How a record says it: nothing for a method without a choice, and for its default."""
+    return None if init in METHODS[method].inits[:1] or not METHODS[method].inits else init
+
+
+def _nearest(known: Sequence[Number], wanted: float, within: float) -> Number | None:
+    if not known or wanted <= 0:
+        return None
+    best = min(known, key=lambda value: abs(math.log(value / wanted)))
+    return best if abs(math.log(best / wanted)) <= math.log(within) * (1 + 1e-9) else None
+
+
+def _point(lr: float, runs: Sequence[Run]) -> Point:
+    lost = [math.inf if run.diverged else run.final_loss for run in runs]
+    return Point(lr, Spread.of(lost), Spread.of(run.accuracy for run in runs), tuple(runs))
+
+
+def _curve(runs: Sequence[Run]) -> LossCurve:
+    smooth = [running_mean([s.loss for s in run.steps if math.isfinite(s.loss)]) for run in runs]
+    longest = max(map(len, smooth), default=0)
+    shown = range(0, longest, max(1, -(-longest // POINTS)))
+    steps = sorted({*shown, longest - 1}) if longest else []
+    spreads = [Spread.of(curve[i] for curve in smooth if i < len(curve)) for i in steps]
+    middle, low, high = (tuple(getattr(s, name) for s in spreads) for name in ("middle", "low", "high"))
+    return LossCurve(tuple(i + 1 for i in steps), middle, low, high)
+
+
+def running_mean(values: Sequence[float], window: int = WINDOW) -> list[float]:
+    """The mean of each value and up to ``window - 1`` before it."""
+    means, total = [], 0.0
+    for i, value in enumerate(values):
+        total += value - (values[i - window] if i >= window else 0.0)
+        means.append(total / min(i + 1, window))
+    return means

@@ -1,0 +1,127 @@
+"""Recorded runs as the lab asks for them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from test_records import some_run
+
+from nlora_lab.methods import METHODS
+from nlora_lab.recorded import FIRST, LADDER, SHARED, before, rates, recorded_grid, recorded_store
+from nlora_lab.recordings import Recordings, Spread, running_mean
+from nlora_lab.records import RunConfig, Step
+from nlora_lab.tasks import TASKS, first_items
+
+
+def run(lr=1e-3, seed=0, loss=1.0, accuracy=0.5, validation=None, diverged=False, **asked):
+    steps = tuple(Step(i, math.nan if diverged else loss, lr, 1.0) for i in range(1, 41))
+    metrics = {"accuracy": accuracy, "validation_loss": loss if validation is None else validation}
+    config = RunConfig(**{"method": "lora", "lr": lr, "seed": seed, **asked})
+    return some_run(config=config, steps=steps, metrics={} if diverged else metrics, diverged=diverged)
+
+
+def test_a_point_is_the_median_and_the_range_over_seeds():
+    point = Recordings(run(seed=s, loss=v) for s, v in enumerate([0.1, 0.4, 0.2])).at("word-problems", "lora", 8, 1e-3)
+    assert (point.loss.low, point.loss.middle, point.loss.high) == pytest.approx((0.1, 0.2, 0.4))
+    assert len(point.runs) == 3
+
+
+def test_a_diverged_seed_counts_as_infinite_and_has_no_accuracy():
+    runs = [run(seed=0, loss=0.1), run(seed=1, diverged=True), run(seed=2, diverged=True)]
+    (point,) = Recordings(runs).valley("word-problems", "lora", 8)
+    assert math.isinf(point.loss.middle)
+    assert point.accuracy == Spread(0.5, 0.5, 0.5)
+    assert point.diverged == 2
+    assert Recordings(runs).best("word-problems", "lora", 8) is None
+
+
+def test_the_slider_stands_for_the_nearest_recorded_rate_and_for_none_far_away():
+    known = Recordings(run(lr) for lr in (1e-3, 2e-3, 5e-3))
+    found = {lr: known.at("word-problems", "lora", 8, lr) for lr in (5e-4, 7e-4, 1.5e-3, 3e-3, 8e-3, 9e-3, 1e-1)}
+    assert {lr: p and p.lr for lr, p in found.items()} == {
+        5e-4: None, 7e-4: 1e-3, 1.5e-3: 2e-3, 3e-3: 2e-3, 8e-3: 5e-3, 9e-3: None, 1e-1: None,
+    }  # fmt: skip
+
+
+def test_the_rank_stands_for_the_nearest_recorded_one():
+    known = Recordings(run(rank=r) for r in (1, 2, 4, 8, 16))
+    nearest = [known.nearest_rank("word-problems", "lora", r) for r in (1, 2, 3, 5, 6, 7, 12, 23, 25, 128)]
+    assert nearest == [1, 2, 4, 4, 8, 8, 16, 16, None, None]
+    full = Recordings([run(method="full")])
+    assert full.nearest_rank("word-problems", "full", 128) == 8
+
+
+def test_inits_do_not_mix_and_the_default_needs_no_name():
+    known = Recordings([run(method="slora"), run(method="slora", init="identity", loss=0.3)])
+    assert known.at("word-problems", "slora", 8, 1e-3, "kaiming").loss.middle == 1.0
+    assert known.at("word-problems", "slora", 8, 1e-3, "identity").loss.middle == pytest.approx(0.3)
+    assert known.valley("word-problems", "slora", 8, "orthogonal") == []
+    assert known.valley("entailment", "slora", 8) == []
+
+
+def test_the_best_rate_is_chosen_by_validation_loss_not_by_what_is_shown():
+    runs = [run(1e-3, loss=0.1, validation=0.9), run(2e-3, loss=0.5, validation=0.2, accuracy=0.1)]
+    assert Recordings(runs).best("word-problems", "lora", 8).lr == 2e-3
+
+
+def test_a_curve_is_thinned_and_ends_where_the_runs_do():
+    known = Recordings([some_run(steps=tuple(Step(i, 1.0 / i, 1e-3, 1.0) for i in range(1, 1001)))])
+    point = known.at("word-problems", "slora", 8, 2e-4, "identity")
+    curve = known.curve(point)
+    assert known.curve(point) is curve
+    assert len(curve.steps) <= 130
+    assert curve.steps[0] == 1
+    assert curve.steps[-1] == 1000
+    assert curve.middle == curve.low == curve.high
+
+
+def test_the_running_mean_looks_back_only():
+    assert running_mean([4.0, 2.0, 0.0, 0.0], window=2) == [4.0, 3.0, 1.0, 0.0]
+    assert running_mean([]) == []
+
+
+def test_the_grid_is_what_it_says():
+    grid = recorded_grid()
+    assert len(set(grid)) == len(grid)
+    for task in TASKS:
+        for method in METHODS:
+            asked = {c.lr for c in grid if (c.task, c.method, c.rank, c.init, c.seed) == (task, method, 8, None, 0)}
+            assert asked == set(rates(method)) >= {SHARED}
+            assert len(asked) >= 7
+            assert asked <= set(LADDER)
+    assert {c.seed for c in grid if c.method in FIRST} == {0, 1, 2}
+
+
+def test_what_ships_opens_the_lab_on_a_valley_of_every_first_method():
+    known = Recordings(recorded_store())
+    assert len(known) > 100
+    for task in TASKS:
+        for method in FIRST:
+            losses = [p.loss.middle for p in known.valley(task, method, 8)]
+            assert len(losses) >= 7
+            lowest = losses.index(min(losses))
+            assert 0 < lowest < len(losses) - 1, (task, method)  # the grid holds the valley's bottom, not a slope
+        assert set(rates("lora")) == {p.lr for p in known.valley(task, "lora", 8)}
+
+
+def test_what_ships_says_where_it_is_from():
+    for run in recorded_store():
+        assert run.config.model == "embedded"
+        assert (run.config.steps, run.config.batch_size) == (250, 16)
+        assert run.device == "CPU, 1 thread, float32"
+        assert run.versions["torch"]
+        assert len(run.answers) == (0 if run.diverged else 3)
+        assert run.config.command.startswith("nlora-lab run --method ")
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_what_was_recorded_before_tuning_is_what_the_model_says(task):
+    from nlora_lab.evaluation import answers
+    from nlora_lab.models import load_model
+    from nlora_lab.tasks import load_task
+
+    known = before(task)
+    said = answers(*load_model(), load_task(task), "test", len(known.answers))
+    assert tuple(a.said for a in said) == known.answers
+    assert [a.prompt for a in said] == [item["prompt"] for item in first_items(task, 3)]
