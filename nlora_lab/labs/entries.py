@@ -89,11 +89,11 @@ class RunRows(widgets.VBox):
         )
         told = widgets.HTML(f'<div style="line-height:1.5" title="{html.escape(entry.run.error)}">{cells}</div>')
         told.layout = widgets.Layout(flex="1 1 400px", min_width="0")
-        hide = widgets.ToggleButton(entry.hidden, icon="eye-slash", tooltip="hide in the figure", layout=_wide("36px"))
+        hide = widgets.ToggleButton(entry.hidden, icon="eye-slash", tooltip="hide in the figure", layout=_wide("42px"))
         pin = widgets.ToggleButton(
-            entry.pinned, icon="thumb-tack", tooltip="pin: stays when runs are cleared", layout=_wide("36px")
+            entry.pinned, icon="thumb-tack", tooltip="pin: stays when runs are cleared", layout=_wide("42px")
         )
-        gone = widgets.Button(icon="trash", tooltip="delete this run", layout=_wide("36px"))
+        gone = widgets.Button(icon="trash", tooltip="delete this run", layout=_wide("42px"))
         for control, what in ((tick, "ticked"), (hide, "hidden"), (pin, "pinned")):
             control.observe(lambda change, what=what: self._set(entry, what, change["new"]), "value")
         name.observe(lambda change: self._set(entry, "name", change["new"]), "value")

@@ -119,25 +119,24 @@ class PlotlyFigure:
     def draw(self, drawing: Drawing) -> None:
         """Make the figure the same as ``drawing``: what differs in the traces and the layout is sent."""
         traces, layout = _plain(drawing)
-        with self._throttle.drawing(), self.widget.batch_update():
-            alike = [a["type"] == b["type"] for a, b in zip(self._sent, traces, strict=False)]
-            if not all(alike):
-                self.widget.data, self._sent = (), []
-            if len(self.widget.data) > len(traces):
-                self.widget.data = self.widget.data[: len(traces)]
-            for i, (old, new) in enumerate(zip(self.widget.data, traces, strict=False)):
-                changed = _difference(self._sent[i], new)
+        with self._throttle.drawing():
+            if [_identity(t) for t in traces] != [_identity(t) for t in self._sent]:
+                # a page loses changes of a trace that come together with new traces, so all of them are new
+                self.widget.data = ()
+                self.widget.add_traces(traces)
+                self._sent = traces
+            with self.widget.batch_update():
+                for drawn, old, new in zip(self.widget.data, self._sent, traces, strict=True):
+                    changed = _difference(old, new)
+                    if changed:
+                        drawn.update(changed, overwrite=False)
+                changed = _difference(self._layout, layout)
+                # update() would merge the old labels and lines into the new ones, one by one
+                for name in ("annotations", "shapes"):
+                    if name in changed:
+                        setattr(self.widget.layout, name, changed.pop(name) or [])
                 if changed:
-                    old.update(changed, overwrite=False)
-            if len(self.widget.data) < len(traces):
-                self.widget.add_traces(traces[len(self.widget.data) :])
-            changed = _difference(self._layout, layout)
-            # update() would merge the old labels and lines into the new ones, one by one
-            for name in ("annotations", "shapes"):
-                if name in changed:
-                    setattr(self.widget.layout, name, changed.pop(name) or [])
-            if changed:
-                self.widget.layout.update(changed)
+                    self.widget.layout.update(changed)
         self._sent, self._layout = traces, layout
 
     def grow(self, drawing: GrowingDrawing) -> None:
@@ -178,6 +177,11 @@ class PlotlyFigure:
 def _plain(drawing: Drawing) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     traces, layout = drawing.plotly()
     return [t if isinstance(t, dict) else {"type": t.type, **t.to_plotly_json()} for t in traces], layout
+
+
+def _identity(trace: dict[str, Any]) -> tuple[Any, ...]:
+    """What a trace is, as opposed to what it shows."""
+    return tuple(trace.get(key) for key in ("type", "name", "xaxis", "yaxis"))
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

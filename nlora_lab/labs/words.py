@@ -28,9 +28,9 @@ def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     first = "".join(f"<th {WORDS if i == 0 else CELL}>{h}</th>" for i, h in enumerate(head))
     lines = ("".join(f"<td {WORDS if i == 0 else CELL}>{c}</td>" for i, c in enumerate(row)) for row in body)
     return (
-        f'<table style="border-collapse:collapse;line-height:1.4"><tr>{first}</tr>'
+        f'<div style="overflow-x:auto"><table style="border-collapse:collapse;line-height:1.4"><tr>{first}</tr>'
         + "".join(f"<tr>{line}</tr>" for line in lines)
-        + "</table>"
+        + "</table></div>"
     )
 
 
@@ -47,7 +47,7 @@ def spread(value: Spread, scale: float = 1.0, form: str = ".3f", unit: str = "")
 
 def at_the_slider(shown: Sequence[tuple[str, str, Point | None]], recordings: Recordings, task: str, rank: int) -> str:
     """A row for each ticked method (name, label, recorded point): what it reached at this rate, and its own best."""
-    head = ("recorded, at this rate", "parameters", "rate", "final loss", "accuracy", "seeds", "own best rate", "there")
+    head = ("recorded", "parameters", "rate", "final loss", "accuracy", "seeds", "its best rate", "accuracy there")
     body = []
     for method, label, point in shown:
         best = recordings.best(task, method, rank)
