@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from nlora_lab.evaluation import Answer, answers
     from nlora_lab.examples import landscape, with_spectrum
     from nlora_lab.exercises import WrongAnswer, check, exercise, solution
+    from nlora_lab.exports import save_adapter, tuned_model
     from nlora_lab.health import doctor
+    from nlora_lab.inside import InsideRecorder
     from nlora_lab.labs import FineTuneLab, NystromLab, SpectrumLab, SvdLab
     from nlora_lab.lowrank import (
         LowRank,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
         stable_rank,
     )
     from nlora_lab.meters import first_step, step0_meter
-    from nlora_lab.methods import METHODS, attach, parameter_table
+    from nlora_lab.methods import METHODS, Method, attach, parameter_table, variant
     from nlora_lab.models import load_model
     from nlora_lab.plots import chart, method_bars
     from nlora_lab.racing import race
@@ -57,9 +59,11 @@ _HOME = {
     "FineTuneLab": "labs",
     "LowRank": "lowrank",
     "METHODS": "methods",
+    "Method": "methods",
     "NystromLab": "labs",
     "Run": "records",
     "RunConfig": "records",
+    "InsideRecorder": "inside",
     "RunStore": "store",
     "SpectrumLab": "labs",
     "SvdLab": "labs",
@@ -91,6 +95,7 @@ _HOME = {
     "race": "racing",
     "randomized_svd": "lowrank",
     "relative_error": "lowrank",
+    "save_adapter": "exports",
     "save_as_lora": "adapters",
     "scan": "spectra",
     "singular_values": "lowrank",
@@ -101,6 +106,8 @@ _HOME = {
     "sweep": "sweeps",
     "table": "records",
     "truncated_svd": "lowrank",
+    "tuned_model": "exports",
+    "variant": "methods",
     "with_spectrum": "examples",
 }
 
@@ -109,7 +116,9 @@ __all__ = [
     "Answer",
     "FineTuneLab",
     "InputError",
+    "InsideRecorder",
     "LowRank",
+    "Method",
     "ModelError",
     "NystromLab",
     "Run",
@@ -145,6 +154,7 @@ __all__ = [
     "race",
     "randomized_svd",
     "relative_error",
+    "save_adapter",
     "save_as_lora",
     "scan",
     "singular_values",
@@ -155,6 +165,8 @@ __all__ = [
     "sweep",
     "table",
     "truncated_svd",
+    "tuned_model",
+    "variant",
     "with_spectrum",
 ]
 

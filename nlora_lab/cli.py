@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--pack", action="store_true", help="in the end, one file a task and method instead of one a run"
     )
+    sweep.add_argument("--show", action="store_true", help="make nothing: say how much of the grid is there")
     sweep.add_argument("--json", action="store_true", help="the table as JSON on stdout")
     sweep.set_defaults(command=_sweep)
 
@@ -154,7 +155,7 @@ def _race(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     from nlora_lab.store import RunStore
-    from nlora_lab.sweeps import sweep
+    from nlora_lab.sweeps import coverage, sweep
 
     grid: Any
     if options.grid == "recorded":
@@ -166,6 +167,9 @@ def _sweep(options: argparse.Namespace) -> int:
         if options.store is None:
             raise InputError("--store is missing: name the folder the records go to, for example --store runs")
         store = RunStore(options.store)
+    if options.show:
+        print(coverage(grid, store))
+        return 0
     try:
         rows = sweep(grid, store, options.workers)
     finally:

@@ -70,7 +70,7 @@ class Snapshot:
         return next((state for state in self.layers if state.layer == layer), None)
 
     def together(self) -> LayerState | None:
-        """All layers as one: root mean squares over the layers, so that it reads like a typical layer.
+        """All layers as one: root mean squares over the layers, on the scale of one layer, led by the largest.
 
         ``distance`` is then ‖all changes‖ / ‖all weights‖; ``intruders`` are summed. ``None`` without layers.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,6 +140,33 @@ METHODS: dict[str, Method] = {
                _own("inttune")),
     )
 }  # fmt: skip
+
+
+def variant(base: str, name: str, label: str, *, colour: str = "#a6761d", dash: str = "dot", **options: Any) -> Method:
+    """The method ``base`` with other options, as an entry of its own: ``METHODS[name] = variant(base, name, …)``.
+
+    ``options``: fields of the PEFT config that ``base`` builds (:class:`nlora_lab.adapters.NLoraConfig`, or PEFT's
+    ``LoraConfig``). Once it is in :data:`METHODS`, the lab, the command line and the tables know it.
+
+    Raises :class:`nlora_lab.InputError` for an unknown base, for "full", which has no options, and for bad ones.
+    """
+    entry = get_method(base)
+    if not isinstance(entry.build, partial):
+        raise InputError(f"{base} has no options to vary; write a Method with a build function of your own")
+    build = partial(entry.build.func, **entry.build.keywords)
+    build.keywords["variant"] = {**entry.build.keywords["variant"], **options}
+    told = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    made = replace(entry, name=name, label=label, colour=colour, dash=dash, build=build, start=f"{entry.start}; {told}")
+    _try(made, told)
+    return made
+
+
+def _try(entry: Method, told: str) -> None:
+    assert entry.build is not None
+    try:
+        entry.build(4, None, None, target_modules="all-linear")
+    except TypeError as error:
+        raise InputError(f"{entry.name}: {told} does not fit ({error})") from error
 
 
 def get_method(name: str) -> Method:

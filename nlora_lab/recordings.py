@@ -6,10 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from nlora_lab.errors import one_of
 from nlora_lab.methods import METHODS
 from nlora_lab.records import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NEAR_RATE = 1.6  # a slider's rate stands for a recorded one up to this factor away: half a step of 1, 2, 5
 NEAR_RANK = 1.5
@@ -108,12 +112,43 @@ class Recordings:
         known = [p for p in self.valley(task, method, rank, init) if not p.diverged]
         return min(known, key=validation_loss, default=None)
 
+    def by_rank(self, task: str, methods: Iterable[str], what: str = "accuracy") -> pd.DataFrame:
+        """One row a recorded rank, one column a method, each at its own best rate there (see :meth:`best`).
+
+        ``what``: "accuracy" or "loss" (medians over seeds), or "lr", the rate itself; NaN where there is nothing.
+        """
+        import pandas as pd
+
+        one_of("what", what, ("accuracy", "loss", "lr"))
+        names = list(methods)
+        ranks = sorted({rank for name in names for rank in self.ranks(task, name)})
+        columns = {name: [_what(self._exactly(task, name, r), what) for r in ranks] for name in names}
+        return pd.DataFrame(columns, index=pd.Index(ranks, name="rank"))
+
+    def _exactly(self, task: str, method: str, rank: int) -> Point | None:
+        return self.best(task, method, rank) if rank in self.ranks(task, method) else None
+
+    def by_init(self, task: str, method: str, rank: int, what: str = "loss") -> pd.DataFrame:
+        """One row a start of N, one column a recorded rate: median "loss" or "accuracy" over seeds, NaN where none."""
+        import pandas as pd
+
+        one_of("what", what, ("accuracy", "loss"))
+        inits = METHODS[method].inits
+        rows = {i: {p.lr: _what(p, what) for p in self.valley(task, method, rank, i)} for i in inits}
+        return pd.DataFrame.from_dict(rows, orient="index").sort_index(axis=1)
+
     def curve(self, point: Point) -> LossCurve:
         """The loss over the steps of a point's runs."""
         key = tuple(map(id, point.runs))  # they are kept here, so no other run can get their numbers
         if key not in self._curves:
             self._curves[key] = _curve(point.runs)
         return self._curves[key]
+
+
+def _what(point: Point | None, what: str) -> float:
+    if point is None:
+        return math.nan
+    return point.lr if what == "lr" else float(getattr(point, what).middle)
 
 
 def validation_loss(point: Point) -> float:

@@ -84,6 +84,18 @@ def sweep(
     return table(found[run_key(cfg)] for cfg in configs if run_key(cfg) in found)
 
 
+def coverage(grid: Grid, store: RunStore) -> str:
+    """How much of ``grid`` is in ``store``: a line a task and method, then the sum."""
+    there, lines = store.keys(), []
+    counts: dict[tuple[str, str], list[bool]] = {}
+    for cfg in expand(grid):
+        counts.setdefault((cfg.task, cfg.method), []).append(run_key(cfg) in there)
+    for (task, method), found in counts.items():
+        lines.append(f"{task}  {method:<16} {sum(found):>4} of {len(found)}")
+    total = sum(map(len, counts.values()))
+    return "\n".join([*lines, f"{sum(map(sum, counts.values()))} of {total} runs are in {store.path}"])
+
+
 def default_workers() -> int:
     """One a CPU core, as far as this process may use them; one for a card."""
     if find_device().kind != "cpu":

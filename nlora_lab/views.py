@@ -149,12 +149,13 @@ class PeftSubject:
         if adapter in layer.lora_magnitude_vector:
             lengths = layer.lora_magnitude_vector[adapter].weight
             return LayerView(name, W, *_trained({**parts, "m": lengths}), lambda: _dora(W, A, B, scale, lengths))
-        start = self._starts.get(name)
+        start, A, B = self._starts.get(name), A.detach(), B.detach()
 
         def change() -> Change:
             if start is None:
-                return Change(B.detach() * scale, A.detach())
-            return Change(torch.cat([B.detach(), -start[1]], 1) * scale, torch.cat([A.detach(), start[0]]))
+                return Change(B * scale, A)
+            # B A − B0 A0 from differences, as in nlora_lab.adapters.products: nothing large is subtracted
+            return Change(torch.cat([B - start[1], start[1]], 1).mul_(scale), torch.cat([A, A - start[0]]))
 
         return LayerView(name, W, *_trained(parts), change)
 

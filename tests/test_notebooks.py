@@ -24,6 +24,7 @@ def test_the_course_is_complete():
         "02_nystrom.ipynb",
         "03_spectra_of_a_transformer.ipynb",
         "04_adapters_from_scratch.ipynb",
+        "05_fine_tuning_lab.ipynb",
     ]
 
 

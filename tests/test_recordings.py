@@ -7,6 +7,7 @@ import math
 import pytest
 from test_records import some_run
 
+from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
 from nlora_lab.recorded import FIRST, LADDER, SHARED, before, rates, recorded_grid, recorded_store
 from nlora_lab.recordings import Recordings, Spread, running_mean
@@ -125,3 +126,19 @@ def test_what_was_recorded_before_tuning_is_what_the_model_says(task):
     said = answers(*load_model(), load_task(task), "test", len(known.answers))
     assert tuple(a.said for a in said) == known.answers
     assert [a.prompt for a in said] == [item["prompt"] for item in first_items(task, 3)]
+
+
+def test_tables_by_rank_and_by_init():
+    runs = [run(lr, rank=r, loss=lr * r, accuracy=1 / r) for r in (1, 4) for lr in (1e-3, 2e-3)]
+    runs += [run(1e-3, method="slora", init=i, loss=v) for i, v in ((None, 0.5), ("identity", 0.25))]
+    known = Recordings(runs)
+    table = known.by_rank("word-problems", ["lora", "nlora"])
+    assert list(table.index) == [1, 4]
+    assert list(table["lora"]) == [1.0, 0.25]
+    assert table["nlora"].isna().all()
+    assert list(known.by_rank("word-problems", ["lora"], "lr")["lora"]) == [1e-3, 1e-3]
+    inits = known.by_init("word-problems", "slora", 8)
+    assert inits.loc["kaiming", 1e-3] == pytest.approx(0.5)
+    assert inits.loc["identity", 1e-3] == pytest.approx(0.25)
+    with pytest.raises(InputError, match="what='speed'"):
+        known.by_rank("word-problems", ["lora"], "speed")

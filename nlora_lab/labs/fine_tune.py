@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import threading
 import time
 from collections.abc import Iterable
@@ -193,6 +194,35 @@ class FineTuneLab:
     def table(self) -> pd.DataFrame:
         """The runs trained here, one a row."""
         return table(self.runs)
+
+    def numbers(self) -> pd.DataFrame:
+        """What was recorded at these settings: one row a ticked method, NaN where there is nothing.
+
+        Columns: method, parameters, rate, final_loss and accuracy (medians over seeds), seeds, and own_rate, the
+        recorded rate with the lowest validation loss, with the accuracy there (0 to 1).
+        """
+        import pandas as pd
+
+        return pd.DataFrame([self._numbers_of(name) for name in self.method.value])
+
+    def _numbers_of(self, method: str) -> dict[str, Any]:
+        point = self.recorded(method)
+        best = self.recordings.best(self.task.value, method, self.rank.value, self._init_of(method))
+        return {
+            "method": method,
+            "parameters": point.runs[0].trainable if point else math.nan,
+            "rate": point.lr if point else math.nan,
+            "final_loss": point.loss.middle if point else math.nan,
+            "accuracy": point.accuracy.middle if point else math.nan,
+            "seeds": len(point.runs) if point else 0,
+            "own_rate": best.lr if best else math.nan,
+            "accuracy_there": best.accuracy.middle if best else math.nan,
+        }
+
+    def open(self, tab: str) -> None:
+        """Open one of the tabs: "at this rate", "runs", "answers", "inside"."""
+        one_of("tab", tab, TABS)
+        self._tabs.selected_index = TABS.index(tab)
 
     def rename(self, number: int, name: str) -> None:
         """Call run ``number`` (an index of :attr:`runs`) by this name in figures and tables."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,17 @@ class InsidePanel:
             return LayerMapDrawing(entry.name, entry.inside.snapshots, self.view.value)
         layer = None if self.layer.value == EVERYTHING else self.layer.value
         return InsideDrawing([(entry.name, method.colour, method.dash, entry.inside.snapshots)], layer)
+
+    def __repr__(self) -> str:
+        return f"what happens inside {len(self._entries)} run{'s' * (len(self._entries) != 1)}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """The live panel, and beside it a picture and a line for pages without a kernel."""
+        bundle: dict[str, Any] = dict(self.widget._repr_mimebundle_())
+        bundle["text/plain"] = repr(self)
+        if self._entries:
+            bundle["image/png"] = base64.b64encode(self.drawing().png()).decode()
+        return bundle
 
     def _draw(self) -> None:
         if not self._entries:
