@@ -202,6 +202,8 @@ class Heat:
                     break
         except KeyboardInterrupt:
             self.desk.stopped = stopped = True
+            for lane in lanes:
+                lane.optimizer.zero_grad()  # of a step that was not made
             clock.share(lanes)
         return stopped
 

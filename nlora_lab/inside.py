@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,6 +75,10 @@ class Snapshot:
 
         ``distance`` is then ‖all changes‖ / ‖all weights‖; ``intruders`` are summed. ``None`` without layers.
         """
+        return self._together
+
+    @cached_property
+    def _together(self) -> LayerState | None:
         if not self.layers:
             return None
         counted = [s.intruders for s in self.layers if s.intruders is not None]
@@ -131,7 +136,8 @@ class InsideRecorder:
         due = updates % self.every == 0
         views = subject.layers()
         first = next(views, None)
-        ended = first is not None and not first.gradients  # the loop clears them after its last update
+        # the loop clears all gradients after its last update; before it, one layer may have none
+        ended = first is not None and not first.gradients and not any(view.gradients for view in subject.layers())
         if first is not None and (due or ended):
             states = [self._state(view, ended) for view in (first, *views)]
             self._taken.append(Snapshot(updates, tuple(states)))

@@ -125,6 +125,7 @@ def _fine_tune(cfg: RunConfig, device: Device, trail: Trail, on_step: OnStep | N
                 break
     except KeyboardInterrupt:
         trail.stopped = True
+        optimizer.zero_grad()  # those of a step that was not made
     finally:
         trail.seconds, trail.peak_memory = time.perf_counter() - started, memory.bytes
 

@@ -10,6 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
+from operator import add
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nlora_lab.checkpoints import split_name
@@ -17,7 +20,7 @@ from nlora_lab.inside import Snapshot, series
 from nlora_lab.methods import METHODS
 from nlora_lab.plots.approximations import rank_ticks
 from nlora_lab.plots.runs import rate_text
-from nlora_lab.plots.style import INK, MPL_DASH, axis, blank_layout, new_figure, png_bytes, spread, title
+from nlora_lab.plots.style import INK, MPL_DASH, axis, blank_layout, new_figure, png_bytes, title
 
 if TYPE_CHECKING:
     from nlora_lab.records import RunConfig
@@ -116,6 +119,8 @@ class _Panel:
         return [math.nan if not math.isfinite(v) else self.zero or self.least if v < self.least else v for v in line.y]
 
     def ticks(self) -> dict[float, str]:
+        if not self._values:
+            return {}
         low, high = self._span
         steps: tuple[int, ...] = (1, 2, 5) if high - low < 1.5 else (1,)
         every = max(1, math.ceil((high - low) / 6))
@@ -135,8 +140,8 @@ class _Panel:
             last = next((i for i in reversed(range(len(line.y))) if math.isfinite(line.y[i])), None)
             if line.label and last is not None:
                 ended.append((line, line.x[last], math.log10(self.drawn(line)[last])))
-        tallest = max((line.label.count("\n") + 1 for line, _, _ in ended), default=1)
-        placed = spread([height for _, _, height in ended], 0.06 * tallest * (high - low))
+        sizes = [0.06 * (high - low) * (line.label.count("\n") + 1) for line, _, _ in ended]
+        placed = _apart([height for _, _, height in ended], sizes)
         return [(line, x, y) for (line, x, _), y in zip(ended, placed, strict=True)]
 
 
@@ -167,8 +172,8 @@ class InsideDrawing:
             for what in ("norm", "gradient")
         )
         many = f"σ₁ … σ{self.top}".translate(SUBSCRIPTS) if self.top > 1 else "σ₁"
-        there = dict.fromkeys(line.marker for line in norms if line.x)
-        key = "" if self._named else ": " + "  ".join(f"{SIGNS[factor]} {factor}" for factor in there)
+        there = {line.marker for line in norms if line.x}
+        key = "" if self._named else ": " + "  ".join(f"{SIGNS[f]} {f}" for f in self.factors if f in there)
         return (
             _Panel(f"singular values of the change: {many}", [line for line in values if line.x], 4, WIDTHS[0]),
             _Panel(f"norms of the factors{key}", [line for line in norms if line.x], 7, WIDTHS[1]),
@@ -219,12 +224,14 @@ class InsideDrawing:
             traces.append(go.Scatter(x=[None], y=[None], mode="lines", hoverinfo="skip", **place))
             traces += [go.Scatter(**_plotly_line(panel, line), **place) for line in panel.lines]
             ticks, (low, high) = panel.ticks(), panel.range
+            # said outright, because the same live figure may have shown a map before
+            plain = {**axis(), "showgrid": True, "autorange": False, "automargin": False, "tickmode": "array"}
             layout[f"xaxis{x[1:]}"] = {
-                **axis(), "domain": domain, "range": [0, self._end * panel.room], "anchor": y,
+                **plain, "type": "linear", "domain": domain, "range": [0, self._end * panel.room], "anchor": y,
                 "tickvals": rank_ticks(self._end), "title": {"text": "updates", "standoff": 6},
             }  # fmt: skip
             layout[f"yaxis{y[1:]}"] = {
-                **axis(), "type": "log", "range": [low, high], "anchor": x, "tickvals": list(ticks),
+                **plain, "type": "log", "range": [low, high], "anchor": x, "tickvals": list(ticks),
                 "ticktext": list(ticks.values()),
             }  # fmt: skip
             notes.append(title(panel.heading, x, y))
@@ -278,8 +285,23 @@ def _plotly_line(panel: _Panel, line: _Line) -> dict[str, Any]:
         "hovertemplate": "after %{x} updates: %{customdata:.3g}<extra>" + line.told + "</extra>",
         "line": {"color": line.colour, "dash": line.dash, "width": 2.2}, "opacity": line.opacity,
         "marker": {"symbol": MARKERS[line.marker][0] if line.marker else "circle", "size": sizes, "color": line.colour,
-                   "opacity": 1},
+                   "opacity": 1, "line": {"width": 0}},
     }  # fmt: skip
+
+
+def _apart(heights: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """``heights`` of the middles of names moved apart as little as needed; a name is ``sizes`` tall."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    below = list(accumulate((sizes[i] + sizes[j]) / 2 for i, j in pairwise(order)))
+    offsets = [0.0, *below]
+    blocks: list[list[float]] = []  # neighbours that touch: without the offsets, they share the mean of their heights
+    for i, offset in zip(order, offsets, strict=False):
+        blocks.append([heights[i] - offset])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    bottoms = [fmean(block) for block in blocks for _ in block]
+    placed = dict(zip(order, map(add, bottoms, offsets), strict=False))
+    return [placed[i] for i in range(len(heights))]
 
 
 def _broken(name: str) -> str:

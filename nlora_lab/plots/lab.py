@@ -164,7 +164,8 @@ class LabDrawing:
         losses = [top if math.isnan(c.final_loss) else min(c.final_loss, top) for c in done]
         told = "%{text}<br>rate %{x}<extra></extra>"
         common = {
-            "type": "scatter", "mode": "markers", "name": "trained here", "x": [c.lr for c in done], "xaxis": "x2", "showlegend": False,
+            "type": "scatter", "mode": "markers", "name": "trained here",
+            "x": [c.lr for c in done], "xaxis": "x2", "showlegend": False,
             "text": [c.name for c in done], "hovertemplate": told, "cliponaxis": False,
         }  # fmt: skip
         marker = {
@@ -284,7 +285,8 @@ def _recorded_traces(line: RecordedLine, top: float) -> list[dict[str, Any]]:
     band = {
         **common, "mode": "lines", "x": [*curve.steps, *reversed(curve.steps)],
         "y": [max(v, FLOOR) for v in (*curve.high, *reversed(curve.low))],
-        "fill": "toself", "fillcolor": line.colour, "opacity": 0.15, "line": {"width": 0, "color": line.colour}, "hoverinfo": "skip",
+        "fill": "toself", "fillcolor": line.colour, "opacity": 0.15,
+        "line": {"width": 0, "color": line.colour}, "hoverinfo": "skip",
     }  # fmt: skip
     middle = {**common, "mode": "lines", "x": list(curve.steps), "y": [max(v, FLOOR) for v in curve.middle],
               "line": look, "hovertemplate": told}  # fmt: skip

@@ -98,11 +98,12 @@ class LayerMapDrawing:
 
         modules, layers, values, texts = self._table()
         cells = go.Heatmap(
-            z=[[None if math.isnan(v) else v for v in row] for row in self._levels(values)], x=layers, y=modules, text=texts,
-            texttemplate="%{text}" if len(layers) <= 16 else None, zmin=0, zmax=1, colorscale="Blues",
+            z=[[None if math.isnan(v) else v for v in row] for row in self._levels(values)], x=layers, y=modules,
+            text=texts, texttemplate="%{text}" if len(layers) <= 16 else None, zmin=0, zmax=1, colorscale="Blues",
             showscale=False, xgap=2, ygap=2, hovertemplate="layer %{x}, %{y}: %{text}<extra></extra>",
         )  # fmt: skip
-        bare = {"showgrid": False, "zeroline": False, "ticks": "", "linecolor": INK, "type": "category"}
+        bare = {"showgrid": False, "zeroline": False, "ticks": "", "linecolor": INK, "type": "category",
+                "domain": [0, 1], "tickmode": "auto"}  # fmt: skip
         notes = [title(self.heading, "x", "y")]
         if self._missing:
             middle = {"x": 0.5, "y": 0.5, "xref": "x domain", "yref": "y domain", "showarrow": False}
@@ -115,7 +116,7 @@ class LayerMapDrawing:
         layout = {
             **blank_layout(110 + 32 * max(4, len(modules))),
             "margin": {"l": 20, "r": 20, "t": 36, "b": 44},
-            "xaxis": {**bare, "title": {"text": "layer"}},
+            "xaxis": {**bare, "autorange": True, "title": {"text": "layer"}},
             "yaxis": {**bare, "autorange": "reversed", "automargin": True},
             "annotations": notes,
             "shapes": shapes,

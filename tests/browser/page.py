@@ -1,0 +1,266 @@
+"""One notebook open in one tab, and what a person does there: run cells, move sliders, press buttons, look.
+
+What a person sees and touches goes through the page itself (labels, keys, what plotly has drawn);
+JupyterLab's own objects, which the server exposes as ``jupyterapp``, are used only for what its menus do
+and for knowing when a kernel is ready.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from browser.server import HOST, JupyterServer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page
+
+ARTEFACTS = Path(__file__).resolve().parents[2] / ".ci-artefacts"
+SIZE = {"width": 1300, "height": 900}
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+T = TypeVar("T")
+
+# The notebook shown, its cells, and what of them the tests ask for; every call's script begins with this.
+_TOOLS = """
+const panel = () => window.jupyterapp?.shell?.currentWidget;
+const kernel = () => panel()?.sessionContext?.session?.kernel;
+const cells = () => [...panel().content.widgets];
+const numbers = v => ArrayBuffer.isView(v) ? Array.from(v) : Array.isArray(v) ? v.map(numbers) : v;
+const run = command => {
+  const ran = window.ran = {done: false};
+  window.jupyterapp.commands.execute(command).then(() => ran.done = true, () => ran.done = true);
+};
+"""
+
+
+def why_no_browser() -> str | None:
+    """What is missing to open a page, or None."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "the Python package playwright is not installed"
+    return None if find_browser() else f"no browser: none of {', '.join(BROWSERS)} is on the path"
+
+
+def find_browser() -> str | None:
+    """The path of an installed Chromium or Chrome."""
+    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """The installed browser, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Notebook:
+    """A notebook of these code cells, open in a tab of its own.
+
+    ``requests`` are the addresses the page has asked for so far, ``errors`` what its scripts did not catch.
+    """
+
+    def __init__(self, context: BrowserContext, server: JupyterServer, name: str, cells: list[str]) -> None:
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self._context = context
+        self._server = server
+        self._name = name
+        server.write(f"{name}.ipynb", cells)
+        self.open()
+
+    # --- the tab ---
+
+    def open(self) -> None:
+        """Open the notebook in a new tab and wait until its kernel is ready."""
+        self.page: Page = self._context.new_page()
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("websocket", lambda socket: self.requests.append(socket.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(self._server.address(f"{self._name}.ipynb"))
+        self._ready()
+
+    def reload(self) -> None:
+        """Reload the page, without saving first, and wait until it has found its kernel again."""
+        self.page.reload()
+        self._ready()
+
+    def close(self) -> None:
+        """Close the tab; the kernel goes on."""
+        self.page.close()
+
+    def save(self) -> None:
+        """Save the notebook."""
+        self._command("docmanager:save", 30)
+
+    def restart_kernel(self) -> None:
+        """Restart the kernel by the menu, and confirm."""
+        self._evaluate("before => { run('kernelmenu:restart') }")
+        self.page.get_by_role("button", name="Confirm Kernel Restart").or_(
+            self.page.locator(".jp-Dialog .jp-mod-warn")
+        ).first.click()
+        self._wait_for("window.ran.done", 60)
+        self._ready()
+
+    def outside(self) -> list[str]:
+        """What the page has asked of other hosts."""
+        hosts = {url: urlsplit(url).hostname for url in self.requests}
+        return [url for url, host in hosts.items() if host not in (None, HOST)]
+
+    def screenshot(self, what: str = "page", width: int = SIZE["width"], height: int = SIZE["height"]) -> Path:
+        """A picture of the page, under the notebook's name."""
+        ARTEFACTS.mkdir(exist_ok=True)
+        path = ARTEFACTS / f"{self._name}-{what}-{width}.png"
+        before = self.page.viewport_size or SIZE
+        changed = (width, height) != (before["width"], before["height"])
+        if changed:
+            self.page.set_viewport_size({"width": width, "height": height})
+            self.page.wait_for_timeout(1500)  # plotly fits itself in anew
+        self.page.screenshot(path=path)
+        if changed:
+            self.page.set_viewport_size({"width": before["width"], "height": before["height"]})
+        return path
+
+    # --- cells ---
+
+    def run_all(self, seconds: float = 120) -> None:
+        """Run all cells, and wait until they are done."""
+        self._command("notebook:run-all-cells", seconds)
+        count = self._evaluate("() => cells().length")
+        for index in range(count):
+            self.text(index)
+
+    def run(self, source: str, seconds: float = 60, keep: bool = False) -> str:
+        """Run one more cell at the end, wait for it, and return what it printed; it goes away unless kept."""
+        index = self._evaluate(
+            """source => {
+                const end = cells().length;
+                panel().content.model.sharedModel.insertCell(end, {cell_type: 'code', source});
+                panel().content.activeCellIndex = end;
+                return end;
+            }""",
+            source,
+        )
+        self._command("notebook:run-cell", seconds)
+        try:
+            return self.text(index)
+        finally:
+            if not keep:
+                self._evaluate("index => panel().content.model.sharedModel.deleteCell(index)", index)
+
+    def text(self, index: int) -> str:
+        """What a cell has printed and its result as text; a cell that raised fails the test."""
+        outputs = self._evaluate("index => cells()[index].model.outputs.toJSON()", index)
+        for output in outputs:
+            assert output["output_type"] != "error", _plain("\n".join(output["traceback"]))
+        told = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+        return "".join(part if isinstance(part, str) else "".join(part) for part in told).strip()
+
+    # --- widgets, the latest of those with the same label ---
+
+    def slider(self, label: str) -> Locator:
+        """A slider's handle."""
+        return self._widget(".widget-slider", label).locator(".noUi-handle").last
+
+    def button(self, label: str) -> Locator:
+        """A button."""
+        return self.page.locator("button.widget-button", has_text=_exactly(label)).last
+
+    def move(self, label: str, key: str = "ArrowRight", times: int = 1) -> None:
+        """Move a slider with the keyboard."""
+        handle = self.slider(label)
+        handle.focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+    def value(self, label: str) -> str:
+        """What a slider says it is at, to those who can't see it too."""
+        return self.slider(label).get_attribute("aria-valuetext") or ""
+
+    def press(self, label: str, key: str = "Enter") -> None:
+        """Press a button with the keyboard, as soon as it can be pressed."""
+        from playwright.sync_api import expect
+
+        button = self.button(label)
+        expect(button).to_be_enabled(timeout=30_000)
+        button.focus()
+        expect(button).to_be_focused()
+        self.page.keyboard.press(key)
+
+    # --- figures ---
+
+    def figures(self) -> list[list[dict[str, Any]]]:
+        """The data of every plotly figure on the page: its traces, each with what it draws."""
+        return self._evaluate(
+            """() => [...document.querySelectorAll('.js-plotly-plot')].filter(gd => gd.data).map(gd =>
+                gd.data.map(t => ({type: t.type, name: t.name ?? null, x: numbers(t.x) ?? null,
+                                   y: numbers(t.y) ?? null, z: numbers(t.z) ?? null})))"""
+        )
+
+    def shown(self) -> Any:
+        """All that the figures show: data, and the labels, lines and ranges of their layout."""
+        layouts = self._evaluate(
+            """() => [...document.querySelectorAll('.js-plotly-plot')].filter(gd => gd.layout).map(gd =>
+                [gd.layout.annotations ?? [], gd.layout.shapes ?? [],
+                 Object.keys(gd.layout).filter(k => /axis/.test(k)).map(k => gd.layout[k].range ?? null)])"""
+        )
+        return self.figures(), layouts
+
+    def wait_for_figure(self, seconds: float = 60) -> None:
+        """Wait until at least one plotly figure has been drawn and has its place on the page."""
+        self.page.wait_for_selector(".js-plotly-plot .main-svg", timeout=1000 * seconds)
+        self.page.wait_for_timeout(1000)  # half a second after its first drawing a lab fits the figure in
+
+    def until(self, condition: Callable[[], T], seconds: float, what: str) -> T:
+        """Ask again and again until the answer is true, and return it."""
+        end = time.monotonic() + seconds
+        while not (answer := condition()):
+            assert time.monotonic() < end, f"{what}: not within {seconds:g} seconds"
+            self.page.wait_for_timeout(100)  # the browser's messages are heard meanwhile
+        return answer
+
+    # --- behind it ---
+
+    def _ready(self) -> None:
+        """What is sent before the kernel is connected and idle is lost without a word."""
+        self._wait_for("kernel()?.connectionStatus === 'connected' && kernel()?.status === 'idle'", 90)
+        self._evaluate(
+            "() => { const shell = window.jupyterapp.shell; if (!shell.leftCollapsed) shell.collapseLeft() }"
+        )
+
+    def _command(self, command: str, seconds: float) -> None:
+        self._evaluate("command => { run(command) }", command)
+        self._wait_for("window.ran.done", seconds)
+
+    def _widget(self, kind: str, label: str) -> Locator:
+        return self.page.locator(kind, has=self.page.locator(".widget-label", has_text=_exactly(label))).last
+
+    def _evaluate(self, function: str, argument: Any = None) -> Any:
+        return self.page.evaluate(f"argument => {{ {_TOOLS} return ({function})(argument) }}", argument)
+
+    def _wait_for(self, condition: str, seconds: float) -> None:
+        self.page.wait_for_function(f"() => {{ {_TOOLS} return {condition} }}", timeout=1000 * seconds)
+
+
+def _exactly(label: str) -> re.Pattern[str]:
+    return re.compile(rf"^\s*{re.escape(label)}\s*$")
+
+
+def _plain(traceback: str) -> str:
+    return re.sub(r"\x1b\[[\d;]*m", "", traceback)

@@ -1,0 +1,141 @@
+"""A JupyterLab of its own: on loopback, behind a token, in an empty folder, blind to the user's settings."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+HOST = "127.0.0.1"
+ELSEWHERE = ("VSCODE_PID", "VSCODE_CWD", "NLORA_LAB_FIGURES")  # these change what a lab shows
+KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+class JupyterServer:
+    """A running server, as a context manager; ``root`` is the folder its notebooks lie in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "root"
+        self.token = secrets.token_hex(16)
+        self.port = _free_port()
+        self._folder = folder
+        self._log = folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> JupyterServer:
+        self.root.mkdir()
+        self._quiet()
+        command = [
+            sys.executable, "-m", "jupyterlab", f"--ServerApp.ip={HOST}", f"--ServerApp.port={self.port}",
+            "--ServerApp.port_retries=0", "--ServerApp.open_browser=False", "--ServerApp.allow_root=True",
+            f"--ServerApp.root_dir={self.root}", "--LabApp.expose_app_in_browser=True",
+            "--LabApp.extension_manager=readonly",
+            # if the tests are killed, nobody ends it: it then ends by itself
+            "--MappingKernelManager.cull_idle_timeout=600", "--ServerApp.shutdown_no_activity_timeout=900",
+        ]  # fmt: skip
+        with self._log.open("wb") as log:
+            # a session of its own, so that Ctrl-C reaches the tests first and they end it in order
+            self._process = subprocess.Popen(
+                command, cwd=self.root, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            self._wait(60)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()  # which ends the kernels too
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def address(self, name: str) -> str:
+        """The notebook's page, laid out as if it were opened for the first time."""
+        return f"http://{HOST}:{self.port}/lab/workspaces/{Path(name).stem}/tree/{name}?reset&token={self.token}"
+
+    def write(self, name: str, cells: list[str]) -> None:
+        """Put a notebook of code cells into the folder."""
+        made = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in cells],
+            metadata={"kernelspec": KERNELSPEC},  # without it the page asks which kernel to start
+        )
+        nbformat.write(made, self.root / name)
+
+    def end_kernels(self) -> None:
+        """End every kernel, so that nothing a test left behind slows the next one down."""
+        for session in self.api("GET", "sessions"):
+            self.api("DELETE", f"sessions/{session['id']}")
+
+    def api(self, method: str, path: str) -> Any:
+        """A call of the server's REST interface."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=30)
+        try:
+            connection.request(method, f"/api/{path}", headers={"Authorization": f"token {self.token}"})
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            raise RuntimeError(f"{method} {path}: {answer.status} {body[:200]!r}")
+        return json.loads(body) if body else None
+
+    def _environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if k not in ELSEWHERE and not k.startswith(("JUPYTER", "IPYTHON"))}
+        own = {
+            "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+            "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
+        }  # fmt: skip
+        return {
+            **kept,
+            **{name: str(self._folder / folder) for name, folder in own.items()},
+            "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel and the widgets' scripts of this environment, not others
+            "JUPYTER_TOKEN": self.token,
+            "NLORA_LAB_DEVICE": "cpu",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    def _quiet(self) -> None:
+        """No question about news from jupyter.org, which would lie over the page."""
+        settings = self._folder / "settings" / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        told = {"fetchNews": "false", "checkForUpdates": False}
+        (settings / "notification.jupyterlab-settings").write_text(json.dumps(told))
+
+    def _wait(self, seconds: float) -> None:
+        assert self._process is not None
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                break
+            try:
+                self.api("GET", "status")
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.1)
+            else:
+                return
+        raise RuntimeError(f"JupyterLab did not start:\n{self._log.read_text(errors='replace')[-2000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
