@@ -107,7 +107,7 @@ class Lifted:
         now, start = ({f: t[here] for f, t in factors[shape].items()} for factors in (self.now, self.start))
         left, right, gain = update(now, start, self.scale, [weight])
         if gain is None:
-            return Change(left[0], right[0])
+            return Change(left[0].detach(), right[0].detach())  # a view of a leaf wants a gradient even here
         return Change((weight + left[0] @ right[0]) * gain[0].T - weight)
 
     def weights(self) -> dict[str, Tensor]:

@@ -224,6 +224,7 @@ def attach(
     with warnings.catch_warnings():
         # PEFT asks transformers for this property under its old name; nothing a learner can act on
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right by itself
         return get_peft_model(model, entry.build(rank, alpha, init, **options))
 
 

@@ -133,7 +133,8 @@ class StackedLinear(nn.Module):
         rows = x.reshape(max(count, 1), -1, self.in_features)
         parts = [None if part is None else part.to(dtype) for band in self.bands for part in band]
         bias = None if self.bias is None else self.bias.to(dtype)
-        y: Tensor = _Product.apply(rows.to(dtype), self.matrix.to(dtype), bias, *parts)
+        product: Any = _Product.apply  # untyped in torch
+        y: Tensor = product(rows.to(dtype), self.matrix.to(dtype), bias, *parts)
         return y.view(*x.shape[:-1], self.out_features)
 
 
@@ -157,7 +158,7 @@ class _Product(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
         parts, inner = saved[: 3 * ctx.bands], saved[3 * ctx.bands :]
         bands = list(zip(_slices(parts), inner[::2], inner[1::2], strict=True))
@@ -214,7 +215,7 @@ def _unbound(updates: Sequence[Update], dtype: torch.dtype) -> list[Band]:
         joined = parts[0].unsqueeze(1) if len(parts) == 1 else torch.stack(parts, dim=1)
         return joined.to(dtype).unbind(0)  # of (layers, k, …); indexing would have each layer fill a gradient of all
 
-    left, right = (layerwise([u[i] for u in updates]) for i in (0, 1))
+    left, right = layerwise([u.left for u in updates]), layerwise([u.right for u in updates])
     gains = [u.gain for u in updates if u.gain is not None]
     return list(zip(left, right, layerwise(gains) if gains else [None] * len(left), strict=True))
 

@@ -209,8 +209,10 @@ class Notebook:
         """The data of every plotly figure on the page: its traces, each with what it draws."""
         return self._evaluate(
             """() => [...document.querySelectorAll('.js-plotly-plot')].filter(gd => gd.data).map(gd =>
-                gd.data.map(t => ({type: t.type, name: t.name ?? null, x: numbers(t.x) ?? null,
-                                   y: numbers(t.y) ?? null, z: numbers(t.z) ?? null})))"""
+                gd.data.map(t => ({
+                  uid: t.uid, type: t.type, name: t.name ?? null, xaxis: t.xaxis ?? 'x',
+                  x: numbers(t.x) ?? null, y: numbers(t.y) ?? null, z: numbers(t.z) ?? null,
+                })))"""
         )
 
     def shown(self) -> Any:

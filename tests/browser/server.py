@@ -39,6 +39,7 @@ class JupyterServer:
             "--ServerApp.port_retries=0", "--ServerApp.open_browser=False", "--ServerApp.allow_root=True",
             f"--ServerApp.root_dir={self.root}", "--LabApp.expose_app_in_browser=True",
             "--LabApp.extension_manager=readonly",
+            "--KernelManager.shutdown_wait_time=1",
             # if the tests are killed, nobody ends it: it then ends by itself
             "--MappingKernelManager.cull_idle_timeout=600", "--ServerApp.shutdown_no_activity_timeout=900",
         ]  # fmt: skip

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from browser.conftest import give_up
-from browser.page import why_no_browser
+from browser.page import Notebook, why_no_browser
 
 
 def test_what_is_missing_is_named(monkeypatch):
@@ -24,3 +24,11 @@ def test_without_a_browser_tests_are_skipped_here_and_fail_in_ci(monkeypatch):
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="no browser"):
         give_up("no browser")
+
+
+def test_requests_to_other_hosts_are_seen():
+    notebook = Notebook.__new__(Notebook)
+    notebook.requests = ["http://127.0.0.1:8888/lab", "ws://127.0.0.1:8888/api", "data:text/plain,a", "blob:http://a/b"]
+    assert notebook.outside() == []
+    notebook.requests += ["https://cdn.plot.ly/plotly.js", "wss://127.0.0.1.example.org/"]
+    assert notebook.outside() == notebook.requests[-2:]

@@ -1,0 +1,137 @@
+"""A race of eight beside the same eight runs one by one: seconds of training. One run, one machine.
+
+    python benchmarks/race.py                  # measure, write results/race.json, print the table
+    python benchmarks/race.py --show           # only print the table from the record
+    python benchmarks/race.py --device cuda    # the same on a GPU, into results/race-cuda.json
+
+Eight methods at rates where each learns, rank 8, on word problems with the embedded model. Every round times one race
+and the eight runs, the one first in even rounds and the others first in odd ones; a ratio is taken *within*
+a round, so that whatever else the machine does falls on both alike. Loading and evaluation are left out: what is
+added up is ``Run.seconds``. Asked for are ratios of at most 1.15 on a CPU and 0.35 on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+FIELD = {
+    "lora": 1e-2, "slora": 1e-2, "rslora": 5e-3, "nlora": 1e-4, "nlora-core": 5e-3, "nlora-balanced": 1e-3,
+    "pissa": 2e-3, "inttune": 2e-2,
+}  # fmt: skip
+BATCHES = (16, 4)
+STEPS = 16
+
+
+def configs(batch_size: int, device: str) -> list[Any]:
+    from nlora_lab.records import RunConfig
+
+    # one step more than is made: a stopped run is not evaluated
+    shared = {"steps": STEPS + 1, "batch_size": batch_size, "device": device}
+    return [RunConfig(method=method, lr=lr, **shared) for method, lr in FIELD.items()]
+
+
+def stop(*news: Any) -> bool:
+    return news[-1].step == STEPS
+
+
+def together(field: list[Any]) -> list[Any]:
+    from nlora_lab.racing import race
+
+    # the last to be told, so that all of them have made the step
+    runs = race(field, lambda cfg, step: cfg is field[-1] and stop(step))
+    assert {run.together for run in runs} == {len(field)}
+    return runs
+
+
+def one_by_one(field: list[Any]) -> list[Any]:
+    from nlora_lab.training import fine_tune
+
+    return [fine_tune(cfg, stop) for cfg in field]
+
+
+def seconds(runs: list[Any]) -> float:
+    assert all(len(run.steps) == STEPS for run in runs)
+    return sum(run.seconds for run in runs)
+
+
+def measure(batch_size: int, device: str, rounds: int) -> dict[str, Any]:
+    field = configs(batch_size, device)
+    ways = {"race": together, "one by one": one_by_one}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    memory: dict[str, int] = {}
+    for number in range(-1, rounds):  # the first round is for imports and first touches
+        for way in list(ways)[:: 1 if number % 2 else -1]:
+            runs = ways[way](field)
+            if number >= 0:
+                times[way].append(seconds(runs))
+                memory[way] = max(run.peak_memory for run in runs)
+        print(f"batch {batch_size}, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    ratios = [a / b for a, b in zip(times["race"], times["one by one"], strict=True)]
+    found: dict[str, Any] = {way: spread(values) for way, values in times.items()}
+    return {**found, "ratio": spread(ratios), "peak_memory": memory}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    lower, middle, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return {"lower": round(lower, 4), "median": round(middle, 4), "upper": round(upper, 4)}
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    lines = [
+        f"{record['device']}; {len(record['field'])} methods ({', '.join(record['field'])}), rank 8, {record['steps']} "
+        f"steps; medians of {record['rounds']} rounds, quartiles in brackets.",
+        "",
+        "| batch | race, s | one by one, s | race / one by one |",
+        "|---|---|---|---|",
+    ]
+    for size, row in record["batches"].items():
+        cells = [
+            "{median:.{d}f} ({lower:.{d}f}–{upper:.{d}f})".format(**row[key], d=digits)
+            for key, digits in (("race", 2), ("one by one", 2), ("ratio", 3))
+        ]
+        lines.append(f"| {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--show", action="store_true", help="print the record, measure nothing")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    options = parser.parse_args()
+    place = RESULTS / ("race.json" if options.device == "cpu" else f"race-{options.device}.json")
+    if not options.show:
+        import torch
+
+        from nlora_lab.records import versions
+
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        os.environ["NLORA_LAB_DEVICE"] = options.device
+        torch.set_num_threads(1)
+        name = f"CPU ({platform.machine()}), one thread" if options.device == "cpu" else torch.cuda.get_device_name()
+        record = {
+            "device": name,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "rounds": options.rounds,
+            "steps": STEPS,
+            "field": list(FIELD),
+            "batches": {str(size): measure(size, options.device, options.rounds) for size in options.batches},
+        }
+        place.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(json.loads(place.read_text())))
+
+
+if __name__ == "__main__":
+    main()
