@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nlora_lab.errors import one_of
 from nlora_lab.methods import METHODS
@@ -111,6 +111,20 @@ class Recordings:
         """The point of lowest median *validation* loss: the rate this method would be given by a fair comparison."""
         known = [p for p in self.valley(task, method, rank, init) if not p.diverged]
         return min(known, key=validation_loss, default=None)
+
+    def numbers(self, task: str, method: str, rank: int, lr: float, init: str | None = None) -> dict[str, Any]:
+        """What was recorded at this rate, and at the method's best one, as a row of numbers; NaN where nothing was."""
+        point, best = self.at(task, method, rank, lr, init), self.best(task, method, rank, init)
+        return {
+            "method": method,
+            "parameters": point.runs[0].trainable if point else math.nan,
+            "rate": _what(point, "lr"),
+            "final_loss": _what(point, "loss"),
+            "accuracy": _what(point, "accuracy"),
+            "seeds": len(point.runs) if point else 0,
+            "own_rate": _what(best, "lr"),
+            "accuracy_there": _what(best, "accuracy"),
+        }
 
     def by_rank(self, task: str, methods: Iterable[str], what: str = "accuracy") -> pd.DataFrame:
         """One row a recorded rank, one column a method, each at its own best rate there (see :meth:`best`).

@@ -235,7 +235,7 @@ def test_what_cannot_be_exported_is_named(busy, tmp_path):
     with pytest.raises(nl.InputError, match="cannot be written"):
         busy.export("csv", tmp_path / "file" / "x.csv")
     busy._export_clicked("csv", str(tmp_path / "file"))
-    assert "cannot be written" in busy._status.value
+    assert "cannot be written" in busy._controls.status.value
 
 
 # --- faults ---
@@ -251,8 +251,8 @@ def test_a_store_that_cannot_be_written_costs_a_word_and_no_run(tmp_path):
     (tmp_path / "file").write_text("")
     lab = FineTuneLab(figures="image", store=tmp_path / "file")
     assert len(trained(lab, "lora")) == 1
-    assert "Not kept on disk" in lab._status.value
-    assert "cannot be written" in lab._status.value
+    assert "Not kept on disk" in lab._controls.status.value
+    assert "cannot be written" in lab._controls.status.value
 
 
 def test_nan_in_the_first_step_is_a_result(monkeypatch):
@@ -272,7 +272,7 @@ def test_nan_in_the_first_step_is_a_result(monkeypatch):
     assert sorted(r.diverged for r in runs) == [False, True]
     gone = next(r for r in runs if r.diverged)
     assert len(gone.steps) == 1
-    assert f"{gone.config.label} diverged" in lab._status.value
+    assert f"{gone.config.label} diverged" in lab._controls.status.value
 
 
 def test_out_of_memory_is_told_with_a_remedy_and_nothing_is_lost(monkeypatch):
@@ -285,8 +285,8 @@ def test_out_of_memory_is_told_with_a_remedy_and_nothing_is_lost(monkeypatch):
     monkeypatch.setattr(racing.training, "build", full)
     runs = trained(lab, "slora")
     assert [bool(r.error) for r in runs] == [False, True]
-    assert "out of memory on CPU" in lab._status.value
-    assert "batch_size=8" in lab._status.value
+    assert "out of memory on CPU" in lab._controls.status.value
+    assert "batch_size=8" in lab._controls.status.value
     monkeypatch.undo()
     assert not trained(lab, "nlora")[-1].error
 
@@ -302,7 +302,7 @@ def test_stop_before_the_first_step_starts_nothing_more(monkeypatch):
     monkeypatch.setattr(racing.training, "build", stop_then_build)
     runs = trained(lab, "lora", "slora", steps=50)
     assert all(r.stopped and len(r.steps) <= 1 for r in runs)
-    assert "Stopped" in lab._status.value
+    assert "Stopped" in lab._controls.status.value
     assert not lab.running
 
 

@@ -66,14 +66,14 @@ def test_runs_stay_until_cleared(lab):
 def test_stop_is_obeyed_and_keeps_the_partial_run():
     lab = small(FineTuneLab("lora", figures="plotly"), steps=500)
     lab.run.click()
-    until(lambda: any(len(steps) >= 3 for _, steps in lab._live.values()))
+    until(lambda: any(len(steps) >= 3 for _, steps in lab._live_race.curves.values()))
     started = time.monotonic()
     lab.stop.click()
     (run,) = lab.wait()
     assert time.monotonic() - started < 5
     assert run.stopped
     assert 3 <= len(run.steps) < 500
-    assert "kept" in lab._status.value
+    assert "kept" in lab._controls.status.value
 
 
 def test_run_pressed_twice_trains_once():
@@ -102,7 +102,7 @@ def test_two_labs_at_once():
 def test_an_interrupt_while_waiting_stops_and_keeps(monkeypatch):
     lab = small(FineTuneLab("lora", figures="image"), steps=500)
     lab.run.click()
-    until(lambda: lab._live)
+    until(lambda: lab._live_race.curves)
     real = threading.Thread.join
     calls = []
 
@@ -121,7 +121,7 @@ def test_errors_are_shown_in_words_and_raised_by_wait(monkeypatch):
     lab = small(FineTuneLab("lora", figures="image", model="embedded"))
     lab.method.value = ()
     lab.run.click()
-    assert "tick at least one" in lab._status.value
+    assert "tick at least one" in lab._controls.status.value
     assert lab.wait() == []
 
     def broken(*args, **kwargs):
@@ -132,7 +132,7 @@ def test_errors_are_shown_in_words_and_raised_by_wait(monkeypatch):
     lab.run.click()
     with pytest.raises(RuntimeError, match="out of"):
         lab.wait()
-    assert "out of &lt;memory&gt;" in lab._status.value
+    assert "out of &lt;memory&gt;" in lab._controls.status.value
     assert not lab.running
     assert not lab.run.disabled
 
@@ -157,7 +157,7 @@ def test_stop_while_a_run_is_measured_keeps_the_others_as_they_are(monkeypatch):
     assert not first.stopped
     assert second.stopped
     assert len(second.steps) == 3
-    assert "Stopped" in lab._status.value
+    assert "Stopped" in lab._controls.status.value
 
 
 def test_only_what_differs_is_sent_and_the_figure_is_the_drawing_after_every_change():
@@ -184,15 +184,15 @@ def test_controls_that_make_no_difference_are_grey():
     assert not lab.init.disabled
     lab.method.value = "lora"
     assert lab.init.disabled
-    assert "only SLoRA has a choice of N" in lab._reasons.value
+    assert "only SLoRA has a choice of N" in lab._controls.reasons.value
     lab.method.value = "full"
     assert lab.rank.disabled
-    assert "no rank" in lab._reasons.value
+    assert "no rank" in lab._controls.reasons.value
     lab.method.value = ("lora", "slora")
-    assert lab._reasons.value == ""
+    assert lab._controls.reasons.value == ""
     lab.own_rates.value = True
     assert lab.lr.disabled
-    assert "each method has its own" in lab._reasons.value
+    assert "each method has its own" in lab._controls.reasons.value
 
 
 def test_boxes_and_value_agree():

@@ -9,7 +9,7 @@ from nlora_lab import methods, training
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
 from nlora_lab.records import STEP0_NOISE, RunConfig
-from nlora_lab.training import fine_tune, race
+from nlora_lab.training import fine_tune
 
 QUICK = {"steps": 3, "batch_size": 4, "task": "entailment"}
 
@@ -114,18 +114,47 @@ def test_on_step_can_stop_and_what_there_is_is_kept():
     assert math.isnan(run.accuracy)
 
 
-def test_an_interrupt_keeps_the_partial_run_and_ends_the_race():
-    def interrupt(config, step):
-        if config.method == "slora" and step.step == 2:
+def test_an_interrupt_keeps_the_partial_run():
+    def interrupt(step):
+        if step.step == 2:
             raise KeyboardInterrupt
 
-    done = []
-    configs = [RunConfig(method=m, **QUICK) for m in ("lora", "slora", "nlora")]
-    runs = race(configs, on_step=interrupt, on_run=done.append)
-    assert [r.config.method for r in runs] == ["lora", "slora"]
-    assert runs == done
-    assert runs[1].stopped
-    assert len(runs[1].steps) == 2
+    run = fine_tune(RunConfig(**QUICK), on_step=interrupt)
+    assert run.stopped
+    assert len(run.steps) == 2
+    assert run.weights
+
+
+def test_too_little_memory_is_a_result_with_advice(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def after_two(step):
+        if step.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run = fine_tune(RunConfig(**QUICK), on_step=after_two)
+    assert run.ended == "failed"
+    assert len(run.steps) == 2
+    assert "batch_size=2" in run.error
+    assert math.isnan(run.final_loss)
+    monkeypatch.setattr(training, "build", full)
+    assert "out of memory on CPU" in fine_tune(RunConfig(**QUICK)).error
+
+
+def test_another_error_is_not_taken_for_too_little_memory():
+    def broken(step):
+        raise RuntimeError("size mismatch")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fine_tune(RunConfig(**QUICK), on_step=broken)
+
+
+def test_a_run_keeps_what_it_said_how_far_it_went_and_its_weights(runs):
+    for name, run in runs.items():
+        assert len(run.answers) == 3, name
+        assert run.metrics["distance"] > 0, name
+        assert sum(w.numel() for w in run.weights.values()) == run.trainable, name
 
 
 def test_an_interrupt_while_measuring_keeps_the_trained_steps(monkeypatch):
@@ -136,13 +165,6 @@ def test_an_interrupt_while_measuring_keeps_the_trained_steps(monkeypatch):
     run = fine_tune(RunConfig(**QUICK))
     assert run.stopped
     assert len(run.steps) == 3
-
-
-def test_a_race_checks_everything_before_it_trains_anything():
-    done = []
-    with pytest.raises(InputError, match=r"rank=129 is above 128.*q_proj"):
-        race([RunConfig(**QUICK), RunConfig(rank=129, **QUICK)], on_run=done.append)
-    assert done == []
 
 
 def test_rank_does_not_matter_to_full_fine_tuning():

@@ -88,7 +88,7 @@ class RunRows(widgets.VBox):
             f'<span style="margin-right:14px;white-space:nowrap">{html.escape(t)}</span>' for t in numbers(entry.run)
         )
         told = widgets.HTML(f'<div style="line-height:1.5" title="{html.escape(entry.run.error)}">{cells}</div>')
-        told.layout = widgets.Layout(flex="1 1 400px", min_width="0")
+        told.layout = widgets.Layout(flex="1 1 200px", min_width="0", height="auto")
         hide = widgets.ToggleButton(entry.hidden, icon="eye-slash", tooltip="hide in the figure", layout=_wide("42px"))
         pin = widgets.ToggleButton(
             entry.pinned, icon="thumb-tack", tooltip="pin: stays when runs are cleared", layout=_wide("42px")
@@ -99,7 +99,7 @@ class RunRows(widgets.VBox):
         name.observe(lambda change: self._set(entry, "name", change["new"]), "value")
         gone.on_click(lambda _: self._delete(entry))
         look = widgets.HTML(swatch(entry.run.config.method), layout=_wide("44px"))
-        row = widgets.Layout(align_items="center", width="100%", flex_flow="row wrap")
+        row = widgets.Layout(align_items="center", width="100%", flex_flow="row nowrap")
         return widgets.HBox([tick, look, name, told, hide, pin, gone], layout=row)
 
     def _set(self, entry: Entry, what: str, value: Any) -> None:

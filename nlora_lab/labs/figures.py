@@ -8,7 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 import ipywidgets as widgets
@@ -65,13 +68,8 @@ def pick_figures(wanted: Figures = "auto") -> Literal["plotly", "image"]:
 
 
 def _has_figure_widget() -> bool:
-    try:
-        import plotly.graph_objects as go
-
-        go.FigureWidget()
-    except ImportError:  # plotly without anywidget
-        return False
-    return True
+    # not by making one: it would stay, and every page would be sent its five megabytes
+    return find_spec("anywidget") is not None and find_spec("plotly") is not None
 
 
 def live_figure(first: Drawing, wanted: Figures = "auto") -> LiveFigure:
@@ -103,12 +101,10 @@ class PlotlyFigure:
     share = 50  # one part in so many of the training time
 
     def __init__(self, first: Drawing) -> None:
-        import plotly.graph_objects as go
-
         if in_colab():
             _allow_custom_widgets()
         traces, layout = _plain(first)
-        self.widget = go.FigureWidget(data=traces, layout=layout)
+        self.widget = _figure_widget()(data=traces, layout=layout)
         # plotly offers no public way to give a FigureWidget its page settings
         self.widget._config = {"responsive": True, "displayModeBar": False}
         self.widget._view_count = 0  # from None: the page now counts its views of the figure
@@ -172,6 +168,21 @@ class PlotlyFigure:
     def _fit(self) -> None:
         self.widget.update_layout(autosize=False)
         self.widget.update_layout(autosize=True)
+
+
+@cache
+def _figure_widget() -> Any:
+    """``FigureWidget``, but a page that connects again gets the figure as it is now, not as it was first made."""
+    import plotly.graph_objects as go
+
+    class Figure(go.FigureWidget):
+        def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
+            if key is None and hasattr(self, "_layout_obj"):  # a page asks for everything
+                self._trait_values["_widget_data"] = deepcopy(self._data)
+                self._trait_values["_widget_layout"] = deepcopy(self._layout_obj._props)
+            return super().get_state(key, drop_defaults)
+
+    return Figure
 
 
 def _plain(drawing: Drawing) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -15,7 +15,9 @@ from nlora_lab.plots import InsideDrawing, LayerMapDrawing
 
 EVERYTHING = "all layers"
 VIEWS = {"over the steps": "", "distance by layer": "distance", "intruders by layer": "intruders"}
-EMPTY = "Press Run: a recorded run shows its losses and answers, a run of yours also what happens inside its adapters."
+EMPTY = (
+    "What happens inside the adapters of your own runs stands here once one is done; a recorded run has no more of it."
+)
 
 
 class InsidePanel:

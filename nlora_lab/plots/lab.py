@@ -7,7 +7,7 @@ stands in both plots on the right as a dotted line. A line is named where it end
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +252,30 @@ class LabDrawing:
             middle: dict[str, Any] = {"transform": left.transAxes, "ha": "center", "color": INK}
             left.text(0.5, 0.5, "nothing was recorded here: press Run,\nand the losses appear", **middle)
         return png_bytes(figure)
+
+
+@dataclass(frozen=True)
+class Growing:
+    """A :class:`LabDrawing` while runs are training: of what grows, only that is computed when it is asked for."""
+
+    whole: Callable[[], LabDrawing]
+    live: Callable[[], list[Curve]]
+
+    def plotly(self) -> tuple[list[Any], dict[str, Any]]:
+        """The whole figure's traces and layout."""
+        return self.whole().plotly()
+
+    def png(self) -> bytes:
+        """The whole figure as a picture."""
+        return self.whole().png()
+
+    def growing(self) -> list[dict[str, Any]]:
+        """The last traces of the figure, those of the live runs in training."""
+        return LabDrawing([], self.live(), 1.0, 1).growing()
+
+    def annotations(self) -> list[dict[str, Any]]:
+        """The layout's annotations: names move with the ends of their curves."""
+        return self.whole().annotations()
 
 
 def _log(value: float) -> float:
