@@ -37,7 +37,7 @@ SPAN = {  # each method's own useful range of rates, from starved to past the cl
     "inttune": (2e-3, 5e-1),
 }
 FIRST = ("lora", "slora", "nlora")  # the lab opens on them
-RANKS = (1, 2, 4, 16, 32)
+RANKS = (1, 2, 4, 32, 16)  # the ends first
 AROUND = {"lora": (5e-3, 1e-2, 2e-2), "slora": (5e-3, 1e-2, 2e-2), "nlora": (5e-5, 1e-4, 5e-4)}  # their best rates
 
 
