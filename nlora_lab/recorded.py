@@ -26,7 +26,7 @@ SPAN = {  # each method's own useful range of rates, from starved to past the cl
     "rslora": (2e-4, 2e-2),
     "dora": (5e-4, 5e-2),
     "pissa": (1e-4, 2e-2),
-    "olora": (2e-5, 5e-3),
+    "olora": (5e-5, 2e-2),
     "lora-xs": (1e-3, 2e-1),
     "slora": (5e-4, 5e-2),
     "nlora": (1e-5, 2e-3),
