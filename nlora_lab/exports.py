@@ -7,11 +7,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.methods import METHODS
 from nlora_lab.records import Run
 
 FORMS = ("peft", "lora")
+
+
+def free_folder(path: str | Path, name: str) -> Path:
+    """``path/name``, or ``path/name-2``, … where that is taken: an export overwrites none before it."""
+    if not str(path).strip():
+        raise InputError(f"path={path!r} names no folder; for example: 'exports'")
+    folder, copy = Path(path).expanduser() / name, 1
+    while folder.exists():
+        copy += 1
+        folder = Path(path).expanduser() / f"{name}-{copy}"
+    return folder
 
 
 def tuned_model(run: Run) -> tuple[Any, Any]:
@@ -61,7 +74,7 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
             model.save_pretrained(str(folder))
             if kind.build is None:
                 tokenizer.save_pretrained(str(folder))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be written ({error}); choose another folder") from error
     return folder
 

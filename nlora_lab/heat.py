@@ -68,7 +68,7 @@ class Desk:
         """Say that a step was made; whether the race is to end."""
         if self.on_step is not None and self.on_step(cfg, step):
             self.stopped = True
-        return self.stopped
+        return self.over()
 
     def take(self, number: int, run: Run) -> None:
         """Keep a finished run, and hand it on."""
@@ -117,16 +117,25 @@ class Heat:
             return self.alone
         except CannotStack:
             return list(self.configs)
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
+                self._fail(f"{type(error).__name__}: {error}")  # what was trained is kept, and the error is heard
                 raise
         release_memory(self.device)  # here the frames that held the model are gone
-        failed = [i for i in self.configs if i not in self.alone and i not in self.desk.runs]
-        for i in failed:
-            trail = self.trails.get(i, Trail())
-            trail.error = training.memory_advice(self.configs[i], self.device, together=len(failed))
-            self._deliver(i, trail)
+        for i in self._unfinished():
+            self.trails.setdefault(i, Trail())
+        self._fail(training.memory_advice(self.shared, self.device, together=len(self._unfinished())))
         return self.alone
+
+    def _unfinished(self) -> list[int]:
+        return [i for i in self.configs if i not in self.alone and i not in self.desk.runs]
+
+    def _fail(self, why: str) -> None:
+        """Hand in every run that has begun and not ended, with the reason."""
+        for i in self._unfinished():
+            if i in self.trails:
+                self.trails[i].error = why
+                self._deliver(i, self.trails[i])
 
     def _deliver(self, number: int, trail: Trail) -> None:
         self.desk.take(number, trail.run(self.configs[number], self.device))
@@ -158,13 +167,20 @@ class Heat:
         base, tokenizer = load_model(self.shared.model)
         adapters: dict[int, Lifted] = {}
         for i, cfg in self.configs.items():
+            if self.desk.over():
+                raise CannotStack("the race was stopped")
             model, _ = training.build(cfg)
             try:
                 adapters[i] = Lifted(model, base)
             except CannotStack:
                 self.alone.append(i)
-            else:
-                self.trails[i] = Trail(trainable=trainable_parameters(model))
+                continue
+            self.trails[i] = Trail(trainable=trainable_parameters(model))
+        places = [adapter.layers for adapter in adapters.values()]
+        common = max(places, key=places.count, default=None)
+        for i in [i for i, adapter in adapters.items() if adapter.layers != common]:
+            self.alone.append(i)
+            del adapters[i], self.trails[i]
         if len(adapters) < 2:
             raise CannotStack("there is nobody to share the base with")
         for trail in self.trails.values():
@@ -260,6 +276,7 @@ class Track:
 
     def _losses(self, lanes: Sequence[Lane], batch: Batch) -> Tensor:
         """The lanes' losses (K,) on their parts of ``batch`` (K·B, T), after the backward pass from all of them."""
+        batch = {key: value.to(self.stack.device) for key, value in batch.items()}
         labels = batch.pop("labels")
         half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
         with self.stack.running([lane.adapter for lane in lanes], half):

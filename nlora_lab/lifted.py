@@ -83,7 +83,9 @@ class Lifted:
             self.start[shape] = {f: torch.stack([p.start[f].detach() for p in some]) for f in some[0].start}
             self._names[shape] = {f: [names[id(p.factors[f])] for p in some] for f in _moving(self.now[shape])}
         some_now, some_start = next(iter(self.now.values())), next(iter(self.start.values()))
+        #: of its updates; in the first layers, where ranks differ from shape to shape
         self.width = some_now["A"].shape[1] * (2 if "A" in some_start else 1)
+        self._order = list(names.values())
 
     def parameters(self) -> list[Tensor]:
         """What trains, as leaves."""
@@ -111,13 +113,14 @@ class Lifted:
         return Change((weight + left[0] @ right[0]) * gain[0].T - weight)
 
     def weights(self) -> dict[str, Tensor]:
-        """What trains, by the names it has in the model it was built in: copies on the CPU."""
-        return {
+        """What trains, by the names it has in the model it was built in, in their order: copies on the CPU."""
+        own = {
             name: value.detach().cpu().clone()
             for shape, letters in self._names.items()
             for factor, names in letters.items()
             for name, value in zip(names, self.now[shape][factor], strict=True)
         }
+        return {name: own[name] for name in self._order}
 
 
 def update(now: Factors, start: Factors, scale: float, weights: Iterable[Tensor]) -> Update:
@@ -173,6 +176,9 @@ def _piece(where: str, layer: Any, weight: Tensor) -> _Piece:
         raise CannotStack(f"{where} has not one adapter")
     adapter = layer.active_adapters[0]
     scale = float(layer.scaling[adapter])
+    dropouts = layer.nlora_dropout if hasattr(layer, "nlora_A") else getattr(layer, "lora_dropout", {})
+    if adapter in dropouts and getattr(dropouts[adapter], "p", 0.0) > 0:
+        raise CannotStack(f"the adapter of {where} drops out at random")
     if hasattr(layer, "nlora_A"):
         if layer.folds:
             raise CannotStack(f"the start of {where} is folded into its weight")

@@ -6,6 +6,7 @@ table and the contract tests read this table and nothing else.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -142,15 +143,20 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 
+BUILT_IN = frozenset(METHODS)  # a process of its own knows these and no others
+
+
 def variant(base: str, name: str, label: str, *, colour: str = "#a6761d", dash: str = "dot", **options: Any) -> Method:
     """The method ``base`` with other options, as an entry of its own: ``METHODS[name] = variant(base, name, …)``.
 
     ``options``: fields of the PEFT config that ``base`` builds (:class:`nlora_lab.adapters.NLoraConfig`, or PEFT's
-    ``LoraConfig``). Once it is in :data:`METHODS`, the lab, the command line and the tables know it.
+    ``LoraConfig``), but for those that change what is trained or counted. Once it is in :data:`METHODS`, the lab,
+    ``fine_tune``, ``race`` and the tables of this process know it.
 
     Raises :class:`nlora_lab.InputError` for an unknown base, for "full", which has no options, and for bad ones.
     """
     entry = get_method(base)
+    _check_variant(name, colour, dash, options)
     if not isinstance(entry.build, partial):
         raise InputError(f"{base} has no options to vary; write a Method with a build function of your own")
     build = partial(entry.build.func, **entry.build.keywords)
@@ -159,6 +165,24 @@ def variant(base: str, name: str, label: str, *, colour: str = "#a6761d", dash: 
     made = replace(entry, name=name, label=label, colour=colour, dash=dash, build=build, start=f"{entry.start}; {told}")
     _try(made, told)
     return made
+
+
+def _check_variant(name: str, colour: str, dash: str, options: dict[str, Any]) -> None:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"name={name!r} must be of letters, digits, dots and dashes: it stands in file names")
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", colour):
+        raise InputError(f"colour={colour!r} must be of the form #a6761d")
+    one_of("dash", dash, {entry.dash for entry in METHODS.values()})
+    for option in FIXED & options.keys():
+        raise InputError(
+            f"{option} cannot vary: it changes what is trained or counted; choose another base, or a Method"
+        )
+
+
+FIXED = {
+    "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
+    "init_lora_weights", "use_dora", "train", "fold", "residual", "start",
+}  # fmt: skip
 
 
 def _try(entry: Method, told: str) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from nlora_lab.files import shipped
 from nlora_lab.methods import METHODS
+from nlora_lab.models import EMBEDDED
+from nlora_lab.recordings import Recordings
 from nlora_lab.records import SAMPLES, RunConfig
 from nlora_lab.store import RunStore
 from nlora_lab.tasks import TASKS
@@ -80,6 +82,14 @@ def recorded_grid() -> list[RunConfig]:
 def recorded_store() -> RunStore:
     """The recorded runs that ship with the package."""
     return RunStore(shipped("data") / "results")
+
+
+def recordings_of(wanted: RunStore | str | Path | None, model: str = EMBEDDED) -> Recordings:
+    """The recorded runs of ``model`` in a store or its folder; by default among those that ship."""
+    if wanted is None:
+        wanted = recorded_store()
+    store = wanted if isinstance(wanted, RunStore) else RunStore(wanted)
+    return Recordings(run for run in store if run.config.model == model)
 
 
 def before(task: str) -> Before | None:

@@ -67,7 +67,12 @@ class Recordings:
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self._cells: dict[tuple[str, str], dict[tuple[int, str | None], dict[float, list[Run]]]] = {}
-        for run in runs:
+        kept = list(runs)
+        shapes = [_shape(run) for run in kept]
+        usual = max(set(shapes), key=shapes.count, default=None)
+        #: how many runs are left out: those of another length, batch size or the like than most
+        self.left_out = sum(shape != usual for shape in shapes)
+        for run in (run for run, shape in zip(kept, shapes, strict=True) if shape == usual):
             c = run.config
             of_method = self._cells.setdefault((c.task, c.method), {})
             of_method.setdefault((c.rank, c.init), {}).setdefault(c.lr, []).append(run)
@@ -121,6 +126,8 @@ class Recordings:
             "rate": _what(point, "lr"),
             "final_loss": _what(point, "loss"),
             "accuracy": _what(point, "accuracy"),
+            "lowest": point.accuracy.low if point else math.nan,
+            "highest": point.accuracy.high if point else math.nan,
             "seeds": len(point.runs) if point else 0,
             "own_rate": _what(best, "lr"),
             "accuracy_there": _what(best, "accuracy"),
@@ -149,7 +156,7 @@ class Recordings:
         one_of("what", what, ("accuracy", "loss"))
         inits = METHODS[method].inits
         rows = {i: {p.lr: _what(p, what) for p in self.valley(task, method, rank, i)} for i in inits}
-        return pd.DataFrame.from_dict(rows, orient="index").sort_index(axis=1)
+        return pd.DataFrame.from_dict(rows, orient="index", dtype=float).sort_index(axis=1)
 
     def curve(self, point: Point) -> LossCurve:
         """The loss over the steps of a point's runs."""
@@ -157,6 +164,12 @@ class Recordings:
         if key not in self._curves:
             self._curves[key] = _curve(point.runs)
         return self._curves[key]
+
+
+def _shape(run: Run) -> tuple[object, ...]:
+    """What two runs must share to stand on one curve, beside what the lab's controls ask for."""
+    c = run.config
+    return (c.steps, c.batch_size, c.alpha, c.difficulty, c.warmup, c.weight_decay, c.clip_norm, c.dropout)
 
 
 def _what(point: Point | None, what: str) -> float:

@@ -65,7 +65,8 @@ class RunStore:
         if not isinstance(cfg, RunConfig):
             return False
         key = run_key(cfg)
-        return self._place(key).exists() or any(run_key(run.config) == key for run in self._packed())
+        there = [*self._packed(), *(run for file in self._places(key) for run in self._load(file))]
+        return any(run_key(run.config) == key for run in there)
 
     def keys(self) -> set[str]:
         """:func:`run_key` of every finished run."""
@@ -121,6 +122,10 @@ class RunStore:
     def _place(self, key: str) -> Path:
         return self.path / f"{key}.json"
 
+    def _places(self, key: str) -> list[Path]:
+        """Where single records of this key stand: the first, and those beside it."""
+        return [self._place(key), *self.path.glob(f"{key}~*.json")]
+
     def check_writable(self) -> None:
         """Raise :class:`nlora_lab.InputError` if nothing can be kept here."""
         try:
@@ -141,7 +146,7 @@ class RunStore:
             raise InputError(f"{run_key(run.config)} was stopped at step {len(run.steps)}; only finished runs are kept")
         key, copy = run_key(run.config), 1
         place = self._place(key)
-        while place.exists():
+        while place.exists() and self._load(place):  # an unreadable one is replaced
             copy += 1
             place = self._place(f"{key}~{copy}")
         return run.save(place)
@@ -149,8 +154,18 @@ class RunStore:
     def pack(self) -> int:
         """Move the single records into one file a task and method, with the history rounded; how many were moved.
 
-        Safe at any moment: the packed file is replaced as a whole, and only then do the single ones go.
+        Safe at any moment: the packed file is replaced as a whole, and only then do the single ones go. Lines that
+        this version cannot read stay as they are. While somebody else packs, nothing is done.
         """
+        claim = Claim(self.path, "pack")
+        if not claim.take():
+            return 0
+        try:
+            return self._pack()
+        finally:
+            claim.release()
+
+    def _pack(self) -> int:
         loose = {file: self._load(file) for file in sorted(self.path.glob("*.json"))}
         homes: dict[Path, list[Path]] = {}
         for file, runs in loose.items():
@@ -163,7 +178,7 @@ class RunStore:
             ordered = sorted(
                 known.values(), key=lambda r: (r.config.rank, r.config.init or "", r.config.lr, r.config.seed)
             )
-            _write(home, "".join(run.to_json(DIGITS) for run in ordered))
+            _write(home, "".join([*(run.to_json(DIGITS) for run in ordered), *_unreadable(home)]))
             for file in files:
                 file.unlink(missing_ok=True)
         return sum(map(len, homes.values()))
@@ -184,10 +199,6 @@ class RunStore:
             yield cfg not in self  # it may have been finished between the caller's look and the claim
         finally:
             claim.release()
-
-    def claimed(self, cfg: RunConfig) -> bool:
-        """Whether somebody who is still alive is making this run."""
-        return Claim(self.path, run_key(cfg)).alive()
 
 
 class Claim:
@@ -294,6 +305,18 @@ def _now(folder: Path) -> float:
         return time.time()
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _unreadable(file: Path) -> list[str]:
+    """The lines of a packed file that this version cannot read: somebody else's may."""
+    kept = []
+    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
+        try:
+            if line.strip():
+                Run.from_json(line)
+        except InputError:
+            kept.append(line + "\n")
+    return kept
 
 
 def _write(target: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlora_lab.devices import find_device
 from nlora_lab.errors import InputError, one_of
-from nlora_lab.methods import METHODS
+from nlora_lab.methods import BUILT_IN, METHODS
 from nlora_lab.progress import ProgressLine
 from nlora_lab.records import Run, RunConfig, table, versions
 from nlora_lab.store import RunStore, run_key
@@ -77,6 +77,11 @@ def sweep(
     if missing:
         from nlora_lab.racing import check
 
+        for cfg in missing:
+            if cfg.method not in BUILT_IN:
+                raise InputError(
+                    f"method={cfg.method!r} is of this process alone, and the workers are others; use nl.race for it"
+                )
         check(missing)
         store.check_writable()
         _Crew(missing, store, min(workers or default_workers(), len(missing)), progress).work()

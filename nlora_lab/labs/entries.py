@@ -63,7 +63,10 @@ class RunRows(widgets.VBox):
 
     def show(self, entries: list[Entry]) -> None:
         """Show these: pinned ones first."""
-        self._rows = {id(e): self._rows.get(id(e)) or (e, self._row(e)) for e in entries}
+        known = self._rows
+        self._rows = {id(e): known.get(id(e)) or (e, self._row(e)) for e in entries}
+        for gone in known.keys() - self._rows.keys():
+            self._close(known[gone][1])
         ordered = sorted(entries, key=lambda e: not e.pinned)
         for entry in entries:
             name = self._rows[id(entry)][1].children[2]
@@ -73,7 +76,17 @@ class RunRows(widgets.VBox):
 
     def forget(self) -> None:
         """Make every row anew: something was decided from Python."""
+        self.children = []
+        for _, row in self._rows.values():
+            self._close(row)
         self._rows = {}
+
+    @staticmethod
+    def _close(row: widgets.HBox) -> None:
+        """ipywidgets holds on to every widget that is not closed, and its callbacks to the run and its weights."""
+        for part in (*row.children, row):
+            part.unobserve_all()
+            part.close()
 
     def lock(self, locked: bool) -> None:
         """While something trains, nothing can be deleted."""

@@ -16,21 +16,19 @@ from nlora_lab.labs.entries import Entry, RunRows
 from nlora_lab.labs.figures import Figures, in_colab, live_figure
 from nlora_lab.labs.inside import InsidePanel
 from nlora_lab.labs.live import LiveRace
-from nlora_lab.labs.training_controls import EXPORTS, TABS, TrainingControls, line
+from nlora_lab.labs.training_controls import EXPORTS, HINT, TABS, TrainingControls, line
 from nlora_lab.methods import METHODS
 from nlora_lab.models import EMBEDDED, check_model
 from nlora_lab.plots import Curve, LabDrawing, RecordedLine, curve, rate_text, run_names
 from nlora_lab.plots.lab import Growing
-from nlora_lab.recorded import before, recorded_store
-from nlora_lab.recordings import Point, Recordings
+from nlora_lab.recorded import before, recordings_of
+from nlora_lab.recordings import Point
 from nlora_lab.records import SAMPLES, Run, RunConfig, table
 from nlora_lab.store import RunStore
 from nlora_lab.tasks import TASKS, first_items
 
 if TYPE_CHECKING:
     import pandas as pd
-
-HINT = "What you see was recorded: move the sliders. Run trains what they say, on this machine, and draws it over that."
 
 
 class FineTuneLab:
@@ -66,7 +64,7 @@ class FineTuneLab:
     ) -> None:
         check_model(model)
         self.model = model
-        self.recordings = _recordings(recorded, model)
+        self.recordings = recordings_of(recorded, model)
         self.store = store if isinstance(store, RunStore) or store is None else RunStore(store)
         self.entries: list[Entry] = []
         self._live_race = LiveRace(self, background=not in_colab())
@@ -114,17 +112,16 @@ class FineTuneLab:
 
         Where nothing was recorded to choose a best from, it is the slider's.
         """
-        if self.own_rates.value:
-            best = self.recordings.best(self.task.value, method, self.rank.value, self._init_of(method))
-            if best is not None:
-                return best.lr
-        return float(f"{self.lr.value:.1e}")
+        best = self._best(method) if self.own_rates.value else None
+        if best is not None:
+            return best.lr
+        return self._controls.rate()
 
     def recorded(self, method: str) -> Point | None:
         """The recorded runs of a method as the controls say, or ``None`` where there are none near."""
         one_of("method", method, METHODS)
-        where = self.task.value, method, self.rank.value, self.rate(method), self._init_of(method)
-        return self.recordings.at(*where)
+        task, rank, init = self.task.value, self.rank.value, self._init_of(method)
+        return self.recordings.at(task, method, rank, self.rate(method), init)
 
     def wait(self) -> list[Run]:
         """Block until nothing is being trained, then return :attr:`runs`.
@@ -160,7 +157,9 @@ class FineTuneLab:
     def rename(self, number: int, name: str) -> None:
         """Call run ``number`` (an index of :attr:`runs`) by this name in figures and tables."""
         entry = self._entry(number)
-        entry.name, entry.renamed = name, True
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"name={name!r} must be text, and not empty")
+        entry.name, entry.renamed = name.strip(), True
         self._redraw()
 
     def hide(self, number: int, hidden: bool = True) -> None:
@@ -201,7 +200,8 @@ class FineTuneLab:
             return [exports.save_csv([e.run for e in chosen], names, path)]
         if kind == "json":
             return [exports.save_json((e.run for e in chosen), path)]
-        folders = [Path(path) / f"{i + 1:02}-{e.run.config.method}" for i, e in enumerate(chosen)]
+        places = [(self.entries.index(e) + 1, e) for e in chosen]
+        folders = [exports.free_folder(path, f"{i:02}-{e.run.config.method}") for i, e in places]
         return [exports.save_adapter(e.run, folder, kind) for e, folder in zip(chosen, folders, strict=True)]
 
     def picture(self) -> bytes:
@@ -212,11 +212,7 @@ class FineTuneLab:
         """The figure's data as controls and runs say now."""
         shown = [(name, self.recorded(name)) for name in self.method.value]
         lines = [self._line(name, point) for name, point in shown]
-        return LabDrawing(lines, self._curves(), self.rate_shown(), self.steps.value, self._metric())
-
-    def rate_shown(self) -> float:
-        """Where the dotted line stands: at the slider's rate."""
-        return float(f"{self.lr.value:.1e}")
+        return LabDrawing(lines, self._curves(), self._controls.rate(), self.steps.value, self._metric())
 
     def __repr__(self) -> str:
         return f"FineTuneLab: {len(self.entries)} run{'s' * (len(self.entries) != 1)}"
@@ -251,7 +247,7 @@ class FineTuneLab:
         """Draw everything: a run has begun, or all have ended."""
         self.run.disabled, self.stop.disabled = self.running, not self.running
         self._rows.lock(self.running)
-        self._controls.settle()
+        self._settle()
         self._redraw()
 
     def grown(self) -> None:
@@ -283,6 +279,14 @@ class FineTuneLab:
 
     def _init_of(self, method: str) -> str | None:
         return self.init.value if METHODS[method].inits else None
+
+    def _best(self, method: str) -> Point | None:
+        return self.recordings.best(self.task.value, method, self.rank.value, self._init_of(method))
+
+    def _settle(self) -> None:
+        """Grey out what makes no difference, and say why."""
+        unknown = [METHODS[m].label for m in self.method.value if self._best(m) is None]
+        self._controls.settle(unknown if self.own_rates.value else [])
 
     def _line(self, method: str, point: Point | None) -> RecordedLine:
         init = self._init_of(method)
@@ -318,7 +322,7 @@ class FineTuneLab:
 
     def _moved(self) -> None:
         """A control has a new value."""
-        self._controls.settle()
+        self._settle()
         self._redraw()
 
     def _redraw(self) -> None:
@@ -334,7 +338,7 @@ class FineTuneLab:
         live = [e for e in self.entries if not e.hidden]
         opened = TABS[self._tabs.selected_index or 0]
         if opened == "at this rate":
-            self._numbers.value = words.at_the_slider(shown, self.recordings, self.task.value, self.rank.value)
+            self._numbers.value = words.at_the_slider(shown, [self._best(name) for name in self.method.value])
         elif opened == "runs":
             self._compared.value = words.comparison([e for e in self.entries if e.ticked])
         elif opened == "answers":
@@ -359,10 +363,12 @@ class FineTuneLab:
         return self.entries[number]
 
     def _delete(self, entry: Entry) -> None:
+        if self.running:
+            self.say("A run can be deleted once the training has ended.")
+            return
         with self._live_race.lock:
-            if not self.running:
-                self.entries = [e for e in self.entries if e is not entry]
-                self._redraw()
+            self.entries = [e for e in self.entries if e is not entry]
+            self._redraw()
 
     def _clear(self) -> None:
         with self._live_race.lock:
@@ -392,9 +398,3 @@ class FineTuneLab:
         self._tabs = widgets.Tab([self._numbers, runs, self._answers, self.inside.widget], titles=TABS)
         self._tabs.observe(lambda _: self._fill_tab(), "selected_index")
         return widgets.VBox([*c.lines(), self._figure.widget, self._tabs])
-
-
-def _recordings(wanted: RunStore | str | Path | None, model: str) -> Recordings:
-    if wanted is None:
-        return Recordings(recorded_store() if model == EMBEDDED else ())
-    return Recordings(wanted if isinstance(wanted, RunStore) else RunStore(wanted))

@@ -43,18 +43,18 @@ class InsidePanel:
         if not self._entries:
             self.widget.children = [self._hint]
             return
-        names = [e.name for e in reversed(self._entries)]
-        if list(self.run.options) != names:
-            kept = self.run.value
-            self.run.options = names
-            self.run.value = kept if kept in names else names[0]
+        offered = [(e.name, id(e)) for e in reversed(self._entries)]
+        if list(self.run.options) != offered:
+            kept, known = self.run.value, [key for _, key in offered]
+            self.run.options = offered
+            self.run.value = kept if kept in known else known[0]
         layers = [EVERYTHING, *(state.layer for state in self._chosen().inside.snapshots[0].layers)]
         if list(self.layer.options) != layers:
             self.layer.options = layers
         self._draw()
 
     def _chosen(self) -> Entry:
-        return next((e for e in reversed(self._entries) if e.name == self.run.value), self._entries[-1])
+        return next((e for e in self._entries if id(e) == self.run.value), self._entries[-1])
 
     def drawing(self) -> Any:
         """The figure as the controls say now."""

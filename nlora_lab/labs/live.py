@@ -61,7 +61,11 @@ class LiveRace:
             self.error = None
             self._halt.clear()
             self.running, self._runs, self._remark = True, [], ""
-            self.listener.changed()
+            try:
+                self.listener.changed()
+            except BaseException:
+                self.running = False  # nothing has begun
+                raise
             self._thread = threading.Thread(target=self._train, args=(configs,), daemon=True, name="nlora-lab")
             if self.background:
                 self._thread.start()
@@ -110,7 +114,7 @@ class LiveRace:
             self.listener.say(words.error(f"{type(error).__name__}: {error}"))
         finally:
             with self.lock:
-                self.curves, self._recorders, self.running = {}, {}, False
+                self.curves, self._recorders, self._runs, self.running = {}, {}, [], False
                 self.listener.changed()
 
     def _watch(self, config: RunConfig, updates: int, subject: Any) -> None:

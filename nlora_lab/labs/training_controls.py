@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import ipywidgets as widgets
 
@@ -21,6 +21,7 @@ EXPORTS = {
     "adapter (PEFT)": "peft",
     "adapter (plain LoRA)": "lora",
 }
+HINT = "What you see was recorded: move the sliders. Run trains what they say, on this machine, and draws it over that."
 TABS = ("at this rate", "runs", "answers", "inside")
 
 
@@ -59,14 +60,21 @@ class TrainingControls:
         for control in moving:
             control.observe(lambda _: moved(), "value")
 
-    def settle(self) -> None:
-        """Grey out what makes no difference for the methods ticked, and say why."""
+    def settle(self, without_a_best: Sequence[str] = ()) -> None:
+        """Grey out what makes no difference for the methods ticked, and say why.
+
+        ``without_a_best``: labels of those that train at the slider's rate although each should have its own.
+        """
         ticked = self.method.value
         self.init.disabled = not any(METHODS[name].inits for name in ticked)
         self.rank.disabled = set(ticked) == {"full"}
-        self.lr.disabled = self.own_rates.value
-        told = words.reasons(ticked, self.own_rates.value)
+        self.lr.disabled = self.own_rates.value and not without_a_best
+        told = words.reasons(ticked, self.own_rates.value, without_a_best)
         self.reasons.value = f'<span style="opacity:.75">{html.escape(" ".join(told))}</span>' if told else ""
+
+    def rate(self) -> float:
+        """The slider's rate as it reads: two digits."""
+        return float(f"{self.lr.value:.1e}")
 
     def lines(self) -> list[widgets.Widget]:
         """From the methods down to the buttons."""

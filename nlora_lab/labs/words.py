@@ -10,7 +10,7 @@ from nlora_lab.labs.entries import Entry, swatch
 from nlora_lab.methods import METHODS
 from nlora_lab.plots import rate_text
 from nlora_lab.recorded import Before
-from nlora_lab.recordings import Point, Recordings, Spread
+from nlora_lab.recordings import Point, Spread
 from nlora_lab.records import STEP0_NOISE, Run
 
 CELL = 'style="padding:2px 12px 2px 0;text-align:right;white-space:nowrap"'
@@ -45,12 +45,11 @@ def spread(value: Spread, scale: float = 1.0, form: str = ".3f", unit: str = "")
     return f"{middle:{form}}{unit}" + (f" ({low:{form}}–{top})" if value.low != value.high else "")
 
 
-def at_the_slider(shown: Sequence[tuple[str, str, Point | None]], recordings: Recordings, task: str, rank: int) -> str:
+def at_the_slider(shown: Sequence[tuple[str, str, Point | None]], bests: Sequence[Point | None]) -> str:
     """A row for each ticked method (name, label, recorded point): what it reached at this rate, and its own best."""
     head = ("recorded", "parameters", "rate", "final loss", "accuracy", "seeds", "its best rate", "accuracy there")
     body = []
-    for method, label, point in shown:
-        best = recordings.best(task, method, rank)
+    for (method, label, point), best in zip(shown, bests, strict=True):
         own = ("–", "–") if best is None else (rate_text(best.lr), spread(best.accuracy, 100, ".1f", " %"))
         name = f"{swatch(method)} {html.escape(label)}"
         if point is None:
@@ -130,14 +129,16 @@ def _number(value: float, form: str, unit: str = "") -> str:
     return "–" if math.isnan(value) else f"{value:{form}}{unit}"
 
 
-def reasons(methods: Sequence[str], own_rates: bool) -> list[str]:
+def reasons(methods: Sequence[str], own_rates: bool, without_a_best: Sequence[str] = ()) -> list[str]:
     """Why a control is grey, or makes no difference to a method that is ticked; in whole sentences."""
     told = []
     if not any(METHODS[name].inits for name in methods):
         told.append("“N in SLoRA” is grey: only SLoRA has a choice of N, and it is not ticked.")
     if methods and all(METHODS[name].build is None for name in methods):
         told.append("“rank r” is grey: full fine-tuning trains every weight and has no rank.")
-    if own_rates:
+    if own_rates and without_a_best:
+        told.append(f"The slider's rate is for {', '.join(without_a_best)}: no best rate was recorded here.")
+    elif own_rates:
         told.append("“learning rate” is grey: each method has its own.")
     return told
 
@@ -147,6 +148,8 @@ def verdict(runs: Sequence[Run], halted: bool = False) -> str:
     failed = [r for r in runs if r.error]
     if failed:
         return error(f"{failed[0].config.label}: {failed[0].error}. What was trained up to there is kept.")
+    if halted and not runs:
+        return "Stopped before the first step."
     if halted or any(r.stopped for r in runs):
         return "Stopped; what was trained is kept."
     gone = [r.config.label for r in runs if r.diverged]
@@ -154,6 +157,6 @@ def verdict(runs: Sequence[Run], halted: bool = False) -> str:
         return f"Done. {html.escape(', '.join(gone))} diverged: the loss became infinite. Try a smaller rate."
     changed = [r for r in runs if r.metrics.get("step0_change", 0) > STEP0_NOISE]
     if changed:
-        r = changed[-1]
-        return f"Done. {r.config.label} changed the model by {r.metrics['step0_change']:.1%} before the first step."
+        label, change = html.escape(changed[-1].config.label), changed[-1].metrics["step0_change"]
+        return f"Done. {label} changed the model by {change:.1%} before the first step."
     return "Done. Move a slider and run again: the runs stay."

@@ -6,6 +6,7 @@ stands in both plots on the right as a dotted line. A line is named where it end
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ class LabDrawing:
         for c in self.live:
             x, y = _mean(c)
             if x:
-                places.append((x[-1], _log(y[-1]), f"<b>{c.name} {c.note}</b>".replace(" </b>", "</b>"), c.colour))
+                told = html.escape(f"{c.name} {c.note}".strip(), quote=False)  # plotly reads a little HTML
+                places.append((x[-1], _log(y[-1]), f"<b>{told}</b>", c.colour))
         heights = spread([min(max(y, low), high) for _, y, _, _ in places], gap=0.05 * (high - low))
         return [(x, y, text, colour) for (x, _, text, colour), y in zip(places, heights, strict=True)]
 
@@ -166,7 +168,7 @@ class LabDrawing:
         common = {
             "type": "scatter", "mode": "markers", "name": "trained here",
             "x": [c.lr for c in done], "xaxis": "x2", "showlegend": False,
-            "text": [c.name for c in done], "hovertemplate": told, "cliponaxis": False,
+            "text": [html.escape(c.name) for c in done], "hovertemplate": told, "cliponaxis": False,
         }  # fmt: skip
         marker = {
             "color": [c.colour for c in done], "size": 13, "line": {"width": 2, "color": "white"},
@@ -228,11 +230,20 @@ class LabDrawing:
                     mark = "X" if symbol == "x" else "D"
                     axes.plot([x0], [y0], mark, color=colour, markersize=8, markeredgecolor="white", clip_on=False)
         for x0, y0, text, colour in self._ends():
-            plain = text.replace("<b>", "").replace("</b>", "")
+            plain = html.unescape(text.removeprefix("<b>").removesuffix("</b>"))
             weight = "bold" if plain != text else "normal"
-            left.text(x0 + 0.012 * self._end(), 10**y0, plain, color=colour, va="center", fontsize=8.5, weight=weight)
+            left.text(
+                x0 + 0.012 * self._end(),
+                10**y0,
+                plain,
+                color=colour,
+                va="center",
+                fontsize=8.5,
+                weight=weight,
+                parse_math=False,
+            )
         for x0, y0, text, colour in self._bottoms():
-            valley.text(10**x0, 10**y0, text, color=colour, ha="center", va="center", fontsize=8)
+            valley.text(10**x0, 10**y0, text, color=colour, ha="center", va="center", fontsize=8, parse_math=False)
         for axes in (valley, right):
             axes.axvline(self.lr, color=INK, linestyle=":", linewidth=1.2)
         left.set(xlabel="step", ylabel="training loss, nats a token")
