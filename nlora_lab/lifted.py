@@ -83,7 +83,7 @@ class Lifted:
             self.start[shape] = {f: torch.stack([p.start[f].detach() for p in some]) for f in some[0].start}
             self._names[shape] = {f: [names[id(p.factors[f])] for p in some] for f in _moving(self.now[shape])}
         some_now, some_start = next(iter(self.now.values())), next(iter(self.start.values()))
-        #: of its updates; in the first layers, where ranks differ from shape to shape
+        #: of its updates; where ranks differ from layer to layer, that of the first ones
         self.width = some_now["A"].shape[1] * (2 if "A" in some_start else 1)
         self._order = list(names.values())
 

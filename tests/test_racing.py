@@ -26,6 +26,12 @@ RATES = {  # each near its best on the embedded model: above it training is chao
 }  # fmt: skip
 
 
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Runs are trained, but nothing is asked of them at the end, which takes most of a short run's time."""
+    monkeypatch.setattr(training, "finish", lambda *args: None)
+
+
 def alike(raced, alone, loss=2e-3, norm=2e-2):
     """The same history to rounding, relative to each number."""
     assert [s.step for s in raced.steps] == [s.step for s in alone.steps]
@@ -82,7 +88,7 @@ def test_the_weights_of_a_raced_run_are_the_tuned_model(field, number):
     assert tuple(a.said for a in said[:3]) == run.answers
 
 
-def test_seeds_ranks_and_clipping_are_each_runs_own():
+def test_seeds_ranks_and_clipping_are_each_runs_own(unmeasured):
     configs = [
         RunConfig(method="lora", seed=0, rank=1, lr=1e-2, **QUICK),
         RunConfig(method="slora", seed=1, rank=32, lr=5e-3, clip_norm=0.5, **QUICK),
@@ -97,7 +103,7 @@ def test_seeds_ranks_and_clipping_are_each_runs_own():
     assert raced[0].steps[0].loss != raced[1].steps[0].loss  # other seeds, other batches
 
 
-def test_what_cannot_share_a_base_runs_alone_and_in_its_place():
+def test_what_cannot_share_a_base_runs_alone_and_in_its_place(unmeasured):
     configs = [
         RunConfig(method="lora", **QUICK), RunConfig(method="full", **QUICK),
         RunConfig(method="slora", dropout=0.1, **QUICK), RunConfig(method="nlora", **QUICK),
@@ -112,14 +118,14 @@ def test_what_cannot_share_a_base_runs_alone_and_in_its_place():
         alike(b, a)
 
 
-def test_a_race_of_one_and_of_none():
+def test_a_race_of_one_and_of_none(unmeasured):
     assert race([]) == []
     (only,) = race([RunConfig(**QUICK)])
     assert only.together == 1
     assert only.steps == fine_tune(RunConfig(**QUICK)).steps
 
 
-def test_who_diverges_drops_out_and_the_others_run_on_as_if_it_had_not_been(monkeypatch):
+def test_who_diverges_drops_out_and_the_others_run_on_as_if_it_had_not_been(unmeasured):
     calm = [RunConfig(method=m, lr=1e-3, **{**QUICK, "steps": 6}) for m in ("lora", "slora")]
     wild = RunConfig(method="nlora", lr=1e30, **{**QUICK, "steps": 6})
     done = []
@@ -159,11 +165,40 @@ def test_an_interrupt_keeps_every_partial_run_and_ends_the_race():
     assert all(r.stopped and len(r.steps) == 2 for r in runs)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_halted_between_two_steps_ends_the_race_and_keeps_it(together):
+    heard = []
+    configs = [RunConfig(method=m, **{**QUICK, "steps": 50}) for m in ("lora", "slora")]
+    runs = race(configs, lambda c, s: heard.append(s.step), halted=lambda: len(heard) >= 4, together=together)
+    assert [(r.stopped, len(r.steps)) for r in runs] == ([(True, 2)] * 2 if together else [(True, 4)])
+    assert all(math.isnan(r.accuracy) and r.metrics["distance"] > 0 for r in runs)
+
+
+def test_an_interrupt_while_measuring_keeps_what_is_trained(monkeypatch):
+    real, done = training.finish, []
+
+    def interrupt(*args):
+        if done:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(training, "finish", interrupt)
+    configs = [RunConfig(method=m, **{**QUICK, "steps": 2}) for m in ("lora", "slora", "nlora")]
+    runs = race([*configs, RunConfig(method="full", **QUICK)], on_run=done.append)
+    assert runs == done
+    assert [(r.config.method, r.stopped, len(r.steps)) for r in runs] == [
+        ("lora", False, 2), ("slora", True, 2), ("nlora", True, 2)
+    ]  # fmt: skip
+    assert runs[0].accuracy >= 0
+    assert all(r.weights for r in runs)
+
+
 def test_halted_between_two_runs_starts_no_more():
-    runs = race(
-        [RunConfig(**QUICK), RunConfig(method="full", **QUICK)], halted=iter([False, True, True, True]).__next__
-    )
-    assert len(runs) <= 1
+    done = []
+    both = [RunConfig(**QUICK), RunConfig(method="full", **QUICK)]
+    assert race(both, on_run=done.append, halted=lambda: bool(done)) == done
+    assert [r.config.method for r in done] == ["lora"]
+    assert not done[0].stopped
 
 
 def test_watching_sees_each_adapter_with_its_gradients_before_every_update():

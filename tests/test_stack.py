@@ -14,6 +14,7 @@ from torch import nn
 
 from nlora_lab import heat, racing, training
 from nlora_lab.devices import Device
+from nlora_lab.evaluation import greedy
 from nlora_lab.lifted import CannotStack, Lifted, update
 from nlora_lab.methods import METHODS
 from nlora_lab.racing import race
@@ -209,6 +210,18 @@ def test_frozen_factors_get_no_gradient(ids):
     assert all(p.grad is None for p in stack.parameters())
 
 
+def test_a_stack_writes_text_as_the_model_of_peft_does(embedded):
+    _, tokenizer = embedded
+    prompts = ["Ana has 3 pears. She buys 4 more. Q: How many pears does Ana have? A:", "Ben has 2 hats."]
+    model, _ = training.build(RunConfig(method="nlora-released"))  # changed from the start
+    base = training.load_model()[0]
+    stack = Stack(base, [adapter := Lifted(model, base)]).eval()
+    with stack.solo(adapter):
+        said = greedy(stack, tokenizer, prompts, 12)
+    assert said == greedy(model.eval(), tokenizer, prompts, 12)
+    assert said != greedy(stack, tokenizer, prompts, 12)  # outside of it, the base
+
+
 @pytest.mark.parametrize("name", ["lora", "dora", "pissa", "slora", "nlora", "inttune", "nlora-released"])
 def test_a_look_at_the_stack_sees_what_a_look_at_pefts_layers_sees(name, ids):
     architecture = "gpt2"
@@ -253,7 +266,7 @@ def test_a_start_that_is_not_what_the_weight_lacks_is_refused():
     [
         ("nlora", {"fold": True}, "folded"),
         ("slora", {"dropout": 0.1}, "drops out"),
-        ("lora", {"lora_bias": True}, "more than its factors"),
+        ("lora", {"modules_to_save": ["lm_head"]}, "more than its factors"),
         ("lora", {"rank_pattern": {"q_proj": 2}}, "scales its layers differently"),
         ("slora", {"rank_pattern": {"q_proj": 2}}, "one rank"),
     ],
