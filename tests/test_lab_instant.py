@@ -142,7 +142,7 @@ def test_what_happens_inside_was_recorded(busy):
     assert busy.inside.layer.disabled
     assert busy.inside._figure.widget.data[0].type == "heatmap"
     busy.inside.view.value = ""
-    assert busy.inside.run.options[0] == busy.entries[-1].name
+    assert busy.inside.run.options[0][0] == busy.entries[-1].name
 
 
 def test_a_run_is_named_hidden_pinned_and_deleted(busy):
