@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nlora_lab.records import Run, RunConfig, Step
 
 START = "00_start_here.ipynb"
@@ -158,25 +160,38 @@ def _sweep(options: argparse.Namespace) -> int:
     from nlora_lab.sweeps import coverage, sweep
 
     grid: Any
+    parts: Iterable[Any]
     if options.grid == "recorded":
-        from nlora_lab.recorded import recorded_grid, recorded_store
+        from nlora_lab.recorded import finalists, recorded_grid, recorded_parts, recorded_store, recordings_of
 
-        grid, store = recorded_grid(), recorded_store() if options.store is None else RunStore(options.store)
+        store = recorded_store() if options.store is None else RunStore(options.store)
+        grid = [*recorded_grid(), *finalists(recordings_of(store))]
+        parts = recorded_parts(store)
     else:
         grid = _grid_file(Path(options.grid))
         if options.store is None:
             raise InputError("--store is missing: name the folder the records go to, for example --store runs")
-        store = RunStore(options.store)
+        store, parts = RunStore(options.store), [grid]
     if options.show:
         print(coverage(grid, store))
         return 0
+    made = []
     try:
-        rows = sweep(grid, store, options.workers)
+        for part in parts:
+            made.append(sweep(part, store, options.workers))
     finally:
         if options.pack:
             print(f"nlora-lab: packed {store.pack()} records", file=sys.stderr)
+    rows = _joined(made)
     print(rows.to_json(orient="records") if options.json else rows.to_string(index=False))
     return 0
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Their rows one below the other, each once: the parts of a grid share runs."""
+    import pandas as pd
+
+    return pd.concat(tables, ignore_index=True).drop_duplicates()
 
 
 def _grid_file(path: Path) -> Any:

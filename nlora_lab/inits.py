@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from nlora_lab.errors import InputError, one_of
 
-CORE_INITS = ("kaiming", "xavier", "orthogonal", "identity", "normal")
+SHAPES = ("kaiming", "xavier", "orthogonal", "identity", "normal")
+SCALED = "-scaled"  # the same N, stretched to the size that Kaiming's has: see :func:`split_init`
+CORE_INITS = (*SHAPES, *(shape + SCALED for shape in SHAPES[1:]))
+
+
+def split_init(init: str) -> tuple[str, bool]:
+    """The shape an initialisation of N has, and whether it is stretched to Kaiming's size.
+
+    Kaiming-uniform with a = √5 draws entries of variance 1 / (3 r), so its N (r, r) has a Frobenius norm of √(r/3) on
+    average. ``"identity-scaled"`` is the identity at that norm, exactly; so two scaled starts differ in shape alone.
+    """
+    return init.removesuffix(SCALED), init.endswith(SCALED)
 
 
 def check_core_init(init: str) -> None:

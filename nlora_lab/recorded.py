@@ -1,12 +1,12 @@
 """The grid of recorded runs that ship with the package, and which the lab shows before anything is trained.
 
-``nlora-lab sweep recorded`` makes what is missing of it. The order is that of importance: whatever there is of it so
-far is the most useful part.
+``nlora-lab sweep recorded`` makes what is missing of it, part by part.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,9 @@ SPAN = {  # each method's own useful range of rates, from starved to past the cl
 FIRST = ("lora", "slora", "nlora")  # the lab opens on them
 RANKS = (1, 2, 4, 32, 16)  # the ends first
 AROUND = {"lora": (5e-3, 1e-2, 2e-2), "slora": (5e-3, 1e-2, 2e-2), "nlora": (5e-5, 1e-4, 5e-4)}  # their best rates
+WIDER = {"lora": (2e-3, 5e-2), "slora": (2e-3, 5e-2), "nlora": (2e-5, 1e-3)}  # at other ranks the best may lie further
+SEEDS = (0, 1, 2)
+FINAL_SEEDS = (3, 4)  # these as well at each method's best rate
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,55 @@ def _config(task: str, method: str, lr: float, seed: int, rank: int = RANK, init
 
 
 def recorded_grid() -> list[RunConfig]:
-    """Every config of the grid, the most telling ones first, so that a part of it is of use."""
+    """Every config of the grid but the further seeds of :func:`finalists`."""
+    everything = [_config(task, m, lr, s) for s in SEEDS for task in TASKS for m in METHODS for lr in rates(m)]
+    return list(dict.fromkeys([*_opening(), *everything]))
+
+
+def _opening() -> list[RunConfig]:
+    """One seed of every method and rate, and what the lab's other sliders ask for."""
     words, others = next(iter(TASKS)), [name for name in METHODS if name not in FIRST]
     inits = METHODS["slora"].inits[1:]
     grid = [_config(task, m, lr, 0) for task in TASKS for m in FIRST for lr in rates(m)]
     grid += [_config(words, m, lr, 0) for m in others for lr in rates(m)]
-    grid += [_config(words, m, lr, seed) for seed in (1, 2) for m in FIRST for lr in (SHARED, *AROUND[m])]
-    grid += [_config(words, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED, *AROUND[m])]
+    grid += [_config(words, m, lr, seed) for seed in SEEDS[1:] for m in FIRST for lr in (SHARED, *AROUND[m])]
+    for tried in (AROUND, WIDER):
+        grid += [_config(words, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED, *tried[m])]
     grid += [_config(words, "slora", lr, 0, init=init) for init in inits for lr in (SHARED, *AROUND["slora"])]
     grid += [_config(task, m, lr, 0) for task in TASKS for m in others for lr in rates(m)]
-    for seed in (1, 2):
-        grid += [_config(task, m, lr, seed) for task in TASKS for m in METHODS for lr in rates(m)]
-    return list(dict.fromkeys(grid))
+    grid += [_config(words, "slora", lr, s, init=init) for s in SEEDS[1:] for init in inits for lr in (SHARED, 1e-2)]
+    return grid
+
+
+def finalists(known: Recordings) -> list[RunConfig]:
+    """Five seeds at the best rate of each method so far, by validation loss, and three at the rates beside it."""
+    found = []
+    for task, method in ((task, m) for task in TASKS for m in METHODS):
+        best = known.best(task, method, RANK)
+        if best is None:
+            continue
+        ladder = rates(method)
+        at = ladder.index(best.lr) if best.lr in ladder else None
+        beside = [] if at is None else [ladder[i] for i in (at - 1, at + 1) if 0 <= i < len(ladder)]
+        found += [_config(task, method, best.lr, seed) for seed in (*SEEDS, *FINAL_SEEDS)]
+        found += [_config(task, method, lr, seed) for lr in beside for seed in SEEDS]
+    return found
+
+
+def recorded_parts(store: RunStore) -> Iterator[list[RunConfig]]:
+    """What is to be made, part by part, the most telling first: so that whatever there is of it is of use.
+
+    Where the finalists are is known only when the part before them is there, and they may move while they are made.
+    """
+    yield _opening()
+    yield from _settle(store)
+    yield recorded_grid()
+    yield from _settle(store)
+
+
+def _settle(store: RunStore) -> Iterator[list[RunConfig]]:
+    while missing := [cfg for cfg in finalists(recordings_of(store)) if cfg not in store]:
+        yield missing
 
 
 def recorded_store() -> RunStore:

@@ -12,7 +12,7 @@ from torch import nn
 
 from nlora_lab.adapters import NLoraConfig, NLoraLayer, inttune, lora_xs, nlora, nlora_released, slora
 from nlora_lab.errors import InputError
-from nlora_lab.inits import CORE_INITS
+from nlora_lab.inits import CORE_INITS, split_init
 from nlora_lab.lowrank import IllConditionedWarning, nystrom, truncated_svd
 
 STARTS = {
@@ -60,7 +60,10 @@ def test_every_init_of_n_is_what_its_name_says(init):
         A, N, B = (f.detach() for f in layer.factors("default"))
         assert not B.any()
         assert A.any()
-        if init == "identity":
+        shape, scaled = split_init(init)
+        if scaled:
+            assert float(torch.linalg.matrix_norm(N)) == pytest.approx(math.sqrt(8 / 3))
+        elif init == "identity":
             assert torch.equal(N, torch.eye(8))
         elif init == "orthogonal":
             assert torch.allclose(N @ N.T, torch.eye(8), atol=1e-5)
@@ -69,6 +72,18 @@ def test_every_init_of_n_is_what_its_name_says(init):
         else:
             bound = math.sqrt(1 / 8) if init == "kaiming" else math.sqrt(6 / 16)
             assert 0.8 * bound < float(N.abs().max()) <= bound
+        if scaled and shape in ("identity", "orthogonal"):
+            assert torch.allclose(N @ N.T, torch.eye(8) / 3, atol=1e-5)
+
+
+def test_kaiming_is_of_the_size_that_the_scaled_starts_are_brought_to():
+    torch.manual_seed(0)
+    sizes = [
+        float(torch.linalg.matrix_norm(layer.factors("default")[1].detach()) ** 2)
+        for _ in range(8)
+        for layer in layers(get_peft_model(base_model("llama"), slora(8)))
+    ]
+    assert sum(sizes) / len(sizes) == pytest.approx(8 / 3, rel=0.05)
 
 
 def test_scales_ranks_and_their_patterns():

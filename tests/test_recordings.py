@@ -9,9 +9,20 @@ from test_records import some_run
 
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
-from nlora_lab.recorded import FIRST, LADDER, SHARED, before, rates, recorded_grid, recorded_store
+from nlora_lab.recorded import (
+    FIRST,
+    LADDER,
+    SHARED,
+    before,
+    finalists,
+    rates,
+    recorded_grid,
+    recorded_parts,
+    recorded_store,
+)
 from nlora_lab.recordings import Recordings, Spread, running_mean
 from nlora_lab.records import RunConfig, Step
+from nlora_lab.store import RunStore
 from nlora_lab.tasks import TASKS, first_items
 
 
@@ -91,7 +102,29 @@ def test_the_grid_is_what_it_says():
             assert asked == set(rates(method)) >= {SHARED}
             assert len(asked) >= 7
             assert asked <= set(LADDER)
-    assert {c.seed for c in grid if c.method in FIRST} == {0, 1, 2}
+    assert {c.seed for c in grid if (c.rank, c.init) == (8, None)} == {0, 1, 2}
+
+
+def test_finalists_are_five_seeds_at_the_best_rate_and_three_beside_it():
+    runs = [run(lr, validation=loss) for lr, loss in ((5e-3, 0.5), (1e-2, 0.2), (2e-2, 0.3))]
+    asked = finalists(Recordings(runs))
+    assert {(c.lr, c.seed) for c in asked} == {
+        *((1e-2, seed) for seed in range(5)), *((lr, seed) for lr in (5e-3, 2e-2) for seed in range(3)),
+    }  # fmt: skip
+    assert {(c.task, c.method, c.rank, c.steps) for c in asked} == {("word-problems", "lora", 8, 250)}
+
+
+def test_the_parts_follow_the_finalists_until_they_stand_still(tmp_path):
+    store = RunStore(tmp_path)
+    parts = recorded_parts(store)
+    assert len(next(parts)) < len(recorded_grid())
+    for lr, seed, loss in ((5e-3, 0, 0.5), (1e-2, 0, 0.2), (2e-2, 0, 0.3)):
+        store.add(run(lr, seed, validation=loss, device="cpu"))
+    wanted = next(parts)
+    assert {c.lr for c in wanted} == {5e-3, 1e-2, 2e-2}
+    for cfg in wanted:  # with more seeds, 1e-2 is no longer the best
+        store.add(run(cfg.lr, cfg.seed, validation={1e-2: 0.9, 2e-2: 0.3, 5e-3: 0.5}[cfg.lr], device="cpu"))
+    assert {(c.lr, c.seed) for c in next(parts)} == {(2e-2, 3), (2e-2, 4), *((5e-2, s) for s in range(3))}
 
 
 def test_what_ships_opens_the_lab_on_a_valley_of_every_first_method():

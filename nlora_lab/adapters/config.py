@@ -46,7 +46,8 @@ class NLoraConfig(PeftConfig):
         exclude_modules: as in PEFT.
         start: "random" (A Kaiming, B zero, N by ``init``), "nystrom" (all three from ``W``) or "svd" (B and A
             the leading singular vectors of ``W``, B times the singular values, N by ``init``).
-        init: initialisation of N where it is random: kaiming, xavier, orthogonal, identity, normal.
+        init: initialisation of N where it is random: kaiming, xavier, orthogonal, identity, normal; each but the
+            first also with "-scaled" behind it, at Kaiming's size (see :func:`nlora_lab.inits.split_init`).
         init_std: standard deviation for ``init="normal"``.
         pivots: for ``start="nystrom"``, the rows and columns of ``W`` it stands on: "leading", "random" (drawn
             from torch's global generator), "cross" or "qr" (see :func:`nlora_lab.lowrank.nystrom`).

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.errors import InputError
+from nlora_lab.inits import split_init
 from nlora_lab.lowrank import SingularBlockError, nystrom, truncated_svd
 
 Factors = tuple[Tensor, Tensor, Tensor]
@@ -46,12 +47,20 @@ def _random_start(W: Tensor, r: int, config: NLoraConfig) -> Factors:
 
 def init_core(N: Tensor, config: NLoraConfig) -> Tensor:
     """N (r, r) filled in place by ``config.init``, and returned."""
-    if config.init == "kaiming":
+    shape, scaled = split_init(config.init)
+    _fill(N, shape, config.init_std)
+    if scaled:
+        N.mul_(math.sqrt(len(N) / 3) / torch.linalg.matrix_norm(N))
+    return N
+
+
+def _fill(N: Tensor, shape: str, std: float) -> Tensor:
+    if shape == "kaiming":
         return nn.init.kaiming_uniform_(N, a=math.sqrt(5))
-    if config.init == "xavier":
+    if shape == "xavier":
         return nn.init.xavier_uniform_(N)
-    if config.init == "orthogonal":
+    if shape == "orthogonal":
         return nn.init.orthogonal_(N)
-    if config.init == "identity":
+    if shape == "identity":
         return nn.init.eye_(N)
-    return nn.init.normal_(N, std=config.init_std)
+    return nn.init.normal_(N, std=std)

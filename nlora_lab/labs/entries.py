@@ -59,7 +59,9 @@ class RunRows(widgets.VBox):
     def __init__(self, changed: Callable[[], None], delete: Callable[[Entry], None]) -> None:
         self._changed, self._delete = changed, delete
         self._rows: dict[int, tuple[Entry, widgets.HBox]] = {}
-        super().__init__([widgets.HTML(EMPTY)])
+        self._locked = False
+        self._none = widgets.HTML(EMPTY)
+        super().__init__([self._none])
 
     def show(self, entries: list[Entry]) -> None:
         """Show these: pinned ones first."""
@@ -72,7 +74,7 @@ class RunRows(widgets.VBox):
             name = self._rows[id(entry)][1].children[2]
             if name.value != entry.name:
                 name.value = entry.name
-        self.children = [self._rows[id(e)][1] for e in ordered] or [widgets.HTML(EMPTY)]
+        self.children = [self._rows[id(e)][1] for e in ordered] or [self._none]
 
     def forget(self) -> None:
         """Make every row anew: something was decided from Python."""
@@ -90,6 +92,7 @@ class RunRows(widgets.VBox):
 
     def lock(self, locked: bool) -> None:
         """While something trains, nothing can be deleted."""
+        self._locked = locked
         for _, row in self._rows.values():
             row.children[-1].disabled = locked
 
@@ -106,7 +109,7 @@ class RunRows(widgets.VBox):
         pin = widgets.ToggleButton(
             entry.pinned, icon="thumb-tack", tooltip="pin: stays when runs are cleared", layout=_wide("42px")
         )
-        gone = widgets.Button(icon="trash", tooltip="delete this run", layout=_wide("42px"))
+        gone = widgets.Button(icon="trash", tooltip="delete this run", disabled=self._locked, layout=_wide("42px"))
         for control, what in ((tick, "ticked"), (hide, "hidden"), (pin, "pinned")):
             control.observe(lambda change, what=what: self._set(entry, what, change["new"]), "value")
         name.observe(lambda change: self._set(entry, "name", change["new"]), "value")

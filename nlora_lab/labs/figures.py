@@ -98,7 +98,7 @@ class PlotlyFigure:
     """``FigureWidget``; only what has changed is sent, and growing curves ten times a second at most."""
 
     every = 0.1  # seconds
-    share = 50  # one part in so many of the training time
+    share = 100  # one part in so many of the training time; what is recorded inside takes another one or two
 
     def __init__(self, first: Drawing) -> None:
         if in_colab():
