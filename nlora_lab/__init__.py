@@ -14,6 +14,7 @@ from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from nlora_lab.adapters import save_as_lora
+    from nlora_lab.comparing import at_best, at_rate, best_rates, compare, costs, learning, pareto
     from nlora_lab.evaluation import Answer, answers
     from nlora_lab.examples import landscape, with_spectrum
     from nlora_lab.exercises import WrongAnswer, check, exercise, solution
@@ -46,10 +47,12 @@ if TYPE_CHECKING:
     from nlora_lab.racing import race
     from nlora_lab.records import Run, RunConfig, table
     from nlora_lab.spectra import scan, spectrum
-    from nlora_lab.store import RunStore
+    from nlora_lab.store import RunStore, gather
     from nlora_lab.sweeps import sweep
     from nlora_lab.symmetry import permute_heads, permute_neurons
+    from nlora_lab.tables import save_table
     from nlora_lab.tasks import Task, load_task
+    from nlora_lab.tracking import track
     from nlora_lab.training import fine_tune
 
 __version__ = version("nlora-lab")
@@ -57,30 +60,37 @@ __version__ = version("nlora-lab")
 _HOME = {
     "Answer": "evaluation",
     "FineTuneLab": "labs",
+    "InsideRecorder": "inside",
     "LowRank": "lowrank",
     "METHODS": "methods",
     "Method": "methods",
     "NystromLab": "labs",
     "Run": "records",
     "RunConfig": "records",
-    "InsideRecorder": "inside",
     "RunStore": "store",
     "SpectrumLab": "labs",
     "SvdLab": "labs",
     "Task": "tasks",
     "WrongAnswer": "exercises",
     "answers": "evaluation",
+    "at_best": "comparing",
+    "at_rate": "comparing",
     "attach": "methods",
+    "best_rates": "comparing",
     "chart": "plots",
     "check": "exercises",
+    "compare": "comparing",
+    "costs": "comparing",
     "doctor": "health",
     "effective_rank": "measures",
     "error_curve": "lowrank",
     "exercise": "exercises",
     "fine_tune": "training",
     "first_step": "meters",
+    "gather": "store",
     "generalized_nystrom": "lowrank",
     "landscape": "examples",
+    "learning": "comparing",
     "load_model": "models",
     "load_task": "tasks",
     "marchenko_pastur": "measures",
@@ -89,6 +99,7 @@ _HOME = {
     "nystrom": "lowrank",
     "nystrom_psd": "lowrank",
     "parameter_table": "methods",
+    "pareto": "comparing",
     "permute_heads": "symmetry",
     "permute_neurons": "symmetry",
     "power_law": "measures",
@@ -97,6 +108,7 @@ _HOME = {
     "relative_error": "lowrank",
     "save_adapter": "exports",
     "save_as_lora": "adapters",
+    "save_table": "tables",
     "scan": "spectra",
     "singular_values": "lowrank",
     "solution": "exercises",
@@ -105,6 +117,7 @@ _HOME = {
     "step0_meter": "meters",
     "sweep": "sweeps",
     "table": "records",
+    "track": "tracking",
     "truncated_svd": "lowrank",
     "tuned_model": "exports",
     "variant": "methods",
@@ -129,17 +142,24 @@ __all__ = [
     "Task",
     "WrongAnswer",
     "answers",
+    "at_best",
+    "at_rate",
     "attach",
+    "best_rates",
     "chart",
     "check",
+    "compare",
+    "costs",
     "doctor",
     "effective_rank",
     "error_curve",
     "exercise",
     "fine_tune",
     "first_step",
+    "gather",
     "generalized_nystrom",
     "landscape",
+    "learning",
     "load_model",
     "load_task",
     "marchenko_pastur",
@@ -148,6 +168,7 @@ __all__ = [
     "nystrom",
     "nystrom_psd",
     "parameter_table",
+    "pareto",
     "permute_heads",
     "permute_neurons",
     "power_law",
@@ -156,6 +177,7 @@ __all__ = [
     "relative_error",
     "save_adapter",
     "save_as_lora",
+    "save_table",
     "scan",
     "singular_values",
     "solution",
@@ -164,6 +186,7 @@ __all__ = [
     "step0_meter",
     "sweep",
     "table",
+    "track",
     "truncated_svd",
     "tuned_model",
     "variant",

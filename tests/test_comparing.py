@@ -1,0 +1,147 @@
+"""Comparing: own rates by validation, pairs by seed, and verdicts that say no more than the seeds do."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from scipy import stats
+from test_recordings import run
+
+from nlora_lab.comparing import at_best, at_rate, best_rates, compare, costs, learning, pareto, steps_to
+from nlora_lab.errors import InputError
+from nlora_lab.recordings import Recordings
+from nlora_lab.records import Step
+from nlora_lab.store import RunStore
+
+LORA = [0.40, 0.70, 0.95, 0.60, 0.80]
+
+
+def group(accuracies, method="slora", lr=1e-2, **asked):
+    return [run(lr, seed, accuracy=a, method=method, **asked) for seed, a in enumerate(accuracies)]
+
+
+def test_the_rate_is_chosen_by_validation_and_an_edge_is_named():
+    runs = [run(lr, validation=v, accuracy=a) for lr, v, a in ((1e-3, 0.9, 1.0), (1e-2, 0.2, 0.3), (2e-2, 0.5, 0.9))]
+    runs += [run(lr, validation=v, method="nlora") for lr, v in ((1e-4, 0.5), (2e-4, 0.4))]
+    found = best_rates(Recordings(runs))
+    assert list(found.index) == ["lora", "nlora"]
+    assert found.loc["lora", ["rate", "accuracy", "edge", "tried"]].tolist() == [1e-2, 0.3, "", 3]
+    assert found.loc["nlora", ["rate", "edge"]].tolist() == [2e-4, "high"]
+    assert {name: r[0].config.lr for name, r in at_best(Recordings(runs)).items()} == {"lora": 1e-2, "nlora": 2e-4}
+    assert {name: len(r) for name, r in at_rate(2e-4, Recordings(runs)).items()} == {"nlora": 1}
+
+
+def test_methods_without_runs_are_left_out_and_none_at_all_is_an_error(tmp_path):
+    RunStore(tmp_path).add(run())
+    assert list(at_best(tmp_path, methods=["lora", "slora"])) == ["lora"]
+    with pytest.raises(InputError, match="no run of slora on word-problems at rank 8"):
+        at_best(tmp_path, methods=["slora"])
+    with pytest.raises(InputError, match="lorra"):
+        at_best(tmp_path, methods=["lorra"])
+    with pytest.raises(InputError, match=r"at the rate 0\.1"):
+        at_rate(0.1, tmp_path)
+    with pytest.raises(InputError, match="task='gsm'"):
+        best_rates(tmp_path, "gsm")
+
+
+def test_pairs_are_judged_and_seeds_that_one_side_lacks_are_not():
+    ours = group([a + d for a, d in zip(LORA, (0.1, 0.12, 0.05, 0.09, 0.11), strict=True)])
+    rows = compare({"lora": group(LORA, "lora"), "mine": [*ours, run(1e-2, 9, accuracy=0.0, method="slora")]})
+    theirs = stats.ttest_rel([r.accuracy for r in ours], LORA)
+    mine = rows.loc["mine"]
+    assert mine["p"] == pytest.approx(theirs.pvalue)
+    assert (mine["difference_low"], mine["difference_high"]) == pytest.approx(theirs.confidence_interval(0.95))
+    assert (mine["pairs"], mine["above"], mine["seeds"]) == (5, 5, 6)
+    assert mine["verdict"].startswith("better than LoRA: +9.4 points (+")
+    assert rows.loc["lora", "verdict"] == "the baseline"
+
+
+def test_scatter_is_said_to_be_scatter():
+    rows = compare({"lora": group(LORA, "lora"), "mine": group([0.9, 0.5, 0.9, 0.9, 0.5])})
+    assert rows.loc["mine", "verdict"] == "not distinguishable from LoRA with these 5 seeds"
+    few = compare({"lora": group(LORA, "lora"), "mine": group([0.1, 0.4, 0.65, 0.3])})
+    assert few.loc["mine", "verdict"] == "too few seeds to tell: 4 of them shared"
+
+
+def test_many_comparisons_raise_the_bar():
+    near = [a + d for a, d in zip(LORA, (0.1, 0.3, 0.05, 0.2, 0.02), strict=True)]
+    alone = compare({"lora": group(LORA, "lora"), "mine": group(near)}).loc["mine"]
+    assert alone["p_adjusted"] == alone["p"] < 0.1
+    many = compare({"lora": group(LORA, "lora"), **{f"mine {i}": group(near) for i in range(9)}})
+    assert many.loc["mine 0", "p_adjusted"] == pytest.approx(9 * alone["p"])
+
+
+def test_less_loss_is_better_and_the_best_stands_first():
+    losses = (0.30, 0.22, 0.36, 0.28, 0.31)
+    low = [run(1e-2, s, loss=v - 0.1, method="slora") for s, v in enumerate(losses)]
+    high = [run(1e-2, s, loss=v + 0.001 * s) for s, v in enumerate(losses)]
+    rows = compare({"lora": high, "slora": low}, metric="final_loss")
+    assert list(rows.index) == ["slora", "lora"]
+    assert rows.loc["slora", "verdict"].startswith("better than LoRA: -0.102 nats (-0.104 to -0.1")
+
+
+def test_a_run_that_diverged_counts():
+    lost = [run(1e-2, s, diverged=s > 2, accuracy=0.5) for s in range(5)]
+    assert compare({"lora": lost}).loc["lora", "median"] == 0.5
+    assert compare({"lora": lost}).loc["lora", "low"] == 0.0
+    rows = compare({"lora": group(LORA, "lora"), "mine": lost}, metric="final_loss")
+    assert math.isinf(rows.loc["mine", "high"])
+    assert rows.loc["mine", "pairs"] == 3
+
+
+def test_several_records_of_one_seed_count_once():
+    twice = [*group(LORA, "lora"), *group([a + 0.1 for a in LORA], "lora")]
+    rows = compare({"lora": twice})
+    assert rows.loc["lora", ["seeds", "median"]].tolist() == [5, pytest.approx(0.75)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [({"metric": "bleu"}, "metric='bleu'"), ({"baseline": "lorra"}, "lorra"), ({"confidence": 95}, "confidence=95")],
+)
+def test_bad_questions_are_named(asked, said):
+    with pytest.raises(InputError, match=said):
+        compare({"lora": group(LORA, "lora")}, **asked)
+
+
+def test_a_group_without_runs_is_named():
+    with pytest.raises(InputError, match="group 'mine' has no run with accuracy"):
+        compare({"lora": group(LORA, "lora"), "mine": []})
+
+
+def falling(seed, of, **asked):
+    made = run(seed=seed, **asked)
+    steps = tuple(Step(i, of(i), 1e-3, 1.0) for i in range(1, 101))
+    return type(made)(**{**{f: getattr(made, f) for f in made.__dataclass_fields__}, "steps": steps})
+
+
+def test_how_soon_a_loss_is_reached():
+    line = falling(0, lambda i: 1.0 - i / 100)
+    # the mean of ten losses is that of their middle: at most 0.5 when 54.5 steps are their middle's … 55
+    assert steps_to(line, 0.5) == 55
+    assert steps_to(line, 2.0) == 10
+    assert steps_to(falling(0, lambda i: 1.0), 0.5) is None
+    rows = learning({"a": [line, falling(1, lambda i: 1.0)], "b": [falling(0, lambda i: 1.0)]}, 0.5)
+    assert rows.loc["a", ["runs", "reached", "steps"]].tolist() == [2, 1, 55]
+    assert math.isnan(rows.loc["b", "steps"])
+    with pytest.raises(InputError, match="target=0"):
+        learning({"a": [line]}, 0)
+
+
+def test_the_front_holds_what_nothing_beats():
+    frame = pd.DataFrame(
+        {"accuracy": [0.9, 0.9, 0.5, 0.4, math.nan], "trainable": [100, 200, 10, 10, 1]}, index=list("abcde")
+    )
+    assert pareto(frame, ["accuracy"], ["trainable"]).to_dict() == {
+        "a": True, "b": False, "c": True, "d": False, "e": False,
+    }  # fmt: skip
+    with pytest.raises(InputError, match="column='speed'"):
+        pareto(frame, ["speed"], [])
+
+
+def test_costs_are_medians_with_their_front():
+    rows = costs({"lora": group(LORA, "lora"), "mine": group([0.1] * 5)})
+    assert rows.loc["lora", "accuracy"] == 0.7
+    assert rows["pareto"].tolist() == [True, False]
