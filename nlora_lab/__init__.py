@@ -14,7 +14,9 @@ from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from nlora_lab.adapters import save_as_lora
-    from nlora_lab.comparing import at_best, at_rate, best_rates, compare, costs, learning, pareto
+    from nlora_lab.comparing import at_best, at_each_rate, at_rate, best_rates, compare, costs, learning, pareto
+    from nlora_lab.curvature import Curvature, curvature_of, curvature_table, rate_predictors
+    from nlora_lab.eigenvalues import Eigenvalue, largest_eigenvalue
     from nlora_lab.evaluation import Answer, answers
     from nlora_lab.examples import landscape, with_spectrum
     from nlora_lab.exercises import WrongAnswer, check, exercise, solution
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from nlora_lab.meters import first_step, step0_meter
     from nlora_lab.methods import METHODS, Method, attach, parameter_table, variant
     from nlora_lab.models import load_model
-    from nlora_lab.plots import chart, method_bars
+    from nlora_lab.plots import chart, heat_table, intervals, method_bars, method_scatter, valleys
     from nlora_lab.racing import race
     from nlora_lab.records import Run, RunConfig, table
     from nlora_lab.spectra import scan, spectrum
@@ -59,6 +61,8 @@ __version__ = version("nlora-lab")
 
 _HOME = {
     "Answer": "evaluation",
+    "Curvature": "curvature",
+    "Eigenvalue": "eigenvalues",
     "FineTuneLab": "labs",
     "InsideRecorder": "inside",
     "LowRank": "lowrank",
@@ -74,6 +78,7 @@ _HOME = {
     "WrongAnswer": "exercises",
     "answers": "evaluation",
     "at_best": "comparing",
+    "at_each_rate": "comparing",
     "at_rate": "comparing",
     "attach": "methods",
     "best_rates": "comparing",
@@ -81,6 +86,8 @@ _HOME = {
     "check": "exercises",
     "compare": "comparing",
     "costs": "comparing",
+    "curvature_of": "curvature",
+    "curvature_table": "curvature",
     "doctor": "health",
     "effective_rank": "measures",
     "error_curve": "lowrank",
@@ -89,13 +96,17 @@ _HOME = {
     "first_step": "meters",
     "gather": "store",
     "generalized_nystrom": "lowrank",
+    "heat_table": "plots",
+    "intervals": "plots",
     "landscape": "examples",
+    "largest_eigenvalue": "eigenvalues",
     "learning": "comparing",
     "load_model": "models",
     "load_task": "tasks",
     "marchenko_pastur": "measures",
     "marchenko_pastur_values": "measures",
     "method_bars": "plots",
+    "method_scatter": "plots",
     "nystrom": "lowrank",
     "nystrom_psd": "lowrank",
     "parameter_table": "methods",
@@ -105,6 +116,7 @@ _HOME = {
     "power_law": "measures",
     "race": "racing",
     "randomized_svd": "lowrank",
+    "rate_predictors": "curvature",
     "relative_error": "lowrank",
     "save_adapter": "exports",
     "save_as_lora": "adapters",
@@ -120,6 +132,7 @@ _HOME = {
     "track": "tracking",
     "truncated_svd": "lowrank",
     "tuned_model": "exports",
+    "valleys": "plots",
     "variant": "methods",
     "with_spectrum": "examples",
 }
@@ -127,6 +140,8 @@ _HOME = {
 __all__ = [
     "METHODS",
     "Answer",
+    "Curvature",
+    "Eigenvalue",
     "FineTuneLab",
     "InputError",
     "InsideRecorder",
@@ -143,6 +158,7 @@ __all__ = [
     "WrongAnswer",
     "answers",
     "at_best",
+    "at_each_rate",
     "at_rate",
     "attach",
     "best_rates",
@@ -150,6 +166,8 @@ __all__ = [
     "check",
     "compare",
     "costs",
+    "curvature_of",
+    "curvature_table",
     "doctor",
     "effective_rank",
     "error_curve",
@@ -158,13 +176,17 @@ __all__ = [
     "first_step",
     "gather",
     "generalized_nystrom",
+    "heat_table",
+    "intervals",
     "landscape",
+    "largest_eigenvalue",
     "learning",
     "load_model",
     "load_task",
     "marchenko_pastur",
     "marchenko_pastur_values",
     "method_bars",
+    "method_scatter",
     "nystrom",
     "nystrom_psd",
     "parameter_table",
@@ -174,6 +196,7 @@ __all__ = [
     "power_law",
     "race",
     "randomized_svd",
+    "rate_predictors",
     "relative_error",
     "save_adapter",
     "save_as_lora",
@@ -189,6 +212,7 @@ __all__ = [
     "track",
     "truncated_svd",
     "tuned_model",
+    "valleys",
     "variant",
     "with_spectrum",
 ]

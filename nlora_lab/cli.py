@@ -14,7 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlora_lab.cli_export import add_export
+from nlora_lab.cli_results import add_commands
 from nlora_lab.errors import InputError
+from nlora_lab.files import check_writable, shipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("grid", help="recorded (the runs that ship), or a JSON file: fields with lists of values")
     sweep.add_argument("--store", type=Path, metavar="FOLDER", help="where the records go (recorded: data/results)")
     sweep.add_argument("--workers", type=int, help="processes (default: one a core)")
+    sweep.add_argument("--together", type=int, help="runs a worker trains in one race (default: 8 on a card, else 1)")
     sweep.add_argument(
         "--pack", action="store_true", help="in the end, one file a task and method instead of one a run"
     )
@@ -89,10 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--json", action="store_true", help="the table as JSON on stdout")
     sweep.set_defaults(command=_sweep)
 
+    add_commands(commands)
+
     run = commands.add_parser("run", help="fine-tune with one method")
     run.add_argument("--method", dest="methods", default="lora", help="its name (default: %(default)s)")
     _run_options(run)
     run.set_defaults(command=_race)
+
+    add_export(commands)
     return parser
 
 
@@ -124,7 +132,7 @@ def _race(options: argparse.Namespace) -> int:
     if options.out is not None:
         if options.out == Path():
             raise InputError("--out '' names no folder; for example: --out runs")
-        _check_writable(options.out, "--out")
+        check_writable(options.out, f"--out {options.out}")
     from nlora_lab.devices import find_device
     from nlora_lab.progress import ProgressLine
     from nlora_lab.racing import race
@@ -178,7 +186,7 @@ def _sweep(options: argparse.Namespace) -> int:
     made = []
     try:
         for part in parts:
-            made.append(sweep(part, store, options.workers))
+            made.append(sweep(part, store, options.workers, together=options.together))
     finally:
         if options.pack:
             print(f"nlora-lab: packed {store.pack()} records", file=sys.stderr)
@@ -314,16 +322,6 @@ def _record_path(folder: Path, run: Run) -> Path:
     return path
 
 
-def _check_writable(folder: Path, option: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{option} {folder} cannot be written ({error.strerror}); choose another folder") from error
-
-
 def _lab(options: argparse.Namespace) -> int:
     if find_spec("jupyterlab") is None:
         raise InputError("JupyterLab is not installed; run: pip install 'nlora-lab[lab]'")
@@ -355,7 +353,7 @@ def _scan(options: argparse.Namespace) -> int:
     if options.csv is not None:  # before the scan, not after it
         if options.csv == Path() or options.csv.is_dir():
             raise InputError(f"--csv {str(options.csv)!r} is no file; for example: --csv scan.csv")
-        _check_writable(options.csv.parent, "--csv")
+        check_writable(options.csv.parent, f"--csv {options.csv}")
     table = scan(options.source, ranks, device=options.device, cache=not options.no_cache, progress=True)
     if options.csv is not None:
         table.to_csv(options.csv, index=False)
@@ -375,8 +373,6 @@ def notebook_folder(here: Path) -> Path:
 
     A copy that is already there is left as it is: it may hold somebody's answers.
     """
-    from nlora_lab.files import shipped
-
     source = shipped("notebooks")
     if "_shipped" not in source.parts:
         return source

@@ -15,7 +15,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nlora_lab.errors import InputError, one_of
-from nlora_lab.methods import METHODS, get_method
+from nlora_lab.methods import METHODS, check_init, get_method
 from nlora_lab.models import EMBEDDED
 from nlora_lab.recorded import recordings_of
 from nlora_lab.recordings import Recordings, running_mean, validation_loss
@@ -131,6 +131,19 @@ def at_rate(
     found = {name: point.runs for name, point in points.items() if point is not None and point.lr == lr}
     if not found:
         raise InputError(f"there is no run of {', '.join(names)} on {task} at the rate {lr:g} and rank {rank}")
+    return found
+
+
+def at_each_rate(
+    method: str, runs: Runs = None, task: str = "word-problems", rank: int = 8, *, init: str | None = None,
+    model: str = EMBEDDED,
+) -> dict[str, tuple[Run, ...]]:  # fmt: skip
+    """The runs of one method, a group a rate, named by it (``"0.0002"``); otherwise like :func:`at_best`."""
+    check_task(task, None)
+    check_init(get_method(method), init)
+    found = {f"{p.lr:g}": p.runs for p in _known(runs, model).valley(task, method, rank, init)}
+    if not found:
+        raise InputError(f"there is no run of {method} on {task} at rank {rank}; make some with nl.sweep")
     return found
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nlora_lab.errors import InputError
+from nlora_lab.halting import Asked, heed, never
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,21 +44,27 @@ def final_number(text: str) -> str | None:
 
 @torch.no_grad()
 def answers(
-    model: Any, tokenizer: PreTrainedTokenizerBase, task: Task, split: str = "test", limit: int | None = None
-) -> list[Answer]:
-    """The model's answer to each of the first ``limit`` items of a split (all by default)."""
+    model: Any, tokenizer: PreTrainedTokenizerBase, task: Task, split: str = "test", limit: int | None = None,
+    halted: Asked = never,
+) -> list[Answer]:  # fmt: skip
+    """The model's answer to each of the first ``limit`` items of a split (all by default).
+
+    ``halted`` is asked before every token, and its yes raises :class:`nlora_lab.halting.Halted`: an accuracy of some
+    of the items must not pass for that of all.
+    """
     rows = getattr(task, split)
     rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
     prompts, expected = rows["prompt"], rows["answer"]
     given: list[Answer] = []
     with _evaluating(model):
         for start in range(0, len(prompts), BATCH):
+            heed(halted)
             batch, truth = list(prompts[start : start + BATCH]), expected[start : start + BATCH]
             if task.labels:
                 said = _choose(model, tokenizer, batch, task.labels)
                 right = [s == t for s, t in zip(said, truth, strict=True)]
             else:
-                said = greedy(model, tokenizer, batch, _longest_target(tokenizer, rows))
+                said = greedy(model, tokenizer, batch, _longest_target(tokenizer, rows), halted)
                 right = [final_number(s) == t for s, t in zip(said, truth, strict=True)]
             given += [Answer(*row) for row in zip(batch, said, truth, right, strict=True)]
     return given
@@ -69,11 +76,12 @@ def accuracy(given: Sequence[Answer]) -> float:
 
 
 @torch.no_grad()
-def mean_loss(model: Any, batches: Any) -> float:
-    """Mean cross-entropy in nats a target token over ready-made batches, prompts left out."""
+def mean_loss(model: Any, batches: Any, halted: Asked = never) -> float:
+    """Mean cross-entropy in nats a target token over ready-made batches, prompts left out; ``halted`` as above."""
     total = tokens = 0.0
     with _evaluating(model):
         for batch in batches:
+            heed(halted)
             counted = int((batch["labels"][:, 1:] != -100).sum())
             total += float(model(**batch).loss) * counted
             tokens += counted
@@ -92,12 +100,20 @@ def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) 
 
 
 @torch.no_grad()
-def greedy(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], new_tokens: int) -> list[str]:
+def greedy(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], new_tokens: int, halted: Asked = never
+) -> list[str]:
     """The likeliest continuation of each prompt, up to ``</s>`` or ``new_tokens``; one batch, with a KV cache."""
+
+    def go_on(ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
+        heed(halted)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # none of the prompts ends because of this
+
     batch = _encode(model, tokenizer, prompts)
     out = model.generate(
-        **batch, max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id
-    )
+        **batch, max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id,
+        stopping_criteria=[go_on],
+    )  # fmt: skip
     return list(tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
 
 

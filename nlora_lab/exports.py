@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from nlora_lab.errors import InputError, one_of
+from nlora_lab.files import expanded, write_whole
 from nlora_lab.methods import METHODS
 from nlora_lab.records import Run
 
@@ -20,10 +21,10 @@ def free_folder(path: str | Path, name: str) -> Path:
     """``path/name``, or ``path/name-2``, … where that is taken: an export overwrites none before it."""
     if not str(path).strip():
         raise InputError(f"path={path!r} names no folder; for example: 'exports'")
-    folder, copy = Path(path).expanduser() / name, 1
+    folder, copy = expanded(path) / name, 1
     while folder.exists():
         copy += 1
-        folder = Path(path).expanduser() / f"{name}-{copy}"
+        folder = expanded(path) / f"{name}-{copy}"
     return folder
 
 
@@ -58,7 +59,7 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
     """
     one_of("form", form, FORMS)
     _check_weights(run)
-    folder, kind = Path(path), METHODS[run.config.method]
+    folder, kind = expanded(path), METHODS[run.config.method]
     if form == "lora" and (kind.build is None or kind.name == "dora"):
         raise InputError(f"{kind.label} cannot be written as a plain LoRA adapter; choose form='peft'")
     model, tokenizer = tuned_model(run)
@@ -115,7 +116,7 @@ def save_csv(runs: Sequence[Run], names: Sequence[str], path: str | Path) -> Pat
 
     frames = [_labelled(run, name) for run, name in zip(runs, names, strict=True)]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    return _write(Path(path), table.to_csv(index=False))
+    return write_whole(expanded(path), table.to_csv(index=False))
 
 
 def _labelled(run: Run, name: str) -> Any:
@@ -127,15 +128,12 @@ def _labelled(run: Run, name: str) -> Any:
     return frame
 
 
-def save_json(runs: Iterable[Run], path: str | Path) -> Path:
-    """The records of the runs as a JSON list; each is what :meth:`Run.from_json` reads."""
-    return _write(Path(path), json.dumps([json.loads(run.to_json()) for run in runs], indent=1) + "\n")
+def save_json(runs: Sequence[Run], path: str | Path, names: Sequence[str] | None = None) -> Path:
+    """The records of the runs as a JSON list, each with its ``name`` if there are names.
 
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be written ({error}); choose another place") from error
-    return path
+    Each is what :meth:`Run.from_json` reads, which has no use for the name.
+    """
+    records = [json.loads(run.to_json()) for run in runs]
+    if names is not None:
+        records = [{"name": name, **record} for name, record in zip(names, records, strict=True)]
+    return write_whole(expanded(path), json.dumps(records, indent=1) + "\n")

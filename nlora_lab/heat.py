@@ -20,6 +20,7 @@ from nlora_lab import training
 from nlora_lab.batches import IGNORED, BatchOrder, Collate, training_batches
 from nlora_lab.devices import PeakMemory, find_device, is_out_of_memory, release_memory
 from nlora_lab.evaluation import label_tokens
+from nlora_lab.halting import Asked, heed
 from nlora_lab.lifted import CannotStack, Lifted
 from nlora_lab.methods import trainable_parameters
 from nlora_lab.models import load_model
@@ -38,8 +39,8 @@ OnStep = Callable[[RunConfig, Step], bool | None]
 """Called for every adapter after every step; returning True ends the whole race and keeps what there is."""
 
 Watch = Callable[[RunConfig, int, Subject], None]
-"""Called with the config, the number of updates made so far and the adapter as it is then: before each update, while
-the gradients are there, and once more at the end."""
+"""Called with the config, the number of updates made so far and the adapter as it is then, at the same moments as
+:data:`nlora_lab.training.Watch`."""
 
 Batch = dict[str, Tensor]
 
@@ -54,7 +55,7 @@ class Desk:
 
     on_step: OnStep | None
     on_run: Callable[[Run], None] | None
-    halted: Callable[[], bool]
+    halted: Asked
     watch: Watch | None
     runs: dict[int, Run] = field(default_factory=dict)
     stopped: bool = False
@@ -118,24 +119,27 @@ class Heat:
         except CannotStack:
             return list(self.configs)
         except Exception as error:
-            if not is_out_of_memory(error):
-                self._fail(f"{type(error).__name__}: {error}")  # what was trained is kept, and the error is heard
+            if not is_out_of_memory(error):  # what was trained is kept, as alone, and the error is heard
+                self._fail(f"{type(error).__name__}: {error}", [i for i in self._unfinished() if self._begun(i)])
                 raise
         release_memory(self.device)  # here the frames that held the model are gone
         for i in self._unfinished():
             self.trails.setdefault(i, Trail())
-        self._fail(training.memory_advice(self.shared, self.device, together=len(self._unfinished())))
+        unfinished = self._unfinished()
+        self._fail(training.memory_advice(self.shared, self.device, together=len(unfinished)), unfinished)
         return self.alone
 
     def _unfinished(self) -> list[int]:
         return [i for i in self.configs if i not in self.alone and i not in self.desk.runs]
 
-    def _fail(self, why: str) -> None:
-        """Hand in every run that has begun and not ended, with the reason."""
-        for i in self._unfinished():
-            if i in self.trails:
-                self.trails[i].error = why
-                self._deliver(i, self.trails[i])
+    def _begun(self, number: int) -> bool:
+        return number in self.trails and bool(self.trails[number].steps)
+
+    def _fail(self, why: str, numbers: Sequence[int]) -> None:
+        """Hand in these runs, with the reason why they have not ended."""
+        for i in numbers:
+            self.trails[i].error = why
+            self._deliver(i, self.trails[i])
 
     def _deliver(self, number: int, trail: Trail) -> None:
         self.desk.take(number, trail.run(self.configs[number], self.device))
@@ -151,6 +155,7 @@ class Heat:
         stack.to(accelerator.device)
         lanes = [self._lane(number, adapter, stack) for number, adapter in adapters.items()]
         for lane in lanes:
+            heed(self.desk.over)
             with stack.solo(lane.adapter):
                 lane.trail.metrics["step0_change"] = training.first_change(stack, tokenizer, task, None)
         feed = Feed(task.train, tokenizer, [lane.cfg for lane in lanes])
@@ -167,8 +172,7 @@ class Heat:
         base, tokenizer = load_model(self.shared.model)
         adapters: dict[int, Lifted] = {}
         for i, cfg in self.configs.items():
-            if self.desk.over():
-                raise CannotStack("the race was stopped")
+            heed(self.desk.over)
             model, _ = training.build(cfg)
             try:
                 adapters[i] = Lifted(model, base)
@@ -200,12 +204,12 @@ class Heat:
         try:
             for number, batches in enumerate(track.feed, start=1):
                 track.backward(number, lanes, batches)
-                going = [lane for lane in lanes if not lane.trail.diverged]
-                for lane in going:
+                for lane in lanes:
                     if self.desk.watch is not None:
                         self.desk.watch(lane.cfg, number - 1, lane.subject)
-                for lane in going:
-                    lane.update(number - 1)
+                for lane in lanes:
+                    if not lane.trail.diverged:
+                        lane.update(number - 1)
                 clock.share(lanes)
                 for lane in [lane for lane in lanes if lane.trail.diverged]:
                     lanes.remove(lane)
@@ -231,11 +235,14 @@ class Heat:
             lane.trail.stopped = stopped and not lane.trail.diverged
             try:
                 if not lane.trail.diverged:
+                    lane.subject.ended = True
                     with track.stack.solo(lane.adapter):
                         if self.desk.watch is not None:
                             self.desk.watch(lane.cfg, len(lane.trail.steps), lane.subject)
-                        training.finish(lane.trail, track.stack, tokenizer, task, lane.subject)
+                        training.finish(lane.trail, track.stack, tokenizer, task, lane.subject, self.desk.halted)
                     track.memory.look()
+                    stopped = lane.trail.stopped  # perhaps while it was measured
+                    self.desk.stopped = self.desk.stopped or stopped
             except KeyboardInterrupt:
                 self.desk.stopped = stopped = lane.trail.stopped = True
             self._lay_down(lane, track)

@@ -100,7 +100,8 @@ class InsideRecorder:
     """Looks inside a run: ``fine_tune(cfg, watch=InsideRecorder())``.
 
     Takes a :class:`Snapshot` before the first update, every ``every`` updates and at the end. It holds the last run
-    that it watched, and may be read from another thread while it grows.
+    that it watched, and may be read from another thread while it grows. What goes wrong while looking ends the
+    recording, not the run: ``failed`` then says why, and the snapshots up to there stay.
 
     Args:
         every: updates between two snapshots.
@@ -113,6 +114,7 @@ class InsideRecorder:
     top: int = 4
     intruder_limit: int | None = LARGEST
     seconds: float = field(default=0.0, init=False)  # spent here so far, of the run's time
+    failed: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         check_count("every", self.every, 1, 10**9)
@@ -131,16 +133,16 @@ class InsideRecorder:
     def __call__(self, updates: int, subject: Subject) -> None:
         """Look at ``subject`` after ``updates`` updates, if it is time to."""
         if updates == 0:  # another run
-            self._taken, self._sizes, self.seconds = [], {}, 0.0
+            self._taken, self._sizes, self.seconds, self.failed = [], {}, 0.0, ""
+        if self.failed or (updates % self.every and not subject.ended):
+            return
         started = time.perf_counter()
-        due = updates % self.every == 0
-        views = subject.layers()
-        first = next(views, None)
-        # the loop clears all gradients after its last update; before it, one layer may have none
-        ended = first is not None and not first.gradients and not any(view.gradients for view in subject.layers())
-        if first is not None and (due or ended):
-            states = [self._state(view, ended) for view in (first, *views)]
-            self._taken.append(Snapshot(updates, tuple(states)))
+        try:
+            states = tuple(self._state(view, subject.ended) for view in subject.layers())
+            if states:
+                self._taken.append(Snapshot(updates, states))
+        except Exception as error:  # a decomposition that does not converge, no memory for it: the run matters more
+            self.failed = f"after {updates} updates: {type(error).__name__}: {error}"
         self.seconds += time.perf_counter() - started
 
     def table(self) -> pd.DataFrame:

@@ -9,6 +9,8 @@ from typing import Any
 
 from nlora_lab import training
 from nlora_lab.devices import find_device
+from nlora_lab.errors import InputError
+from nlora_lab.halting import Asked, Halted, heed, never
 from nlora_lab.heat import Desk, Heat, OnStep, Watch
 from nlora_lab.methods import check_rank, get_method
 from nlora_lab.models import load_model
@@ -20,7 +22,7 @@ def race(
     configs: Iterable[RunConfig],
     on_step: OnStep | None = None,
     on_run: Callable[[Run], None] | None = None,
-    halted: Callable[[], bool] = lambda: False,
+    halted: Asked = never,
     watch: Watch | None = None,
     together: bool = True,
 ) -> list[Run]:
@@ -32,14 +34,19 @@ def race(
     (:class:`nlora_lab.InputError`).
 
     ``on_run`` gets each run as soon as it is finished: a diverged one at once, while the others go on. ``on_step``
-    returning True, an interrupt (Ctrl-C, the kernel's stop button), or ``halted`` returning True ends the
-    race: what is in training is kept as ``stopped``, and what has not started is left out. Too little memory for all
-    at once ends those with an ``error``, and the race goes on with the rest.
+    returning True, an interrupt (Ctrl-C, the kernel's stop button), or ``halted`` returning True, which is asked while
+    loading and measuring too, ends the race: what is in training is kept as ``stopped``, and what has not started is
+    left out. Too little memory for all at once ends those with an ``error``, and the race goes on with the rest. Any
+    other exception ends the race and is raised, after ``on_run`` has got what was trained up to there, with an
+    ``error``.
     """
-    configs = list(configs)
-    check(configs)
+    configs = _listed(configs)
     desk = Desk(on_step, on_run, halted, watch)
-    waiting = deque(_groups(configs) if together else [[i] for i in range(len(configs))])
+    try:
+        check(configs, halted)
+    except Halted:
+        return []
+    waiting = deque(groups(configs) if together else [[i] for i in range(len(configs))])
     while waiting and not desk.over():
         numbers = waiting.popleft()
         try:
@@ -53,28 +60,52 @@ def race(
     return [desk.runs[i] for i in sorted(desk.runs)]
 
 
-def _groups(configs: Sequence[RunConfig]) -> list[list[int]]:
-    """Numbers of the configs that can train together; a group comes where its first one stands."""
-    groups: dict[Any, list[int]] = {}
+def _listed(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    example = "for example: race([RunConfig(method='lora'), RunConfig(method='nlora')])"
+    if isinstance(configs, RunConfig):
+        raise InputError(f"a race takes a list, not one {configs!r}; {example}")
+    if not isinstance(configs, Iterable):
+        raise InputError(f"configs={configs!r} is no list of RunConfigs; {example}")
+    listed = list(configs)
+    for config in listed:
+        if not isinstance(config, RunConfig):
+            raise InputError(f"configs holds {config!r}, which is no RunConfig; {example}")
+    return listed
+
+
+def groups(configs: Sequence[RunConfig]) -> list[list[int]]:
+    """The numbers of the configs that can train together; a group comes where its first one stands."""
+    found: dict[Any, list[int]] = {}
     for i, c in enumerate(configs):
         shared = (c.model, c.task, c.difficulty or DEFAULT_DIFFICULTY, c.steps, c.batch_size, find_device(c.device))
         alone = get_method(c.method).build is None or c.dropout > 0
-        groups.setdefault(i if alone else shared, []).append(i)
-    return list(groups.values())
+        found.setdefault(i if alone else shared, []).append(i)
+    return list(found.values())
 
 
 def _alone(number: int, cfg: RunConfig, desk: Desk) -> None:
     watch = None if desk.watch is None else partial(desk.watch, cfg)
-    run = training.fine_tune(cfg, partial(desk.step, cfg), watch)
+    try:
+        run = training.fine_tune(cfg, partial(desk.step, cfg), watch, desk.halted)
+    except Exception as error:
+        partial_run = getattr(error, "run", None)
+        if isinstance(partial_run, Run):
+            desk.take(number, partial_run)
+        raise
     desk.stopped = desk.stopped or run.stopped
-    desk.take(number, run)
+    if run.steps or not run.stopped:
+        desk.take(number, run)
 
 
-def check(configs: Sequence[RunConfig]) -> None:
-    """Raise :class:`nlora_lab.InputError` if one cannot run here: device, model, or rank for the model."""
+def check(configs: Sequence[RunConfig], halted: Asked = never) -> None:
+    """Raise :class:`nlora_lab.InputError` if one cannot run here: device, model, or rank for the model.
+
+    Raises :class:`nlora_lab.halting.Halted` if ``halted`` says yes between two models.
+    """
     for device in {cfg.device for cfg in configs}:
         find_device(device)
     for name in {cfg.model for cfg in configs}:
+        heed(halted)
         model, _ = load_model(name)
         for cfg in configs:
             if cfg.model == name and get_method(cfg.method).build is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from nlora_lab.files import shipped
@@ -69,8 +70,11 @@ def _config(task: str, method: str, lr: float, seed: int, rank: int = RANK, init
 
 def recorded_grid() -> list[RunConfig]:
     """Every config of the grid but the further seeds of :func:`finalists`."""
-    everything = [_config(task, m, lr, s) for s in SEEDS for task in TASKS for m in METHODS for lr in rates(m)]
-    return list(dict.fromkeys([*_opening(), *everything]))
+    words, inits = next(iter(TASKS)), METHODS["slora"].inits[1:]
+    grid = _opening()
+    grid += [_config(words, "slora", lr, s, init=init) for s in SEEDS[1:] for init in inits for lr in (SHARED, 1e-2)]
+    grid += [_config(task, m, lr, s) for s in SEEDS for task in TASKS for m in METHODS for lr in rates(m)]
+    return list(dict.fromkeys(grid))
 
 
 def _opening() -> list[RunConfig]:
@@ -84,23 +88,20 @@ def _opening() -> list[RunConfig]:
         grid += [_config(words, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED, *tried[m])]
     grid += [_config(words, "slora", lr, 0, init=init) for init in inits for lr in (SHARED, *AROUND["slora"])]
     grid += [_config(task, m, lr, 0) for task in TASKS for m in others for lr in rates(m)]
-    grid += [_config(words, "slora", lr, s, init=init) for s in SEEDS[1:] for init in inits for lr in (SHARED, 1e-2)]
     return grid
 
 
 def finalists(known: Recordings) -> list[RunConfig]:
     """Five seeds at the best rate of each method so far, by validation loss, and three at the rates beside it."""
-    found = []
+    final, near = [], []
     for task, method in ((task, m) for task in TASKS for m in METHODS):
         best = known.best(task, method, RANK)
         if best is None:
             continue
-        ladder = rates(method)
-        at = ladder.index(best.lr) if best.lr in ladder else None
-        beside = [] if at is None else [ladder[i] for i in (at - 1, at + 1) if 0 <= i < len(ladder)]
-        found += [_config(task, method, best.lr, seed) for seed in (*SEEDS, *FINAL_SEEDS)]
-        found += [_config(task, method, lr, seed) for lr in beside for seed in SEEDS]
-    return found
+        final += [_config(task, method, best.lr, seed) for seed in (*SEEDS, *FINAL_SEEDS)]
+        beside = [lr for pair in pairwise(rates(method)) if best.lr in pair for lr in pair if lr != best.lr]
+        near += [_config(task, method, lr, seed) for lr in beside for seed in SEEDS]
+    return [*final, *near]
 
 
 def recorded_parts(store: RunStore) -> Iterator[list[RunConfig]]:

@@ -141,7 +141,9 @@ class Recordings:
         import pandas as pd
 
         one_of("what", what, ("accuracy", "loss", "lr"))
-        names = list(methods)
+        names = [methods] if isinstance(methods, str) else list(methods)
+        for name in names:
+            one_of("method", name, METHODS)
         ranks = sorted({rank for name in names for rank in self.ranks(task, name)})
         columns = {name: [_what(self._exactly(task, name, r), what) for r in ranks] for name in names}
         return pd.DataFrame(columns, index=pd.Index(ranks, name="rank"))
@@ -154,9 +156,18 @@ class Recordings:
         import pandas as pd
 
         one_of("what", what, ("accuracy", "loss"))
+        one_of("method", method, METHODS)
         inits = METHODS[method].inits
         rows = {i: {p.lr: _what(p, what) for p in self.valley(task, method, rank, i)} for i in inits}
         return pd.DataFrame.from_dict(rows, orient="index", dtype=float).sort_index(axis=1)
+
+    def by_rank_and_rate(self, task: str, method: str, what: str = "loss") -> pd.DataFrame:
+        """One row a recorded rank, one column a rate: median "loss" or "accuracy" over seeds, NaN where none."""
+        import pandas as pd
+
+        one_of("what", what, ("accuracy", "loss"))
+        rows = {r: {p.lr: _what(p, what) for p in self.valley(task, method, r)} for r in self.ranks(task, method)}
+        return pd.DataFrame.from_dict(rows, orient="index", dtype=float).sort_index().sort_index(axis=1)
 
     def curve(self, point: Point) -> LossCurve:
         """The loss over the steps of a point's runs."""

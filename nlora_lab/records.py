@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlora_lab.devices import DEVICES
 from nlora_lab.errors import InputError, one_of
+from nlora_lab.files import write_whole
 from nlora_lab.methods import METHODS, check_init, get_method
 from nlora_lab.models import EMBEDDED, check_model
 from nlora_lab.tasks import check_task
@@ -256,15 +256,15 @@ class Run:
                 raise InputError(f"the record has format {record['format']}, newer than {FORMAT}; update nlora-lab")
             # the model of a record need not be on this machine: everything else is checked
             config = RunConfig(**{**record["config"], "model": EMBEDDED})
-            object.__setattr__(config, "model", record["config"]["model"])
-            later = {k: record[k] for k in _LATER_FIELDS if k in record}
+            object.__setattr__(config, "model", _checked("config.model", record["config"]["model"], TEXT))
+            later = {k: _checked(k, record[k], kind) for k, kind in _LATER_FIELDS.items() if k in record}
             if "answers" in later:
                 later["answers"] = tuple(later["answers"])
             return cls(
                 config=config,
                 steps=_steps(config, record["history"]),
-                metrics={k: _nan(v) for k, v in record["metrics"].items()},
-                **{k: record[k] for k in _FIELDS},
+                metrics={k: _nan(_checked(f"metrics.{k}", v, NUMBER)) for k, v in record["metrics"].items()},
+                **{k: _checked(k, record[k], kind) for k, kind in _FIELDS.items()},
                 **later,
             )
         except InputError:
@@ -274,15 +274,7 @@ class Run:
 
     def save(self, path: str | Path) -> Path:
         """Write the record, whole or not at all; missing folders are made."""
-        target = Path(path)
-        try:
-            part = target.with_name(f"{target.name}.{os.getpid()}.part")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(self.to_json(), encoding="utf-8")
-            os.replace(part, target)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{str(path)!r} cannot be written ({error}); choose another place") from error
-        return target
+        return write_whole(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -307,13 +299,56 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    """``None`` stands for NaN; a whole number of any size would not fit into a float."""
+    return (
+        value is None or isinstance(value, float) or _is_count(value) or (isinstance(value, int) and _is_count(-value))
+    )
+
+
+def _list_of(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(good, value))
+
+
+Kind = tuple[str, Callable[[Any], bool]]
+TEXT: Kind = ("text", _is_text)
+TEXTS: Kind = ("a list of texts", _list_of(_is_text))
+NAMED: Kind = ("texts by name", lambda value: isinstance(value, dict) and all(map(_is_text, value.values())))
+FLAG: Kind = ("true or false", lambda value: isinstance(value, bool))
+COUNT: Kind = ("a whole number of at least 0", _is_count)
+COUNTS: Kind = ("a list of whole numbers", _list_of(_is_count))
+SECONDS: Kind = ("a number of at least 0", lambda value: value is not None and _is_number(value) and value >= 0)
+NUMBER: Kind = ("a number or null", _is_number)
+NUMBERS: Kind = ("a list of numbers and nulls", _list_of(_is_number))
+
 # of Run, as they stand in a record; the later ones came after the first records had been written
-_FIELDS = ("trainable", "seconds", "peak_memory", "diverged", "stopped", "device", "versions")
-_LATER_FIELDS = ("answers", "together", "error")
+_FIELDS = {
+    "trainable": COUNT, "seconds": SECONDS, "peak_memory": COUNT, "diverged": FLAG, "stopped": FLAG, "device": TEXT,
+    "versions": NAMED,
+}  # fmt: skip
+_LATER_FIELDS = {"answers": TEXTS, "together": COUNT, "error": TEXT}
+
+
+def _checked(name: str, value: Any, kind: Kind) -> Any:
+    """``value``, if it is what this field of a record holds: somebody may have edited it by hand."""
+    words, good = kind
+    if not good(value):
+        raise InputError(f"{name}={repr(value)[:80]} in the record must be {words}; mend it, or make the run again")
+    return value
 
 
 def _steps(config: RunConfig, columns: dict[str, list[Any]]) -> tuple[Step, ...]:
     """The history's rows; what a record leaves out is computed again from its config."""
+    for name, column in columns.items():
+        _checked(f"history.{name}", column, COUNTS if name == "step" else NUMBERS)
     count = len(columns["loss"])
     numbers = columns.get("step", list(range(1, count + 1)))
     rates = columns.get("lr", [config.rate_at(i) for i in range(count)])

@@ -233,7 +233,7 @@ class StackSubject:
     """One adapter of a stack, to be looked at (a :class:`nlora_lab.views.Subject`)."""
 
     def __init__(self, stack: Stack, adapter: Lifted) -> None:
-        self._stack, self._adapter = stack, adapter
+        self._stack, self._adapter, self.ended = stack, adapter, False
 
     def layers(self) -> Iterator[LayerView]:
         """Its layers, in the model's order."""

@@ -65,8 +65,8 @@ def _resampled_medians(ordered: list[float]) -> tuple[np.ndarray, np.ndarray]:
         for count in Counter(picked).values():
             ways //= math.factorial(count)
         weights[float(_medians(np.asarray([[ordered[i] for i in picked]]))[0])] += ways
-    found = sorted(weights)
-    return np.asarray(found), np.asarray([weights[v] for v in found])
+    ascending = sorted(weights)
+    return np.asarray(ascending), np.asarray([weights[v] for v in ascending])
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from nlora_lab.errors import InputError
+from nlora_lab.files import check_writable, write_whole
 from nlora_lab.records import Run, RunConfig, table
 
 if TYPE_CHECKING:
@@ -128,13 +129,7 @@ class RunStore:
 
     def check_writable(self) -> None:
         """Raise :class:`nlora_lab.InputError` if nothing can be kept here."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
-        except (OSError, ValueError) as error:
-            raise InputError(f"store={str(self.path)!r} cannot be written ({error}); choose another folder") from error
+        check_writable(self.path, f"store={str(self.path)!r}")
 
     def add(self, run: Run) -> Path:
         """Keep ``run``, whole or not at all, and return its file; a second run of one config stands beside the first.
@@ -178,7 +173,7 @@ class RunStore:
             ordered = sorted(
                 known.values(), key=lambda r: (r.config.rank, r.config.init or "", r.config.lr, r.config.seed)
             )
-            _write(home, "".join([*(run.to_json(DIGITS) for run in ordered), *_unreadable(home)]))
+            write_whole(home, "".join([*(run.to_json(DIGITS) for run in ordered), *_unreadable(home)]))
             for file in files:
                 file.unlink(missing_ok=True)
         return sum(map(len, homes.values()))
@@ -199,6 +194,13 @@ class RunStore:
             yield cfg not in self  # it may have been finished between the caller's look and the claim
         finally:
             claim.release()
+
+    def tidy(self) -> None:
+        """Take away the claims of the dead on runs that are finished: nobody will ask for those again."""
+        finished = self.keys()
+        for key in {file.name.removesuffix(".claim").rpartition(".")[0] for file in self.path.glob("*.claim")}:
+            if key in finished:
+                Claim(self.path, key).clear()
 
 
 class Claim:
@@ -240,11 +242,15 @@ class Claim:
         self._done.set()
         if self._mine is None:
             return
-        for file in self._files().values():
-            if file != self._mine and not self._lives(file):
-                file.unlink(missing_ok=True)
+        self.clear()
         self._mine.unlink(missing_ok=True)
         self._mine = None
+
+    def clear(self) -> None:
+        """Take the files of dead holders away. Who takes the claim at this moment looks again after it has."""
+        for file in self._files().values():
+            if not self._lives(file):
+                file.unlink(missing_ok=True)
 
     def alive(self) -> bool:
         """Whether a living process holds it."""
@@ -319,16 +325,13 @@ def _unreadable(file: Path) -> list[str]:
     return kept
 
 
-def _write(target: Path, text: str) -> None:
-    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(part, target)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise InputError(f"{target} cannot be written ({error}); make room, or choose another folder") from error
+def existing(wanted: RunStore | str | Path | None) -> RunStore | None:
+    """The store of a folder that is there; a store and ``None`` as they are. :class:`InputError` for another folder."""
+    if wanted is None or isinstance(wanted, RunStore):
+        return wanted
+    if not isinstance(wanted, str | Path) or not str(wanted).strip() or not Path(wanted).is_dir():
+        raise InputError(f"the store {str(wanted)!r} is no folder; give one that holds runs, or leave it out")
+    return RunStore(wanted)
 
 
 def gather(stores: Iterable[RunStore], into: RunStore) -> int:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEATHS = 2  # a run during which this many workers died is recorded as failed
+TOGETHER = 8  # runs in one race on a card; on a CPU a race of big batches saves next to nothing
+WORKER = [sys.executable, "-m", "nlora_lab.worker"]
 Grid = Mapping[str, Any] | Iterable[RunConfig]
 
 
@@ -55,15 +57,22 @@ def expand(grid: Grid) -> list[RunConfig]:
 
 
 def sweep(
-    grid: Grid, store: RunStore | str | Path, workers: int | None = None, *, progress: bool = True
+    grid: Grid,
+    store: RunStore | str | Path,
+    workers: int | None = None,
+    *,
+    together: int | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Make every run of ``grid`` that ``store`` lacks, and return all of them, one row a run in the grid's order.
 
     ``grid``: fields of :class:`RunConfig` with lists of values, or configs (see :func:`expand`). ``store``: a folder.
-    ``workers``: processes, each with a single thread on a CPU; by default one a core, or one where there is a card. The
-    workers end with this process. A run that diverges or runs out of memory is a result; an interrupt ends
-    the sweep with a ``KeyboardInterrupt``, and calling it again makes what is missing. Several sweeps, here or on
-    other machines, may work on one store at the same time.
+    ``workers``: processes, each with a single thread on a CPU; by default one a core, or one where there is a card.
+    ``together``: how many runs that can share a base model a worker trains in one race (:func:`nlora_lab.race`); by
+    default 8 on a card and 1 on a CPU, where 4 is worth it for batches of 4 or fewer. The workers end with this
+    process. A run that diverges or runs out of memory is a result; an interrupt ends the sweep with a
+    ``KeyboardInterrupt``, and calling it again makes what is missing. Several sweeps, here or on other machines, may
+    work on one store at the same time.
 
     Raises :class:`nlora_lab.InputError` before anything is trained for a bad grid, a store that cannot be written and a
     number of workers below 1; :class:`RuntimeError` at the end if runs failed for another reason than
@@ -71,8 +80,9 @@ def sweep(
     """
     store = store if isinstance(store, RunStore) else RunStore(store)
     configs = expand(grid)
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise InputError(f"workers={workers!r} must be a whole number of at least 1")
+    for name, value in (("workers", workers), ("together", together)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InputError(f"{name}={value!r} must be a whole number of at least 1")
     missing = [cfg for cfg in configs if cfg not in store]
     if missing:
         from nlora_lab.racing import check
@@ -84,7 +94,8 @@ def sweep(
                 )
         check(missing)
         store.check_writable()
-        _Crew(missing, store, min(workers or default_workers(), len(missing)), progress).work()
+        _Crew(missing, store, min(workers or default_workers(), len(missing)), together, progress).work()
+        store.tidy()
     found = {run_key(run.config): run for run in store}
     return table(found[run_key(cfg)] for cfg in configs if run_key(cfg) in found)
 
@@ -129,9 +140,12 @@ class _Worker:
 class _Crew:
     """The workers of one sweep, and what they say."""
 
-    def __init__(self, configs: Sequence[RunConfig], store: RunStore, size: int, progress: bool) -> None:
+    def __init__(
+        self, configs: Sequence[RunConfig], store: RunStore, size: int, together: int | None, progress: bool
+    ) -> None:
         self.configs = {run_key(cfg): cfg for cfg in configs}
         self.store, self.size = store, size
+        self.together = together or (1 if find_device().kind == "cpu" else TOGETHER)
         self.news: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
         self.at_work: list[_Worker] = []
         self.deaths: dict[str, int] = {}
@@ -166,7 +180,7 @@ class _Crew:
         threads = 1 if find_device().kind == "cpu" else 0
         calm = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **({"OMP_NUM_THREADS": "1"} if threads else {})}
         process = subprocess.Popen(
-            [sys.executable, "-m", "nlora_lab.worker"],
+            WORKER,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=calm,
             start_new_session=True,  # the terminal's Ctrl-C is for the parent
         )  # fmt: skip
@@ -176,7 +190,14 @@ class _Crew:
         assert process.stdin is not None
         with suppress(OSError):  # it has died already: its listener will say so
             process.stdin.write(
-                json.dumps({"store": str(self.store.path), "threads": threads or os.cpu_count(), "configs": left})
+                json.dumps(
+                    {
+                        "store": str(self.store.path),
+                        "threads": threads or os.cpu_count(),
+                        "together": self.together,
+                        "configs": left,
+                    }
+                )
                 + "\n"
             )
             process.stdin.flush()
@@ -209,6 +230,7 @@ class _Crew:
         code, key = worker.close(), worker.at
         if code == 0:
             return
+        self.together = 1  # if it was too much at once, it shall not be so again
         if key and key not in self.failed:
             self.deaths[key] = self.deaths.get(key, 0) + 1
             if self.deaths[key] >= DEATHS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import torch
 from nlora_lab.batches import BatchOrder, plain_batches, training_batches
 from nlora_lab.devices import Device, PeakMemory, find_device, is_out_of_memory, release_memory
 from nlora_lab.evaluation import accuracy, answers, label_tokens, mean_loss
+from nlora_lab.halting import Asked, Halted, heed, never
 from nlora_lab.methods import attach, get_method, trainable_parameters
 from nlora_lab.models import LOADING, load_model
 from nlora_lab.records import SAMPLES, Run, RunConfig, Step, versions
@@ -30,25 +31,34 @@ OnStep = Callable[[Step], bool | None]
 """Called after every step; returning True ends the run there and keeps what there is."""
 
 Watch = Callable[[int, Subject], None]
-"""Called with the number of updates made so far and the model as it is then: before each update, while the gradients
-are there, and once more at the end."""
+"""Called with the number of updates made so far and the model as it is then: in each step while the gradients are
+there, which are not finite where the run diverges; and once more, with ``ended`` set, after a run that did not."""
+
+PATIENCE = 0.5
+"""Seconds in which stopped runs, all that trained together, may still say something to the first test items."""
 
 
-def fine_tune(cfg: RunConfig, on_step: OnStep | None = None, watch: Watch | None = None) -> Run:
+def fine_tune(cfg: RunConfig, on_step: OnStep | None = None, watch: Watch | None = None, halted: Asked = never) -> Run:
     """Fine-tune as ``cfg`` says and measure the result.
 
-    A loss that is not finite ends the run as ``diverged``; ``on_step`` returning True, or an
-    interrupt (Ctrl-C, the kernel's stop button), ends it as ``stopped``; too little memory ends it with an
-    ``error``, which says what would help. In every case all steps up to there are in the returned
-    :class:`Run`. Raises :class:`nlora_lab.InputError` before any training if the model, the task and the config do
-    not fit together.
+    A loss that is not finite ends the run as ``diverged``; ``on_step`` returning True, an interrupt (Ctrl-C, the
+    kernel's stop button), or ``halted`` returning True, which is asked while loading and measuring too, ends it as
+    ``stopped``; too little memory ends it with an ``error``, which says what would help. In every case all steps up to
+    there are in the returned :class:`Run`. Any other exception after the first step carries that :class:`Run`, as its
+    attribute ``run``. Raises :class:`nlora_lab.InputError` before any training if the model, the task and the config
+    do not fit together.
     """
     device = find_device(cfg.device)
     trail = Trail()
     try:
-        return _fine_tune(cfg, device, trail, on_step, watch)
-    except (MemoryError, RuntimeError) as error:
+        return _fine_tune(cfg, device, trail, on_step, watch, halted)
+    except Halted:  # before the first step
+        trail.stopped = True
+    except Exception as error:
         if not is_out_of_memory(error):
+            if trail.steps:
+                trail.error = f"{type(error).__name__}: {error}"
+                error.run = trail.run(cfg, device)  # type: ignore[attr-defined]
             raise
         trail.error = memory_advice(cfg, device)
     release_memory(device)  # here the frames that held the model are gone
@@ -83,16 +93,22 @@ class Trail:
         return Run(cfg, **{**left, "steps": tuple(self.steps)}, device=device.words, versions=versions())
 
 
-def _fine_tune(cfg: RunConfig, device: Device, trail: Trail, on_step: OnStep | None, watch: Watch | None) -> Run:
+def _fine_tune(
+    cfg: RunConfig, device: Device, trail: Trail, on_step: OnStep | None, watch: Watch | None, halted: Asked
+) -> Run:
     accelerator = make_accelerator(device)
     task = load_task(cfg.task, difficulty=cfg.difficulty)
+    heed(halted)
     model, tokenizer = build(cfg)
+    heed(halted)
     if task.labels:
         label_tokens(tokenizer, task.labels)  # they must differ, and that is to be known before training
     model.to(accelerator.device)
     batches = training_batches(task.train, tokenizer, BatchOrder(len(task.train), cfg.steps, cfg.batch_size, cfg.seed))
     base = untouched(cfg)
+    heed(halted)
     trail.metrics["step0_change"] = first_change(model, tokenizer, task, base)
+    heed(halted)
     trail.trainable = trainable_parameters(model)
     subject = PeftSubject(model, base)
 
@@ -113,14 +129,15 @@ def _fine_tune(cfg: RunConfig, device: Device, trail: Trail, on_step: OnStep | N
             memory.look()
             grad_norm = accelerator.clip_grad_norm_(weights, cfg.clip_norm or math.inf)
             step = Step(number, loss.item(), cfg.rate_at(number - 1), grad_norm.item())
-            if not trail.add(step):
-                break
+            finite = trail.add(step)
             if watch is not None:
                 watch(number - 1, subject)
+            if not finite:
+                break
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            if on_step is not None and on_step(step):
+            if (on_step is not None and on_step(step)) or halted():
                 trail.stopped = number < cfg.steps
                 break
     except KeyboardInterrupt:
@@ -133,9 +150,10 @@ def _fine_tune(cfg: RunConfig, device: Device, trail: Trail, on_step: OnStep | N
     trail.weights = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
     if not trail.diverged:
         try:
+            subject.ended = True
             if watch is not None:
                 watch(len(trail.steps), subject)
-            finish(trail, model, tokenizer, task, subject)
+            finish(trail, model, tokenizer, task, subject, halted)
             memory.look()
         except KeyboardInterrupt:
             trail.stopped = True
@@ -143,17 +161,27 @@ def _fine_tune(cfg: RunConfig, device: Device, trail: Trail, on_step: OnStep | N
     return trail.run(cfg, device)
 
 
-def finish(trail: Trail, model: Any, tokenizer: Any, task: Task, subject: Subject) -> None:
-    """Measure what was trained; of a stopped run only what is quick."""
+def finish(trail: Trail, model: Any, tokenizer: Any, task: Task, subject: Subject, halted: Asked = never) -> None:
+    """Measure what was trained; of a stopped run, or once ``halted`` says yes, only what is quick."""
     trail.metrics["distance"] = relative_distance(subject.layers())
-    if trail.stopped:
-        trail.answers = tuple(a.said for a in answers(model, tokenizer, task, "test", SAMPLES))
-        return
-    given = answers(model, tokenizer, task, "test")
-    trail.answers = tuple(a.said for a in given[:SAMPLES])
-    trail.metrics["accuracy"] = accuracy(given)
-    # the loss that learning rates are chosen by
-    trail.metrics["validation_loss"] = mean_loss(model, plain_batches(task.validation, tokenizer, model.device))
+    if not trail.stopped:
+        try:
+            trail.answers, measured = _measured(model, tokenizer, task, halted)
+            trail.metrics.update(measured)
+            return
+        except Halted:
+            trail.stopped = True
+    end = time.monotonic() + PATIENCE / trail.together
+    with suppress(Halted):
+        said = answers(model, tokenizer, task, "test", SAMPLES, lambda: time.monotonic() > end)
+        trail.answers = tuple(a.said for a in said)
+
+
+def _measured(model: Any, tokenizer: Any, task: Task, halted: Asked) -> tuple[tuple[str, ...], dict[str, float]]:
+    """The first answers, and accuracy and validation loss: the loss that learning rates are chosen by."""
+    given = answers(model, tokenizer, task, "test", halted=halted)
+    loss = mean_loss(model, plain_batches(task.validation, tokenizer, model.device), halted)
+    return tuple(a.said for a in given[:SAMPLES]), {"accuracy": accuracy(given), "validation_loss": loss}
 
 
 def build(cfg: RunConfig) -> tuple[Any, Any]:

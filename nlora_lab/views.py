@@ -89,7 +89,9 @@ class LayerView:
 
 
 class Subject(Protocol):
-    """A model being tuned, to be looked at."""
+    """A model being tuned, to be looked at. ``ended``: it is trained no further, and there are no gradients."""
+
+    ended: bool
 
     def layers(self) -> Iterator[LayerView]:
         """Its adapted layers, in the model's order."""
@@ -102,6 +104,7 @@ class PeftSubject:
     """
 
     def __init__(self, model: Any, base: Any = None) -> None:
+        self.ended = False
         self._tuned = hasattr(model, "peft_config")
         if not self._tuned and base is None:
             raise InputError("full fine-tuning writes the weights themselves; give the untouched model as base=")

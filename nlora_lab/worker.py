@@ -12,11 +12,20 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from nlora_lab.records import Run, RunConfig, Step
+    from nlora_lab.store import RunStore
+
+Tell = Callable[..., None]
+EVERY = 1.0  # seconds between two words about the steps of a race
 
 
 def main(stdin: TextIO, stdout: TextIO) -> None:
-    """Make what the first line asks for."""
+    """Make what the first line asks for: ``store``, ``threads``, ``together`` and ``configs``."""
     order = json.loads(stdin.readline())
     threading.Thread(target=_end_with_parent, args=(stdin,), daemon=True).start()
 
@@ -29,42 +38,82 @@ def main(stdin: TextIO, stdout: TextIO) -> None:
     store = RunStore(order["store"])
     configs = [RunConfig(**config) for config in order["configs"]]
 
-    def tell(**event: Any) -> None:
+    def tell(**event: object) -> None:
         stdout.write(json.dumps(event) + "\n")
         stdout.flush()
 
     while waiting := [cfg for cfg in configs if cfg not in store]:
-        if not any(_make(cfg, store, tell) for cfg in waiting):
+        if not any(_make(portion, store, tell) for portion in portions(waiting, order["together"])):
             time.sleep(1.0)  # all that is left is being made by somebody else, who may die
 
 
-def _make(cfg: Any, store: Any, tell: Any) -> bool:
-    """Make one run unless somebody else does; whether there was something to do."""
-    from nlora_lab.store import run_key
-    from nlora_lab.training import fine_tune
+def portions(configs: Sequence[RunConfig], together: int) -> Iterator[list[RunConfig]]:
+    """What can share a base model, ``together`` of them at most; one by one, in their order, where that is 1."""
+    from nlora_lab.racing import groups
 
-    with store.claim(cfg) as mine:
+    for numbers in [[i] for i in range(len(configs))] if together == 1 else groups(configs):
+        for start in range(0, len(numbers), together):
+            yield [configs[i] for i in numbers[start : start + together]]
+
+
+def _make(configs: Sequence[RunConfig], store: RunStore, tell: Tell) -> bool:
+    """Make those of these runs that nobody else makes, in one race; whether there was something to do."""
+    with ExitStack() as claims:
+        mine = [cfg for cfg in configs if claims.enter_context(store.claim(cfg))]
         if not mine:
             return False
-        key, told = run_key(cfg), time.monotonic()
-        tell(event="start", key=key)
+        if len(mine) > 1:
+            with suppress(Exception):  # one of several spoils it for all; which one shows when each is alone
+                _race(mine, store, tell)
+        for cfg in mine:
+            if cfg not in store:
+                _alone(cfg, store, tell)
+    return True
 
-        def on_step(step: Any) -> None:
-            nonlocal told
-            if time.monotonic() - told > 1.0:
-                told = time.monotonic()
-                tell(event="step", key=key, step=step.step, loss=step.loss)
 
-        try:
-            run = fine_tune(cfg, on_step)
-            if run.stopped:  # an interrupt: not a result
-                sys.exit(130)
-            store.add(run)
-        except Exception:
-            tell(event="error", key=key, text=traceback.format_exc())
-            sys.exit(1)
-        tell(event="done", key=key, steps=cfg.steps)
-        return True
+def _alone(cfg: RunConfig, store: RunStore, tell: Tell) -> None:
+    """Make one run; one that raises is told of, and ends the worker: the next one starts clean."""
+    from nlora_lab.store import run_key
+
+    try:
+        _race([cfg], store, tell)
+    except Exception:
+        tell(event="error", key=run_key(cfg), text=traceback.format_exc())
+        sys.exit(1)
+
+
+def _race(configs: Sequence[RunConfig], store: RunStore, tell: Tell) -> None:
+    """Train these together and keep each as soon as it is done. Raises what ended the race, keeping nothing of it."""
+    from nlora_lab.racing import race
+    from nlora_lab.store import run_key
+
+    told = time.monotonic()
+    failed: list[Run] = []
+
+    def keep(run: Run) -> None:
+        store.add(run)
+        tell(event="done", key=run_key(run.config), steps=run.config.steps)
+
+    def on_step(cfg: RunConfig, step: Step) -> None:
+        nonlocal told
+        if time.monotonic() - told > EVERY:
+            told = time.monotonic()
+            for other in configs:  # they go in step
+                tell(event="step", key=run_key(other), step=step.step)
+
+    def on_run(run: Run) -> None:
+        if run.stopped:  # an interrupt: not a result
+            sys.exit(130)
+        if run.error:  # for want of memory, which is a result; or of something that will be raised in a moment
+            failed.append(run)
+        else:
+            keep(run)
+
+    for cfg in configs:
+        tell(event="start", key=run_key(cfg))
+    race(configs, on_step, on_run)
+    for run in failed:
+        keep(run)
 
 
 def _end_with_parent(stdin: TextIO) -> None:

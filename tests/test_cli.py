@@ -154,6 +154,43 @@ def test_json_stays_json_when_interrupted_before_the_first_run(monkeypatch, caps
     assert json.loads(capsys.readouterr().out) == {"runs": []}
 
 
+def test_a_saved_adapter_is_exported_as_plain_lora(capsys, tmp_path):
+    import torch
+    from peft import PeftModel, get_peft_model
+
+    from nlora_lab.adapters import nlora
+    from nlora_lab.models import load_model
+
+    torch.manual_seed(0)
+    tuned = get_peft_model(load_model()[0], nlora(r=4)).eval()
+    with torch.no_grad():
+        for parameter in (p for p in tuned.parameters() if p.requires_grad):
+            parameter.add_(0.01 * torch.randn(parameter.shape))
+    tuned.save_pretrained(tmp_path / "mine")
+    asked = ["export", str(tmp_path / "mine"), "--as", "lora", "--out"]
+    assert cli.main([*asked, str(tmp_path / "out" / "plain")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'plain'}\n"
+    assert json.loads((tmp_path / "out" / "plain" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    loaded = PeftModel.from_pretrained(load_model()[0], str(tmp_path / "out" / "plain")).eval()
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        wanted, base = tuned(ids).logits, load_model()[0](ids).logits
+        assert (loaded(ids).logits - wanted).norm() < 1e-3 * (wanted - base).norm()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "adapter_config.json").write_text("{")
+    (tmp_path / "damaged" / "adapter_model.safetensors").write_text("")
+    wrong = {
+        (str(tmp_path / "mine"), str(tmp_path / "mine")): "holds an adapter already",
+        (str(tmp_path / "none"), str(tmp_path / "x")): "holds no saved adapter",
+        (str(tmp_path / "damaged"), str(tmp_path / "x")): "adapter_config.json is damaged",
+        (str(tmp_path / "mine"), ""): "--out '' names no folder",
+        (str(tmp_path / "mine"), "/dev/null/x"): "cannot be written",
+    }
+    for (folder, out), told in wrong.items():
+        assert cli.main(["export", folder, "--out", out]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_doctor_prints_its_lines_and_exits_by_its_verdict(capsys, monkeypatch):
     assert cli.main(["doctor"]) == 0
     assert "is ready" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from test_recordings import run
 
-from nlora_lab.comparing import at_best, at_rate, best_rates, compare, costs, learning, pareto, steps_to
+from nlora_lab.comparing import at_best, at_each_rate, at_rate, best_rates, compare, costs, learning, pareto, steps_to
 from nlora_lab.errors import InputError
 from nlora_lab.recordings import Recordings
 from nlora_lab.records import Step
@@ -145,3 +145,14 @@ def test_costs_are_medians_with_their_front():
     rows = costs({"lora": group(LORA, "lora"), "mine": group([0.1] * 5)})
     assert rows.loc["lora", "accuracy"] == 0.7
     assert rows["pareto"].tolist() == [True, False]
+
+
+def test_the_rates_of_one_method_are_groups_too():
+    runs = [run(lr, seed) for lr in (1e-3, 2e-4) for seed in range(2)]
+    groups = at_each_rate("lora", Recordings(runs))
+    assert {name: len(found) for name, found in groups.items()} == {"0.0002": 2, "0.001": 2}
+    assert compare(groups, "0.0002").loc["0.001", "pairs"] == 2
+    with pytest.raises(InputError, match="no run of slora"):
+        at_each_rate("slora", Recordings(runs))
+    with pytest.raises(InputError, match="has no choice of init"):
+        at_each_rate("lora", Recordings(runs), init="identity")

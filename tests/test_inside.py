@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nlora_lab import training
+from nlora_lab import inside, training
 from nlora_lab.errors import InputError
 from nlora_lab.inside import ALL_LAYERS, InsideRecorder, LayerState, Snapshot, count_intruders, series
 from nlora_lab.methods import METHODS
 from nlora_lab.models import linear_layers, load_model
+from nlora_lab.racing import race
 from nlora_lab.records import RunConfig
 from nlora_lab.tasks import load_task
 from nlora_lab.training import fine_tune
@@ -29,7 +30,7 @@ def short():
     task = load_task(QUICK["task"])
     task = replace(task, train=task.train.select(range(64)), validation=task.validation.select(range(16)))
 
-    def distance(trail, model, tokenizer, task, subject):
+    def distance(trail, model, tokenizer, task, subject, halted):
         trail.metrics["distance"] = relative_distance(subject.layers())
 
     with pytest.MonkeyPatch.context() as patch:
@@ -200,10 +201,11 @@ def test_it_can_be_read_while_it_grows():
 
 
 class Handmade:
-    """A subject of one layer; gradients are there until the end."""
+    """A subject of one layer."""
 
-    def __init__(self, W, change, gradients=()):
-        self.view = LayerView("layer", W, {"A": W[:1]}, dict.fromkeys(gradients, W[:1]), lambda: Change(change))
+    def __init__(self, W, change, ended=False):
+        self.ended = ended
+        self.view = LayerView("layer", W, {"A": W[:1]}, {} if ended else {"A": W[:1]}, lambda: Change(change))
 
     def layers(self):
         yield self.view
@@ -280,8 +282,8 @@ def test_intruders_are_counted_at_the_end_and_in_small_matrices_unless_asked():
     counts = []
     for limit in (1024, 20, 19, 0, None):
         recorder = InsideRecorder(intruder_limit=limit)
-        recorder(0, Handmade(W, change, "A"))
-        recorder(1, Handmade(W, change))
+        recorder(0, Handmade(W, change))
+        recorder(1, Handmade(W, change, ended=True))
         assert recorder.snapshots[0].layers[0].intruders is None
         counts.append(recorder.snapshots[1].layers[0].intruders)
     assert counts == [1, 1, None, None, 1]
@@ -295,21 +297,66 @@ def test_weights_out_of_bounds_do_not_end_a_run(bad):
     state = recorder.snapshots[0].layers[0]
     assert math.isnan(state.distance) or state.distance > 1e200 or math.isinf(state.distance)
     assert recorder.snapshots[0].together().layer == ALL_LAYERS
-    assert len(recorder.table()) in (6, 7)
+    assert len(recorder.table()) in (7, 8)
 
 
-def test_a_layer_that_took_no_part_in_a_step_does_not_end_the_run():
-    idle, used = (Handmade(torch.eye(4), torch.zeros(4, 4), factors).view for factors in ("", "A"))
-
-    class Two:
-        def layers(self):
-            return iter([idle, used])
-
+def test_layers_that_took_no_part_in_a_step_do_not_end_the_run():
+    """No gradient is no end: what ended is what says so."""
+    subject = Handmade(torch.eye(4), torch.zeros(4, 4), ended=True)
+    subject.ended = False
     recorder = InsideRecorder(every=5)
     for updates in range(7):
-        recorder(updates, Two())
+        recorder(updates, subject)
     assert [s.step for s in recorder.snapshots] == [0, 5]
     assert all(state.intruders is None for s in recorder.snapshots for state in s.layers)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_end_is_told_by_the_loop(together):
+    told = []
+    configs = [RunConfig(method=m, **{**QUICK, "steps": 2}) for m in ("lora", "slora")]
+    race(configs, watch=lambda config, updates, subject: told.append((updates, subject.ended)), together=together)
+    assert sorted(told) == sorted([(0, False), (1, False), (2, True)] * 2)
+
+
+def test_what_goes_wrong_while_looking_ends_the_recording_and_not_the_run(monkeypatch):
+    def broken(*args):
+        raise torch.linalg.LinAlgError("it did not converge")
+
+    recorder = InsideRecorder(every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(inside, "count_intruders", broken)
+        run = fine_tune(RunConfig(**QUICK), watch=recorder)
+    assert (run.ended, len(run.steps)) == ("", 3)
+    assert recorder.failed == "after 3 updates: _LinAlgError: it did not converge"
+    assert [s.step for s in recorder.snapshots] == [0, 1, 2]
+    assert recorder.table().step.max() == 2
+    fine_tune(RunConfig(**QUICK), watch=recorder)  # the next run is another one
+    assert (recorder.failed, recorder.snapshots[-1].step) == ("", 3)
+
+
+def test_factors_that_are_not_finite_are_recorded_as_such():
+    nan = Handmade(torch.eye(4), torch.full((4, 2), math.nan))
+    nan.view = replace(nan.view, make_change=lambda: Change(torch.full((4, 2), math.nan), torch.ones(2, 4)))
+    recorder = InsideRecorder()
+    recorder(0, nan)
+    assert recorder.failed == ""
+    assert math.isnan(recorder.snapshots[0].layers[0].distance)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_run_that_diverges_in_its_first_step_leaves_nothing_of_the_run_before(monkeypatch, together):
+    recorders = {"lora": InsideRecorder(every=1), "slora": InsideRecorder(every=1)}
+    watch = lambda config, *seen: recorders[config.method](*seen)  # noqa: E731
+    configs = [RunConfig(method=m, **QUICK) for m in recorders]
+    race(configs, watch=watch, together=together)
+    assert recorders["lora"].snapshots[-1].step == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            training.Trail, "add", lambda trail, step: trail.steps.append(step) or setattr(trail, "diverged", True)
+        )
+        assert all(run.diverged for run in race(configs, watch=watch, together=together))
+    assert [[s.step for s in r.snapshots] for r in recorders.values()] == [[0], [0]]
 
 
 def test_a_zero_weight_and_a_model_without_layers():
@@ -318,6 +365,8 @@ def test_a_zero_weight_and_a_model_without_layers():
     assert recorder.snapshots[0].layers[0].distance == 0
 
     class Empty:
+        ended = False
+
         def layers(self):
             return iter([])
 

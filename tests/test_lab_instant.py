@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,8 +14,10 @@ from test_recordings import run
 
 import nlora_lab as nl
 from nlora_lab import exports, racing
+from nlora_lab.inside import InsideRecorder
 from nlora_lab.labs import words
 from nlora_lab.labs.fine_tune import TABS, FineTuneLab
+from nlora_lab.labs.inside import InsidePanel
 from nlora_lab.methods import METHODS
 from nlora_lab.store import RunStore
 
@@ -127,7 +130,7 @@ def trained(lab, *methods, steps=3):
 @pytest.fixture(scope="module")
 def busy():
     """A lab with three runs of different methods: trained once, read by several tests."""
-    made = FineTuneLab(figures="plotly", recorded="no such folder")
+    made = FineTuneLab(figures="plotly", recorded=RunStore("no such folder"))
     trained(made, "lora", "nlora", "pissa")
     return made
 
@@ -146,7 +149,7 @@ def test_what_happens_inside_was_recorded(busy):
 
 
 def test_a_run_is_named_hidden_pinned_and_deleted(busy):
-    lab = FineTuneLab(figures="plotly", recorded="no such folder")
+    lab = FineTuneLab(figures="plotly", recorded=RunStore("no such folder"))
     lab.entries = [replace(entry) for entry in busy.entries]
     lab._redraw()
     count = len(lab._figure.widget.data)
@@ -170,7 +173,50 @@ def test_a_run_is_named_hidden_pinned_and_deleted(busy):
         lab.rename(7, "x")
 
 
+def test_nothing_can_be_deleted_while_something_trains_whatever_is_said_from_python(busy, monkeypatch):
+    lab = FineTuneLab(figures="image", recorded=RunStore("no such folder"))
+    lab.entries = [replace(entry) for entry in busy.entries]
+    monkeypatch.setattr(lab._live_race, "running", True)
+    lab.changed()
+    lab.hide(0)
+    lab.pin(1)
+    lab.rename(2, "the last")
+    assert [row.children[-1].disabled for row in lab._rows.children] == [True] * 3
+    monkeypatch.setattr(lab._live_race, "running", False)
+    lab.changed()
+    assert [row.children[-1].disabled for row in lab._rows.children] == [False] * 3
+
+
+def test_recorded_runs_are_looked_for_where_there_is_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for wrong in ("recodred", tmp_path / "none", tmp_path / "file", "", 3):
+        with pytest.raises(nl.InputError, match=r"the store '.*' is no folder"):
+            FineTuneLab(figures="image", recorded=wrong)
+    assert len(FineTuneLab(figures="image", recorded=tmp_path).recordings) == 0
+
+
+def test_why_a_recording_ended_is_said_in_the_panel(busy):
+    panel = InsidePanel("image")
+    good, bad = (replace(busy.entries[i]) for i in (0, 1))
+    bad.inside = InsideRecorder()
+    bad.inside._taken, bad.inside.failed = list(good.inside.snapshots), "after 7 updates: Error: <no memory>"
+    panel.show([good, bad])
+    assert panel.run.value == id(bad)
+    assert "ended after 7 updates: Error: &lt;no memory&gt;" in panel._failed.value
+    assert panel._failed in panel.widget.children
+    panel.run.value = id(good)
+    assert panel._failed.value == ""
+    bad.inside._taken = []  # nothing at all to draw
+    panel.show([bad])
+    assert "ended after 7 updates" in panel._failed.value
+    assert panel._failed in panel.widget.children
+
+
 def test_runs_are_compared_side_by_side(busy):
+    assert busy.compare(np.int64(0), np.int32(2)).equals(busy.compare(0, 2))
+    for wrong in (np.int64(3), np.bool_(True), True, 0.0, "0"):
+        with pytest.raises(nl.InputError, match="is not here; the lab has 3 runs"):
+            busy.compare(wrong)
     frame = busy.compare(0, 2)
     assert list(frame.columns) == ["LoRA", "NLoRA"]
     assert list(frame.loc["trainable"]) == [78_848, 80_640]
@@ -195,6 +241,29 @@ def test_losses_and_records_are_exported(busy, tmp_path):
     (record,) = json.loads(file.read_text())
     assert nl.Run.from_json(json.dumps(record)).config == busy.runs[1].config
     assert list(busy.runs[0].history.columns) == ["step", "loss", "lr", "grad_norm"]
+
+
+def test_a_record_keeps_the_name_given_in_the_lab_and_stays_a_record(busy, tmp_path):
+    name = busy.entries[1].name
+    busy.rename(1, "wide")
+    (file,) = busy.export("json", tmp_path / "runs.json")
+    busy.rename(1, name)
+    records = json.loads(file.read_text())
+    assert [r["name"] for r in records] == [busy.entries[0].name, "wide", busy.entries[2].name]
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert [r.config for r in RunStore(tmp_path / "store")] == [r.config for r in busy.runs]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "peft"])
+def test_a_tilde_is_the_home_folder(busy, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (made,) = busy.export(kind, "~/mine", 0)
+    assert made.relative_to(tmp_path / "mine") is not None
+    assert made.exists()
+    with pytest.raises(nl.InputError, match="path='~nobody-of-this-name/mine' cannot be found"):
+        busy.export(kind, "~nobody-of-this-name/mine", 0)
 
 
 @pytest.mark.parametrize("form", ["peft", "lora"])

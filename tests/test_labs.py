@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import math
 import threading
 import time
 
@@ -142,7 +144,7 @@ def test_an_unknown_model_is_refused_at_once():
         FineTuneLab(model="nope")
 
 
-def test_stop_while_a_run_is_measured_keeps_the_others_as_they_are(monkeypatch):
+def test_stop_while_the_first_run_is_measured_leaves_no_accuracy(monkeypatch):
     lab = small(FineTuneLab(("lora", "slora"), figures="image"))
     real = training.finish
 
@@ -154,10 +156,91 @@ def test_stop_while_a_run_is_measured_keeps_the_others_as_they_are(monkeypatch):
     lab.run.click()
     first, second = lab.wait()
     assert (first.config.method, second.config.method) == ("lora", "slora")
-    assert not first.stopped
+    assert first.stopped
     assert second.stopped
-    assert len(second.steps) == 3
+    assert len(first.steps) == len(second.steps) == 3
+    assert math.isnan(first.accuracy)
+    assert "accuracy" not in first.metrics
     assert "Stopped" in lab._controls.status.value
+
+
+class Slow:
+    """A drawing that takes a while."""
+
+    def __init__(self, number, drawn):
+        self.number, self.drawn = number, drawn
+
+    def png(self):
+        time.sleep(0.03)
+        self.drawn.append(self.number)
+        return str(self.number).encode()
+
+
+def test_of_many_events_an_image_draws_the_first_and_the_latest():
+    async def drag(figure, drawn):
+        await asyncio.sleep(0.2)
+        for number in range(40):
+            figure.draw(Slow(number, drawn))
+        assert drawn == [-1, 0]
+        await asyncio.sleep(0.5)
+        figure.draw(Slow(40, drawn))  # one alone is drawn at once
+        assert drawn[-1] == 40
+
+    drawn = []
+    asyncio.run(drag(figures.ImageFigure(Slow(-1, drawn)), drawn))
+    assert drawn == [-1, 0, 39, 40]
+
+
+def test_what_another_thread_draws_is_not_drawn_over_by_something_older():
+    async def drag(figure, drawn):
+        figure.draw(Slow(1, drawn))  # waits: the first picture was drawn just now
+        thread = threading.Thread(target=figure.draw, args=(Slow(2, drawn),))
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0.5)
+
+    drawn = []
+    figure = figures.ImageFigure(Slow(0, drawn))
+    asyncio.run(drag(figure, drawn))
+    assert drawn == [0, 2]
+    assert figure.widget.value == b"2"
+
+
+def test_without_an_event_loop_an_image_draws_everything_at_once():
+    drawn = []
+    figure = figures.ImageFigure(Slow(0, drawn))
+    for number in (1, 2, 3):
+        figure.draw(Slow(number, drawn))
+    assert drawn == [0, 1, 2, 3]
+
+
+def test_two_threads_never_change_a_figure_at_the_same_time(monkeypatch):
+    """Plotly has one batch of updates a figure, and the page's first look at it comes from a timer's thread."""
+    figure, busy, met = figures.PlotlyFigure(LabDrawing([], [], 1e-3, 10)), [], []
+
+    def alone(real):
+        def update(*args, **kwargs):
+            met.extend(set(busy) - {threading.get_ident()})
+            busy.append(threading.get_ident())
+            time.sleep(0.05)
+            try:
+                return real(*args, **kwargs)
+            finally:
+                busy.remove(threading.get_ident())
+
+        return update
+
+    for home, name in ((figure.widget, "update_layout"), (figures, "_difference")):
+        monkeypatch.setattr(home, name, alone(getattr(home, name)))
+    threads = [
+        threading.Thread(target=figure._fit),
+        threading.Thread(target=figure.draw, args=(LabDrawing([], [], 1e-2, 10),)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met == []
 
 
 def test_only_what_differs_is_sent_and_the_figure_is_the_drawing_after_every_change():

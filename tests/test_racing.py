@@ -174,6 +174,77 @@ def test_halted_between_two_steps_ends_the_race_and_keeps_it(together):
     assert all(math.isnan(r.accuracy) and r.metrics["distance"] > 0 for r in runs)
 
 
+@pytest.mark.parametrize("stage", ["check", "build", "first_change"])
+@pytest.mark.parametrize("together", [True, False])
+def test_halted_while_loading_ends_the_race_with_nothing(monkeypatch, stage, together):
+    home = racing if stage == "check" else training
+    real, begun = getattr(home, stage), []
+    monkeypatch.setattr(home, stage, lambda *args: begun.append(stage) or real(*args))
+    configs = [RunConfig(method=m, **QUICK) for m in ("lora", "slora")]
+    runs = race(configs, lambda *_: pytest.fail("a step was made"), halted=lambda: bool(begun), together=together)
+    assert runs == []
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_halted_while_measuring_ends_the_race_without_accuracies(monkeypatch, together):
+    real, begun, done = training.finish, [], []
+
+    def finish(*args):
+        begun.append(1)
+        real(*args)
+
+    monkeypatch.setattr(training, "finish", finish)
+    configs = [RunConfig(method=m, **{**QUICK, "steps": 2}) for m in ("lora", "slora")]
+    runs = race(
+        [*configs, RunConfig(method="full", **QUICK)], None, done.append, lambda: bool(begun), together=together
+    )
+    assert runs == done
+    assert [(r.config.method, r.stopped, len(r.steps)) for r in runs] == [("lora", True, 2), ("slora", True, 2)][
+        : 2 if together else 1
+    ]
+    assert all(set(r.metrics) == {"step0_change", "distance"} and len(r.answers) == 3 and r.weights for r in runs)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_another_error_ends_the_race_after_what_was_trained_is_handed_in(together):
+    def broken(config, step):
+        if step.step == 2:
+            raise RuntimeError("size mismatch")
+
+    done = []
+    configs = [RunConfig(method=m, **QUICK) for m in ("lora", "slora")]
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        race(configs, broken, done.append, together=together)
+    wanted = [("lora", 2), ("slora", 2)] if together else [("lora", 2)]
+    assert [(r.config.method, len(r.steps)) for r in done] == wanted
+    assert {r.error for r in done} == {"RuntimeError: size mismatch"}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_error_before_the_first_step_hands_in_nothing(monkeypatch, together):
+    def broken(*args):
+        raise RuntimeError("size mismatch")
+
+    done = []
+    monkeypatch.setattr(training, "first_change", broken)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        race([RunConfig(method=m, **QUICK) for m in ("lora", "slora")], on_run=done.append, together=together)
+    assert done == []
+
+
+@pytest.mark.parametrize(
+    ("configs", "named"),
+    [
+        (RunConfig(), "not one RunConfig"), ({"method": ["lora"]}, "'method'"), (["lora"], "'lora'"), ("lora", "'l'"),
+        (None, "configs=None"), ([RunConfig(), {"method": "lora"}], r"\{'method': 'lora'\}"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_configs_is_named(configs, named):
+    with pytest.raises(InputError, match=rf"{named}.*for example: race\(\[RunConfig"):
+        race(configs)
+
+
 def test_an_interrupt_while_measuring_keeps_what_is_trained(monkeypatch):
     real, done = training.finish, []
 

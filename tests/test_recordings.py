@@ -175,3 +175,19 @@ def test_tables_by_rank_and_by_init():
     assert inits.loc["identity", 1e-3] == pytest.approx(0.25)
     with pytest.raises(InputError, match="what='speed'"):
         known.by_rank("word-problems", ["lora"], "speed")
+    for ask in (
+        lambda: known.by_rank("word-problems", ["lora", "lorra"]),
+        lambda: known.by_init("entailment", "lorra", 8),
+    ):
+        with pytest.raises(InputError, match="method='lorra' is not known; choose one of: full, lora"):
+            ask()
+    assert list(known.by_rank("word-problems", "lora")["lora"]) == [1.0, 0.25]
+
+
+def test_a_table_over_ranks_and_rates_keeps_their_order():
+    runs = [run(lr, rank=r, loss=r * lr) for r, lr in ((8, 1e-2), (1, 1e-3), (8, 1e-3))]
+    frame = Recordings(runs).by_rank_and_rate("word-problems", "lora")
+    assert list(frame.index) == [1, 8]
+    assert list(frame.columns) == [1e-3, 1e-2]
+    assert frame.loc[8, 1e-2] == pytest.approx(0.08)
+    assert math.isnan(frame.loc[1, 1e-2])

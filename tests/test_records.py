@@ -57,6 +57,35 @@ def test_a_damaged_record_is_refused(tmp_path, text):
         Run.load(tmp_path / "r.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("trainable", -1), ("trainable", "many"), ("trainable", True), ("seconds", None), ("seconds", "long"),
+        ("seconds", -1.0), ("peak_memory", 1.5), ("diverged", "no"), ("stopped", 0), ("device", None),
+        ("versions", {"torch": 2}), ("versions", []), ("answers", "yes"), ("answers", [1]), ("together", None),
+        ("error", 3), ("metrics.accuracy", "high"), ("metrics.accuracy", True), ("metrics.accuracy", [0.5]),
+        ("metrics.accuracy", 10**400), ("config.model", 3), ("config.model", None), ("history.loss", ["low"] * 40),
+        ("history.loss", "l" * 40), ("history.loss", 1.0), ("history.grad_norm", [True] * 40),
+        ("history.step", [0.5] * 40), ("history.lr", {}),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_named(field, value):
+    record = json.loads(some_run().to_json())
+    *inner, last = field.split(".")
+    (record[inner[0]] if inner else record)[last] = value
+    with pytest.raises(InputError, match=rf"^{field}=.* in the record must be .*; mend it, or make the run again"):
+        Run.from_json(json.dumps(record))
+
+
+def test_a_record_may_hold_whole_numbers_and_nulls():
+    record = json.loads(some_run().to_json())
+    record["metrics"] = {"accuracy": 1, "validation_loss": None, "mine": -2}
+    record["history"]["loss"][:2] = [3, None]
+    run = Run.from_json(json.dumps(record))
+    assert (run.accuracy, run.metrics["mine"], run.steps[0].loss) == (1, -2, 3)
+    assert math.isnan(run.steps[1].loss)
+
+
 def test_a_newer_record_is_refused_and_a_missing_one_named(tmp_path):
     newer = some_run().to_json().replace('"format":2', '"format":99')
     with pytest.raises(InputError, match="format 99"):

@@ -69,6 +69,15 @@ def test_a_file_cut_short_is_named_and_left_out(store):
         assert len(RunStore(store.path)) == 1
 
 
+def test_a_record_edited_by_hand_is_named_and_left_out(store):
+    store.add(some_run())
+    odd = json.loads(some_run().to_json())
+    odd["metrics"]["accuracy"] = "high"
+    (store.path / "odd.json").write_text(json.dumps(odd))
+    with pytest.warns(UserWarning, match=r"odd\.json, line 1: metrics\.accuracy='high'.*; it is left out"):
+        assert len(RunStore(store.path)) == 1
+
+
 def test_packing_keeps_every_run_and_rounds_the_history(store):
     runs = [some_run(config=RunConfig(method=m, lr=lr)) for m in ("lora", "nlora") for lr in (1e-3, 1e-2)]
     for run in runs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,10 +15,10 @@ import psutil
 import pytest
 from test_records import some_run
 
-from nlora_lab import cli
+from nlora_lab import cli, worker
 from nlora_lab.errors import InputError
 from nlora_lab.records import RunConfig
-from nlora_lab.store import RunStore
+from nlora_lab.store import RunStore, run_key
 from nlora_lab.sweeps import expand, sweep
 
 TINY = {"method": ["lora", "slora"], "lr": [1e-3, 1e-2], "steps": 2, "batch_size": 2, "task": "entailment"}
@@ -44,10 +45,11 @@ def test_a_bad_grid_is_named(grid, said):
         expand(grid)
 
 
-@pytest.mark.parametrize("workers", [0, -1, 1.5, True])
-def test_a_bad_number_of_workers_is_named(tmp_path, workers):
-    with pytest.raises(InputError, match=f"workers={workers!r}"):
-        sweep([RunConfig()], tmp_path, workers)
+@pytest.mark.parametrize("number", [0, -1, 1.5, True])
+@pytest.mark.parametrize("name", ["workers", "together"])
+def test_a_bad_number_of_workers_or_runs_at_once_is_named(tmp_path, name, number):
+    with pytest.raises(InputError, match=f"{name}={number!r}"):
+        sweep([RunConfig()], tmp_path, **{name: number})
 
 
 def test_what_is_there_is_not_made_again(tmp_path):
@@ -98,6 +100,103 @@ def test_killed_at_any_moment_it_leaves_no_worker_and_goes_on_where_it_was(tmp_p
     assert {f.name: f.read_bytes() for f in folder.glob("*.json") if f.name in kept} == kept
 
 
+WITHOUT_TORCH = """
+    import random, sys, time
+    from types import SimpleNamespace
+    from nlora_lab import sweeps, worker
+    from nlora_lab.records import Run, Step
+
+    def race(configs, on_step, on_run):
+        for cfg in configs:
+            time.sleep(random.uniform(0.0, 0.1))
+            steps = tuple(Step(i, 1.0 / (i + cfg.seed), cfg.rate_at(i - 1), 1.0) for i in range(1, 1001))
+            on_run(Run(cfg, steps, {{"accuracy": cfg.seed / 100}}, 1, 1.0, 1))
+
+    sys.modules["torch"] = SimpleNamespace(set_num_threads=lambda n: None)
+    sys.modules["nlora_lab.racing"] = SimpleNamespace(race=race, check=lambda configs: None, groups=None)
+    sweeps.find_device = lambda *name: SimpleNamespace(kind="cpu", words="")
+    sweeps.WORKER = [sys.executable, sys.argv[0], "work"]
+    if sys.argv[1] == "work":
+        worker.main(sys.stdin, sys.stdout)
+    else:
+        sweeps.sweep({grid}, sys.argv[1], workers=2, progress=False)
+"""
+
+
+def test_ten_kills_at_random_moments_lose_double_and_halve_nothing(tmp_path):
+    """The whole of a sweep but the training itself, whose place a short sleep takes: so the kills fall on the rest."""
+    grid = {"method": ["lora", "slora"], "lr": 1e-3, "steps": 1000, "seed": list(range(40))}
+    script = tmp_path / "sweep_it.py"
+    script.write_text(textwrap.dedent(WITHOUT_TORCH).format(grid=grid))
+    chance = random.Random(5)
+
+    def begin(folder):
+        return subprocess.Popen([sys.executable, str(script), str(folder)], start_new_session=True)
+
+    folder, seen = tmp_path / "killed", 0
+    for _ in range(10):
+        parent = begin(folder)
+        until(lambda: len(list(folder.glob("*.json"))) > seen)  # noqa: B023
+        time.sleep(chance.uniform(0.0, 0.4))
+        victims = [parent, *psutil.Process(parent.pid).children(recursive=True)]
+        victim = chance.choice(victims)  # the parent, or a worker of it
+        victim.send_signal(signal.SIGKILL)
+        if victim is not parent:
+            time.sleep(chance.uniform(0.0, 0.3))
+            parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        for file in folder.glob("*.json"):
+            json.loads(file.read_text())
+        seen = len(list(folder.glob("*.json")))
+    assert seen < 80  # there was something left to kill
+    assert begin(folder).wait(timeout=180) == 0
+    assert begin(tmp_path / "undisturbed").wait(timeout=180) == 0
+
+    killed, undisturbed = (RunStore(tmp_path / name) for name in ("killed", "undisturbed"))
+    assert len(killed) == len(killed.keys()) == 80
+    assert {run_key(r.config): r for r in killed} == {run_key(r.config): r for r in undisturbed}
+    assert {f.suffix for f in folder.iterdir()} == {".json"}
+
+
+def test_runs_of_one_base_train_together_if_asked_and_each_is_kept_apart(tmp_path):
+    grid = {**TINY, "lr": [1e-3, 2e-3], "steps": 3}
+    rows = sweep(grid, tmp_path / "races", workers=1, together=3, progress=False)
+    assert sorted(rows["together"]) == [1, 3, 3, 3]
+    alone = sweep(grid, tmp_path / "alone", workers=1, progress=False)
+    assert rows["final_loss"].tolist() == pytest.approx(alone["final_loss"].tolist(), rel=2e-3)
+    assert set(alone["together"]) == {1}
+
+
+def test_what_spoils_a_race_is_found_alone_and_the_others_are_kept(tmp_path, monkeypatch):
+    made, events = [], []
+
+    def race(configs, on_step, on_run):
+        made.append([c.seed for c in configs])
+        if any(c.seed == 1 for c in configs):
+            on_run(some_run(config=configs[0], error="ValueError"))
+            raise ValueError("a bad day")
+        for cfg in configs:
+            on_run(some_run(config=cfg))
+
+    monkeypatch.setattr("nlora_lab.racing.race", race)
+    store, configs = RunStore(tmp_path), [RunConfig(seed=s) for s in range(3)]
+    with pytest.raises(SystemExit):
+        worker._make(configs, store, lambda **event: events.append(event))
+    assert made == [[0, 1, 2], [0], [1]]
+    assert [run.config.seed for run in store] == [0]
+    assert [e["key"] for e in events if e["event"] == "error"] == [run_key(configs[1])]
+    assert "a bad day" in events[-1]["text"]
+
+
+def test_out_of_memory_is_kept_as_a_result(tmp_path, monkeypatch):
+    def race(configs, on_step, on_run):
+        on_run(some_run(config=configs[0], error="out of memory"))
+
+    monkeypatch.setattr("nlora_lab.racing.race", race)
+    assert worker._make([RunConfig()], RunStore(tmp_path), lambda **event: None)
+    assert [run.error for run in RunStore(tmp_path)] == ["out of memory"]
+
+
 def test_the_command_sweeps_a_file_and_packs(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     grid = tmp_path / "grid.json"
@@ -133,6 +232,6 @@ def until(condition, seconds=180.0):
 
 
 def test_a_worker_that_cannot_start_ends_the_sweep_with_a_word(tmp_path, monkeypatch):
-    monkeypatch.setattr("nlora_lab.sweeps.sys.executable", os.devnull)
+    monkeypatch.setattr("nlora_lab.sweeps.WORKER", [os.devnull])
     with pytest.raises((RuntimeError, OSError)):
         sweep({**TINY, "lr": 1e-3}, tmp_path, workers=1, progress=False)

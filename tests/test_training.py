@@ -142,12 +142,71 @@ def test_too_little_memory_is_a_result_with_advice(monkeypatch):
     assert "out of memory on CPU" in fine_tune(RunConfig(**QUICK)).error
 
 
-def test_another_error_is_not_taken_for_too_little_memory():
+def test_another_error_is_heard_and_carries_what_was_trained():
     def broken(step):
-        raise RuntimeError("size mismatch")
+        if step.step == 2:
+            raise RuntimeError("size mismatch")
 
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(RuntimeError, match="size mismatch") as caught:
         fine_tune(RunConfig(**QUICK), on_step=broken)
+    run = caught.value.run
+    assert run.ended == "failed"
+    assert run.error == "RuntimeError: size mismatch"
+    assert len(run.steps) == 2
+
+
+def test_an_error_before_the_first_step_carries_nothing(monkeypatch):
+    def broken(*args):
+        raise OSError("no such file")
+
+    monkeypatch.setattr(training, "build", broken)
+    with pytest.raises(OSError, match="no such file") as caught:
+        fine_tune(RunConfig(**QUICK))
+    assert not hasattr(caught.value, "run")
+
+
+@pytest.mark.parametrize("stage", ["load_task", "build", "untouched", "first_change"])
+def test_halted_while_loading_is_a_stopped_run_without_a_step(monkeypatch, stage):
+    real, begun = getattr(training, stage), []
+    monkeypatch.setattr(training, stage, lambda *args, **kwargs: begun.append(stage) or real(*args, **kwargs))
+    after = {"build": "untouched", "untouched": "first_change"}.get(stage)
+    if after:  # nothing more is loaded than what had begun
+        monkeypatch.setattr(training, after, lambda *args: pytest.fail(f"{after} has begun"))
+    run = fine_tune(RunConfig(**QUICK), halted=lambda: bool(begun))
+    assert run.ended == "stopped"
+    assert run.steps == ()
+
+
+@pytest.mark.parametrize(
+    ("task", "asks"), [("entailment", 1), ("entailment", 2), ("entailment", 4), ("word-problems", 6)]
+)
+def test_halted_while_measuring_keeps_the_run_without_an_accuracy(monkeypatch, task, asks):
+    """Whether between two batches, in the validation loss, or between two words of an answer."""
+    real, asked = training.finish, []
+
+    def finish(*args):
+        asked.append(0)
+        real(*args)
+
+    def halted():
+        asked.extend([1] if asked else [])
+        return sum(asked) >= asks
+
+    monkeypatch.setattr(training, "finish", finish)
+    run = fine_tune(RunConfig(**{**QUICK, "task": task}), halted=halted)
+    assert sum(asked) == asks  # its yes is obeyed the first time
+    assert run.ended == "stopped"
+    assert len(run.steps) == 3
+    assert set(run.metrics) == {"step0_change", "distance"}
+    assert math.isnan(run.accuracy)
+    assert run.weights
+
+
+def test_a_stopped_run_says_something_but_not_at_length(monkeypatch):
+    stop = lambda step: step.step == 2  # noqa: E731
+    assert len(fine_tune(RunConfig(**QUICK), stop).answers) == 3
+    monkeypatch.setattr(training, "PATIENCE", -1.0)
+    assert fine_tune(RunConfig(**QUICK), stop).answers == ()
 
 
 def test_a_run_keeps_what_it_said_how_far_it_went_and_its_weights(runs):

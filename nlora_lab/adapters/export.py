@@ -59,10 +59,15 @@ def _from_folder(folder: Path) -> tuple[NLoraConfig, dict[str, Tensor]]:
     for name in ("adapter_config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no saved adapter: {name} is missing; save one with save_pretrained")
-    kind = NLoraConfig._get_peft_type(str(folder))
-    if kind != NLORA:
-        raise InputError(f"{folder} holds a {kind} adapter, not one of this package; there is nothing to convert")
-    config = NLoraConfig.from_pretrained(str(folder))
+    try:
+        kind = NLoraConfig._get_peft_type(str(folder))
+        if kind != NLORA:
+            raise InputError(f"{folder} holds a {kind} adapter, not one of this package; there is nothing to convert")
+        config = NLoraConfig.from_pretrained(str(folder))
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder}/adapter_config.json is damaged ({error}); save the adapter again") from error
     try:
         return config, load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -84,7 +85,11 @@ class _Throttle:
         self.every, self.share, self._next = every, share, 0.0
 
     def due(self) -> bool:
-        return time.monotonic() >= self._next
+        return self.left() <= 0
+
+    def left(self) -> float:
+        """Seconds until it is due."""
+        return self._next - time.monotonic()
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -111,11 +116,12 @@ class PlotlyFigure:
         self.widget.observe(self._shown, "_view_count")
         self._sent, self._layout = traces, layout
         self._throttle = _Throttle(self.every, self.share)
+        self._lock = threading.RLock()  # _fit comes from a thread of its own, and a batch_update stands no other
 
     def draw(self, drawing: Drawing) -> None:
         """Make the figure the same as ``drawing``: what differs in the traces and the layout is sent."""
         traces, layout = _plain(drawing)
-        with self._throttle.drawing():
+        with self._lock, self._throttle.drawing():
             if [_identity(t) for t in traces] != [_identity(t) for t in self._sent]:
                 # a page loses changes of a trace that come together with new traces, so all of them are new
                 self.widget.data = ()
@@ -133,22 +139,25 @@ class PlotlyFigure:
                         setattr(self.widget.layout, name, changed.pop(name) or [])
                 if changed:
                     self.widget.layout.update(changed)
-        self._sent, self._layout = traces, layout
+            self._sent, self._layout = traces, layout
 
     def grow(self, drawing: GrowingDrawing) -> None:
         """Send the points of the growing curves and the labels."""
         if not self._throttle.due():
             return
         growing = drawing.growing()
-        if not growing or len(growing) > len(self._sent):
-            return
+        with self._lock:
+            if growing and len(growing) <= len(self._sent):
+                self._grow(growing, drawing.annotations())
+
+    def _grow(self, growing: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
         with self._throttle.drawing(), self.widget.batch_update():
             first = len(self._sent) - len(growing)
             for i, new in enumerate(growing, start=first):
                 self.widget.data[i].update({"x": new["x"], "y": new["y"]})
                 self._sent[i] = {**self._sent[i], "x": new["x"], "y": new["y"]}
-            self._layout["annotations"] = drawing.annotations()
-            self.widget.layout.annotations = self._layout["annotations"]
+            self._layout["annotations"] = annotations
+            self.widget.layout.annotations = annotations
 
     def on_click(self, tell: Callable[[str, str], None]) -> None:
         """Call ``tell(x, y)`` with the names of the cell clicked in the first trace."""
@@ -166,8 +175,9 @@ class PlotlyFigure:
         timer.start()
 
     def _fit(self) -> None:
-        self.widget.update_layout(autosize=False)
-        self.widget.update_layout(autosize=True)
+        with self._lock:
+            self.widget.update_layout(autosize=False)
+            self.widget.update_layout(autosize=True)
 
 
 @cache
@@ -210,6 +220,14 @@ def _same(a: Any, b: Any) -> bool:
         return np.array_equal(a, b)
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """This thread's event loop, if it is running: the kernel's while it handles a message."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def _allow_custom_widgets() -> None:
     """Colab shows a widget of plotly's only when it may load the widget's own script."""
     with suppress(ImportError, AttributeError):
@@ -217,25 +235,50 @@ def _allow_custom_widgets() -> None:
 
 
 class ImageFigure:
-    """A PNG drawn anew, once a second at most; needs nothing but ipywidgets of the page."""
+    """A PNG drawn anew, once a second at most while something grows; needs nothing but ipywidgets of the page.
+
+    A page sends dozens of events while a slider is dragged, and a picture takes a quarter of a second. So of drawings
+    that come faster than that, the first is drawn at once, and the latest when the kernel's event loop has had a moment
+    for those that wait in its queue: no thread, for in Colab nothing from one reaches the page. Where no event loop
+    runs in this thread (plain Python, a race in the background) every drawing is drawn at once.
+    """
 
     every = 1.0  # seconds
     share = 10  # a picture takes a quarter of a second, and one in ten seconds would not look alive
+    rest = 0.1  # seconds between two pictures while the events come in; as long as a picture takes, if that is longer
 
     def __init__(self, first: Drawing) -> None:
         self.widget = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-        self._throttle = _Throttle(self.every, self.share)
-        self.draw(first)
+        self._throttle, self._hold = _Throttle(self.every, self.share), _Throttle(self.rest, 1)
+        self._lock = threading.RLock()
+        self._waiting: Drawing | None = None  # the latest, if it is not drawn yet
+        self._draw(first)
 
     def draw(self, drawing: Drawing) -> None:
-        """Draw and send the picture."""
-        with self._throttle.drawing():
-            self.widget.value = drawing.png()
+        """Draw and send the picture, now or, where the last one was just now, in a moment."""
+        with self._lock:
+            loop = _running_loop()
+            if loop is None or self._hold.due():
+                self._draw(drawing)
+                return
+            if self._waiting is None:
+                loop.call_later(self._hold.left(), self._draw_waiting)
+            self._waiting = drawing
 
     def grow(self, drawing: GrowingDrawing) -> None:
-        """The same, unless that was done a moment ago."""
+        """Draw now, unless that was done a moment ago."""
         if self._throttle.due():
-            self.draw(drawing)
+            self._draw(drawing)
+
+    def _draw(self, drawing: Drawing) -> None:
+        with self._lock, self._throttle.drawing(), self._hold.drawing():
+            self._waiting = None  # older than this one
+            self.widget.value = drawing.png()
+
+    def _draw_waiting(self) -> None:
+        with self._lock:
+            if self._waiting is not None:
+                self._draw(self._waiting)
 
     def on_click(self, tell: Callable[[str, str], None]) -> None:
         """Nothing: an image does not say where it was clicked; the dropdowns do the same."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from nlora_lab.plots.lab import Growing
 from nlora_lab.recorded import before, recordings_of
 from nlora_lab.recordings import Point
 from nlora_lab.records import SAMPLES, Run, RunConfig, table
-from nlora_lab.store import RunStore
+from nlora_lab.store import RunStore, existing
 from nlora_lab.tasks import TASKS, first_items
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class FineTuneLab:
     ) -> None:
         check_model(model)
         self.model = model
-        self.recordings = recordings_of(recorded, model)
+        self.recordings = recordings_of(existing(recorded), model)
         self.store = store if isinstance(store, RunStore) or store is None else RunStore(store)
         self.entries: list[Entry] = []
         self._live_race = LiveRace(self, background=not in_colab())
@@ -199,7 +200,7 @@ class FineTuneLab:
         if kind == "csv":
             return [exports.save_csv([e.run for e in chosen], names, path)]
         if kind == "json":
-            return [exports.save_json((e.run for e in chosen), path)]
+            return [exports.save_json([e.run for e in chosen], path, names)]
         places = [(self.entries.index(e) + 1, e) for e in chosen]
         folders = [exports.free_folder(path, f"{i:02}-{e.run.config.method}") for i, e in places]
         return [exports.save_adapter(e.run, folder, kind) for e, folder in zip(chosen, folders, strict=True)]
@@ -354,11 +355,8 @@ class FineTuneLab:
         return "accuracy on 200 test items" if labels else "right answers to 200 test problems"
 
     def _entry(self, number: int) -> Entry:
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, int)
-            or not -len(self.entries) <= number < len(self.entries)
-        ):
+        whole = isinstance(number, Integral) and not isinstance(number, bool)  # numpy's too
+        if not whole or not -len(self.entries) <= number < len(self.entries):
             raise InputError(f"run {number!r} is not here; the lab has {len(self.entries)} runs, counted from 0")
         return self.entries[number]
 
@@ -378,8 +376,9 @@ class FineTuneLab:
                 self._redraw()
 
     def _remake_rows(self) -> None:
-        self._rows.forget()
-        self._redraw()
+        with self._live_race.lock:
+            self._rows.forget()
+            self._redraw()
 
     def _export_clicked(self, kind: str, place: str) -> None:
         chosen = [i for i, e in enumerate(self.entries) if e.ticked]

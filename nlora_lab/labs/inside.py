@@ -8,6 +8,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from nlora_lab.labs import words
 from nlora_lab.labs.entries import Entry
 from nlora_lab.labs.figures import Figures, LiveFigure, live_figure
 from nlora_lab.methods import METHODS
@@ -30,7 +31,7 @@ class InsidePanel:
         self.view = widgets.ToggleButtons(options=list(VIEWS.items()), style={"button_width": "140px"})
         self.layer = widgets.Dropdown(options=[EVERYTHING], description="layer", style={"description_width": "50px"})
         self.run = widgets.Dropdown(options=[], description="run", style={"description_width": "40px"})
-        self._hint = widgets.HTML(EMPTY)
+        self._hint, self._failed = widgets.HTML(EMPTY), widgets.HTML()
         row = widgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
         self._bar = widgets.Box([self.view, self.run, self.layer], layout=row)
         self.widget = widgets.VBox([self._hint])
@@ -41,7 +42,8 @@ class InsidePanel:
         """Offer these runs, the last one first; a choice made before stays."""
         self._entries = [e for e in entries if e.inside is not None and e.inside.snapshots]
         if not self._entries:
-            self.widget.children = [self._hint]
+            self._failed.value = "".join(failure(e) for e in entries)
+            self.widget.children = [self._hint, self._failed]
             return
         offered = [(e.name, id(e)) for e in reversed(self._entries)]
         if list(self.run.options) != offered:
@@ -84,4 +86,12 @@ class InsidePanel:
             self._figure = live_figure(self.drawing(), self._figures)
         else:
             self._figure.draw(self.drawing())
-        self.widget.children = [self._bar, self._figure.widget]
+        self._failed.value = failure(self._chosen())
+        self.widget.children = [self._bar, self._failed, self._figure.widget]
+
+
+def failure(entry: Entry) -> str:
+    """Why the recording of a run has ended before the run, as HTML; empty where it has not."""
+    if entry.inside is None or not entry.inside.failed:
+        return ""
+    return words.error(f"{entry.name}: the recording of what happens inside ended {entry.inside.failed}") + "<br>"

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from nlora_lab.plots.charts import Chart, MethodBars, chart, method_bars
+from nlora_lab.plots.comparisons import (
+    HeatTable,
+    Intervals,
+    MethodScatter,
+    Valleys,
+    heat_table,
+    intervals,
+    method_scatter,
+    valleys,
+)
 from nlora_lab.plots.inside import InsideDrawing, InsideRecord, inside_record
 from nlora_lab.plots.lab import LabDrawing, RecordedLine
 from nlora_lab.plots.layer_map import LayerMapDrawing
@@ -15,20 +25,28 @@ __all__ = [
     "Chart",
     "Curve",
     "Drawing",
+    "HeatTable",
     "InsideDrawing",
     "InsideRecord",
+    "Intervals",
     "LabDrawing",
     "LayerMapDrawing",
     "LayersDrawing",
     "MethodBars",
+    "MethodScatter",
     "NystromDrawing",
     "RecordedLine",
+    "Valleys",
     "chart",
     "curve",
+    "heat_table",
     "inside_record",
+    "intervals",
     "method_bars",
+    "method_scatter",
     "rate_text",
     "run_names",
     "spread",
     "thumbnail",
+    "valleys",
 ]
