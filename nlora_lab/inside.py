@@ -108,11 +108,14 @@ class InsideRecorder:
         top: how many singular values of each change to keep.
         intruder_limit: smaller side of a matrix up to which its intruders are counted, at the end of the run;
             0 counts none, ``None`` counts in every layer.
+        bases: the left singular vectors of the weights by layer, as they are found: give the recorders of one race
+            the same dict, and each weight is decomposed once. By default a recorder keeps none.
     """
 
     every: int = 10
     top: int = 4
     intruder_limit: int | None = LARGEST
+    bases: dict[str, Tensor] | None = field(default=None, repr=False)
     seconds: float = field(default=0.0, init=False)  # spent here so far, of the run's time
     failed: str = field(default="", init=False)
 
@@ -172,6 +175,7 @@ class InsideRecorder:
         size = self._sizes[view.name]
         counted = ended and (self.intruder_limit is None or min(W.shape) <= self.intruder_limit)
         dense = change.dense() if counted else None
+        countable = dense is not None and bool(torch.isfinite(dense).all())
         return LayerState(
             view.name,
             tuple(sigma),
@@ -179,8 +183,15 @@ class InsideRecorder:
             moved / size if size else math.nan if moved else 0.0,
             {factor: _norm(value) for factor, value in view.factors.items()},
             {factor: _norm(value) for factor, value in view.gradients.items()},
-            None if dense is None or not bool(torch.isfinite(dense).all()) else count_intruders(W, dense),
+            count_intruders(W, dense, before=self._base(view)) if dense is not None and countable else None,
         )
+
+    def _base(self, view: LayerView) -> Tensor | None:
+        if self.bases is None:
+            return None
+        if view.name not in self.bases:
+            self.bases[view.name] = _left_vectors(_wide(view.weight, view.weight.dtype))
+        return self.bases[view.name]
 
 
 def series(
@@ -194,22 +205,28 @@ def series(
 
 
 @torch.no_grad()
-def count_intruders(W: Tensor, change: Tensor, first: int = EXAMINED, alike: float = ALIKE) -> int:
+def count_intruders(
+    W: Tensor, change: Tensor, first: int = EXAMINED, alike: float = ALIKE, before: Tensor | None = None
+) -> int:
     """How many of the ``first`` leading left singular vectors of ``W + change`` (m, n) are new.
 
     A vector is new, an *intruder dimension*, if its largest |cosine| with any left singular vector of ``W`` (m, n)
     is below ``alike`` (Shuttleworth, Andreas, Torralba and Sharma, arXiv 2410.21228). Vectors of singular values
-    that are zero to rounding are arbitrary, and left out on both sides.
+    that are zero to rounding are arbitrary, and left out on both sides. ``before``: those of ``W``, if they are known.
     """
-    wide = torch.promote_types(W.dtype, torch.float32)
-    # a base model that was kept aside stays on the CPU; MPS has no SVD
-    where = "cpu" if change.device.type == "mps" else change.device
-    W, change = W.to(where, wide), change.to(where, wide)
-    before, after = _left_vectors(W), _left_vectors(W + change)
+    # a base model that was kept aside stays on the CPU
+    change = _wide(change, W.dtype)
+    W = _wide(W, W.dtype).to(change.device)
+    before, after = _left_vectors(W) if before is None else before.to(change.device), _left_vectors(W + change)
     closest = (before.T @ after[:, :first]).abs()
     if 0 in closest.shape:
         return closest.shape[1]
     return int((closest.amax(dim=0) < alike).sum())
+
+
+def _wide(t: Tensor, least: torch.dtype) -> Tensor:
+    """In float32 or better, where there is an SVD: MPS has none."""
+    return t.to("cpu" if t.device.type == "mps" else t.device, torch.promote_types(least, torch.float32))
 
 
 def _left_vectors(W: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ Watch = Callable[[int, Subject], None]
 """Called with the number of updates made so far and the model as it is then: in each step while the gradients are
 there, which are not finite where the run diverges; and once more, with ``ended`` set, after a run that did not."""
 
-PATIENCE = 0.5
+PATIENCE = 0.3
 """Seconds in which stopped runs, all that trained together, may still say something to the first test items."""
 
 

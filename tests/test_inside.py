@@ -320,7 +320,7 @@ def test_the_end_is_told_by_the_loop(together):
 
 
 def test_what_goes_wrong_while_looking_ends_the_recording_and_not_the_run(monkeypatch):
-    def broken(*args):
+    def broken(*_, **__):
         raise torch.linalg.LinAlgError("it did not converge")
 
     recorder = InsideRecorder(every=1)
@@ -394,3 +394,13 @@ def test_together_is_the_root_mean_square():
 def test_bad_settings_are_named(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         InsideRecorder(**bad)
+
+
+def test_recorders_that_share_the_weights_vectors_count_the_same(monkeypatch):
+    torch.manual_seed(0)
+    W, change = torch.randn(12, 20), torch.randn(12, 20)
+    before = inside._left_vectors(W)
+    asked = []
+    monkeypatch.setattr(inside, "_left_vectors", lambda M, real=inside._left_vectors: asked.append(1) or real(M))
+    assert inside.count_intruders(W, change, before=before) == inside.count_intruders(W, change)
+    assert len(asked) == 3  # W + change twice, W once

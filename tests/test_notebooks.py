@@ -25,6 +25,8 @@ def test_the_course_is_complete():
         "03_spectra_of_a_transformer.ipynb",
         "04_adapters_from_scratch.ipynb",
         "05_fine_tuning_lab.ipynb",
+        "06_learning_rate_and_init.ipynb",
+        "07_reading_the_paper.ipynb",
     ]
 
 

@@ -100,7 +100,10 @@ class LiveRace:
             from nlora_lab.racing import race
 
             self._pace = Pace(sum(c.steps for c in configs))
-            self._recorders = {id(c): InsideRecorder(every=max(10, c.steps // 25)) for c in configs}
+            bases: dict[str, dict[str, Any]] = {c.model: {} for c in configs}
+            self._recorders = {
+                id(c): InsideRecorder(every=max(10, c.steps // 25), bases=bases[c.model]) for c in configs
+            }
             self.listener.progress(0, self._pace.total)
             self.listener.say(f"Loading the model, to train on: {html.escape(find_device().words)}")
             race(configs, on_step=self._on_step, on_run=self._on_run, halted=self._halt.is_set, watch=self._watch)
