@@ -14,7 +14,8 @@ from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from nlora_lab.adapters import save_as_lora
-    from nlora_lab.comparing import at_best, at_each_rate, at_rate, best_rates, compare, costs, learning, pareto
+    from nlora_lab.choosing import at_best, at_each_rate, at_rate, best_rates
+    from nlora_lab.comparing import compare, costs, learning, pareto
     from nlora_lab.curvature import Curvature, curvature_of, curvature_table, rate_predictors
     from nlora_lab.eigenvalues import Eigenvalue, largest_eigenvalue
     from nlora_lab.evaluation import Answer, answers
@@ -77,11 +78,11 @@ _HOME = {
     "Task": "tasks",
     "WrongAnswer": "exercises",
     "answers": "evaluation",
-    "at_best": "comparing",
-    "at_each_rate": "comparing",
-    "at_rate": "comparing",
+    "at_best": "choosing",
+    "at_each_rate": "choosing",
+    "at_rate": "choosing",
     "attach": "methods",
-    "best_rates": "comparing",
+    "best_rates": "choosing",
     "chart": "plots",
     "check": "exercises",
     "compare": "comparing",

@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--pack", action="store_true", help="in the end, one file a task and method instead of one a run"
     )
+    sweep.add_argument("--retry", action="store_true", help="make runs again that failed, as for want of memory")
     sweep.add_argument("--show", action="store_true", help="make nothing: say how much of the grid is there")
     sweep.add_argument("--json", action="store_true", help="the table as JSON on stdout")
     sweep.set_defaults(command=_sweep)
@@ -186,7 +187,7 @@ def _sweep(options: argparse.Namespace) -> int:
     made = []
     try:
         for part in parts:
-            made.append(sweep(part, store, options.workers, together=options.together))
+            made.append(sweep(part, store, options.workers, together=options.together, retry=options.retry))
     finally:
         if options.pack:
             print(f"nlora-lab: packed {store.pack()} records", file=sys.stderr)

@@ -36,12 +36,12 @@ def add_commands(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from nlora_lab.comparing import at_best, at_rate, compare
-    from nlora_lab.store import existing
+    from nlora_lab.choosing import at_best, at_rate
+    from nlora_lab.comparing import compare
 
     names = None if options.methods is None else [n.strip() for n in options.methods.split(",") if n.strip()]
     asked: dict[str, Any] = {
-        "runs": existing(options.store), "task": options.task, "methods": names, "rank": options.rank,
+        "runs": options.store, "task": options.task, "methods": names, "rank": options.rank,
         "model": options.model,
     }  # fmt: skip
     groups = at_best(**asked) if options.at is None else at_rate(options.at, **asked)

@@ -8,28 +8,22 @@ the choice. Runs with the same seed see the same batches in the same order and a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean, median
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from nlora_lab.errors import InputError, one_of
-from nlora_lab.methods import METHODS, check_init, get_method
-from nlora_lab.models import EMBEDDED
-from nlora_lab.recorded import recordings_of
-from nlora_lab.recordings import Recordings, running_mean, validation_loss
+from nlora_lab.methods import METHODS
+from nlora_lab.recordings import by_seed, running_mean
 from nlora_lab.records import Run
 from nlora_lab.statistics import LEAST_PAIRS, check_confidence, holm, median_interval, paired
-from nlora_lab.tasks import check_task
+from nlora_lab.tasks import DEFAULT_DIFFICULTY
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nlora_lab.store import RunStore
-
 Groups = Mapping[str, Sequence[Run]]
-Runs: TypeAlias = "RunStore | Recordings | str | Path | None"
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,10 @@ class _Metric:
     scale: float
 
     def of(self, run: Run) -> float:
-        if run.diverged or run.error:
+        """The number; NaN where the run failed, which is no measurement."""
+        if run.error:
+            return math.nan
+        if run.diverged:
             return self.lost
         value = run.final_loss if self.name == "final_loss" else run.metrics.get(self.name, math.nan)
         return float(value)
@@ -62,155 +59,92 @@ METRICS = {
 }
 
 
-def best_rates(runs: Runs = None, task: str = "word-problems", rank: int = 8, *, model: str = EMBEDDED) -> pd.DataFrame:
-    """Each method's best recorded rate on a task, by median validation loss; one row a method that has runs.
-
-    Columns: rate, validation_loss and its low and high over seeds, accuracy (median, of test items), seeds, tried
-    (how many rates), and ``edge``: "low" or "high" where the best one is the last one tried, so that a better one may
-    lie beyond; empty where the valley's bottom is inside. ``runs`` as for :func:`at_best`.
-    """
-    import pandas as pd
-
-    known, rows = _known(runs, model), {}
-    check_task(task, None)
-    for method in METHODS:
-        valley = known.valley(task, method, rank)
-        best = known.best(task, method, rank)
-        if best is None:
-            continue
-        losses = [run.metrics.get("validation_loss", math.inf) for run in best.runs]
-        at = [p.lr for p in valley].index(best.lr)
-        rows[method] = {
-            "rate": best.lr,
-            "validation_loss": validation_loss(best),
-            "low": min(losses),
-            "high": max(losses),
-            "accuracy": best.accuracy.middle,
-            "seeds": len(best.runs),
-            "tried": len(valley),
-            "edge": "low" if at == 0 else "high" if at == len(valley) - 1 else "",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
-
-
-def at_best(
-    runs: Runs = None,
-    task: str = "word-problems",
-    methods: Iterable[str] | None = None,
-    rank: int = 8,
-    *,
-    model: str = EMBEDDED,
-) -> dict[str, tuple[Run, ...]]:
-    """The runs of each method at its own best rate (see :func:`best_rates`), for :func:`compare`.
-
-    ``runs``: a store, its folder, or recordings; by default those that ship. Methods without runs are left out;
-    raises :class:`InputError` if none is left, or for an unknown name.
-    """
-    names = list(METHODS if methods is None else methods)
-    check_task(task, None)
-    points = {get_method(name).name: _known(runs, model).best(task, name, rank) for name in names}
-    found = {name: point.runs for name, point in points.items() if point is not None}
-    if not found:
-        raise InputError(f"there is no run of {', '.join(names)} on {task} at rank {rank}; make some with nl.sweep")
-    return found
-
-
-def at_rate(
-    lr: float,
-    runs: Runs = None,
-    task: str = "word-problems",
-    methods: Iterable[str] | None = None,
-    rank: int = 8,
-    *,
-    model: str = EMBEDDED,
-) -> dict[str, tuple[Run, ...]]:
-    """The runs of each method at one rate for all, as most papers compare them; otherwise like :func:`at_best`."""
-    known, names = _known(runs, model), list(METHODS if methods is None else methods)
-    check_task(task, None)
-    points = {get_method(name).name: known.at(task, name, rank, lr) for name in names}
-    found = {name: point.runs for name, point in points.items() if point is not None and point.lr == lr}
-    if not found:
-        raise InputError(f"there is no run of {', '.join(names)} on {task} at the rate {lr:g} and rank {rank}")
-    return found
-
-
-def at_each_rate(
-    method: str, runs: Runs = None, task: str = "word-problems", rank: int = 8, *, init: str | None = None,
-    model: str = EMBEDDED,
-) -> dict[str, tuple[Run, ...]]:  # fmt: skip
-    """The runs of one method, a group a rate, named by it (``"0.0002"``); otherwise like :func:`at_best`."""
-    check_task(task, None)
-    check_init(get_method(method), init)
-    found = {f"{p.lr:g}": p.runs for p in _known(runs, model).valley(task, method, rank, init)}
-    if not found:
-        raise InputError(f"there is no run of {method} on {task} at rank {rank}; make some with nl.sweep")
-    return found
-
-
 def compare(groups: Groups, baseline: str = "lora", metric: str = "accuracy", confidence: float = 0.95) -> pd.DataFrame:
     """Every group of runs beside ``baseline``: one row a group, the best first.
 
-    ``groups``: runs by name, as :func:`at_best` gives them, or your own. ``metric``: "accuracy" (a run that
+    ``groups``: runs by name, as :func:`nlora_lab.at_best` gives them, or your own. ``metric``: "accuracy" (a run that
     diverged counts as 0), "final_loss" or "validation_loss" (such a run counts as infinite).
 
-    Columns: rate, seeds, median, low, high (of the group itself, see
-    :func:`~nlora_lab.statistics.median_interval`); difference, difference_low, difference_high (mean and Student's
-    interval of *group − baseline*, pairs of one seed), pairs, above (in how many of them the group has more),
-    p, p_signs (see :class:`~nlora_lab.statistics.Paired`), p_adjusted (p for as many comparisons as there are, by
-    Holm), and verdict. The verdict goes by p_adjusted. It is about these test items and this model; other items would
-    add their own scatter.
+    Runs that failed are left out: they measured nothing. Columns:
 
-    Raises :class:`InputError` for an unknown metric or baseline, and a group without runs.
+    - rate, seeds, diverged (how many of them);
+    - median, low, high: of the group itself (see :func:`~nlora_lab.statistics.median_interval`);
+    - difference, difference_low, difference_high: mean of *group − baseline* over pairs of one seed, with Student's
+      interval; pairs; infinite: in how many a loss is, and then means say nothing and none is given; above: in how many
+      the group has more;
+    - p, p_signs (see :class:`~nlora_lab.statistics.Paired`); p_adjusted: p for as many comparisons as there are (Holm);
+    - verdict, which goes by p_adjusted. It is about these test items and this model; other items would add their own
+      scatter.
+
+    Raises :class:`InputError` for an unknown metric or baseline, a group without runs, a group that mixes configs, and
+    groups that were tested on different items.
     """
     import pandas as pd
 
     one_of("metric", metric, METRICS)
+    groups = _groups(groups)
     one_of("baseline", baseline, groups)
     check_confidence(confidence)
+    _check_alike(groups)
     chosen = METRICS[metric]
-    values = {name: _by_seed(name, runs, chosen) for name, runs in groups.items()}
-    rows = {name: _row(groups[name], values[name], values[baseline], chosen, confidence) for name in groups}
+    values = {name: _values(name, runs, chosen) for name, runs in groups.items()}
+    rows = {name: _row(groups[name], values[name], values[baseline], confidence) for name in groups}
     others = [name for name in groups if name != baseline]
     for name, p in zip(others, holm([rows[name]["p"] for name in others]), strict=True):
         rows[name]["p_adjusted"] = p
-    for name in groups:
-        rows[name]["verdict"] = (
-            "the baseline" if name == baseline else verdict(rows[name], _label(baseline), chosen, confidence)
-        )
+        rows[name]["verdict"] = verdict(rows[name], _label(baseline), chosen, confidence)
+    rows[baseline]["verdict"] = "the baseline"
     order = sorted(rows, key=lambda name: -chosen.better * rows[name]["median"])
     return pd.DataFrame.from_dict({name: rows[name] for name in order}, orient="index")
 
 
-def _by_seed(name: str, runs: Sequence[Run], metric: _Metric) -> dict[int, float]:
-    """One number a seed: the mean where several machines, or several people, made the same run."""
-    found: dict[int, list[float]] = {}
-    for run in runs:
-        value = metric.of(run)
-        if not math.isnan(value):
-            found.setdefault(run.config.seed, []).append(value)
+def _groups(groups: Groups) -> dict[str, tuple[Run, ...]]:
+    if not isinstance(groups, Mapping):
+        raise InputError(f"groups={groups!r} must be runs by name, as nl.at_best gives them")
+    return {str(name): tuple(runs) for name, runs in groups.items()}
+
+
+def _check_alike(groups: Mapping[str, Sequence[Run]]) -> None:
+    """A group is one config but for its seeds; all groups are of one model and one set of test items."""
+    tested: dict[tuple[str, ...], str] = {}
+    for name, runs in groups.items():
+        asked = [{k: v for k, v in asdict(r.config).items() if k not in ("seed", "device")} for r in runs]
+        mixed = [key for key in asked[0] if len({a[key] for a in asked}) > 1] if asked else []
+        if mixed:
+            raise InputError(f"group {name!r} mixes runs of different {' and '.join(mixed)}; make a group of each")
+        for c in (run.config for run in runs):
+            tested.setdefault((c.model, c.task, c.difficulty or DEFAULT_DIFFICULTY), name)
+    if len(tested) > 1:
+        told = "; ".join(f"{name!r}: {' '.join(what)}" for what, name in tested.items())
+        raise InputError(f"the groups were tested on different things ({told}); compare within one")
+
+
+def _values(name: str, runs: Sequence[Run], metric: _Metric) -> dict[int, float]:
+    found = by_seed(runs, metric.of)
     if not found:
-        raise InputError(f"group {name!r} has no run with {metric.name}")
-    return {seed: fmean(of_seed) for seed, of_seed in sorted(found.items())}
+        raise InputError(f"group {name!r} has no finished run with {metric.name}")
+    return found
 
 
-def _row(
-    runs: Sequence[Run], ours: dict[int, float], theirs: dict[int, float], metric: _Metric, confidence: float
-) -> dict[str, Any]:
+def _row(runs: Sequence[Run], ours: dict[int, float], theirs: dict[int, float], confidence: float) -> dict[str, Any]:
     own = median_interval(list(ours.values()), confidence)
-    both = [seed for seed in ours if seed in theirs and math.isfinite(ours[seed]) and math.isfinite(theirs[seed])]
-    pair = paired([ours[seed] - theirs[seed] for seed in both], confidence)
-    rates = {run.config.lr for run in runs}
+    both = [seed for seed in ours if seed in theirs]
+    lost = [seed for seed in both if math.isinf(ours[seed]) or math.isinf(theirs[seed])]
+    # the mean of those that are left would favour whoever lost the others
+    pair = paired([] if lost else [ours[seed] - theirs[seed] for seed in both], confidence)
     return {
-        "rate": rates.pop() if len(rates) == 1 else math.nan,
+        "rate": runs[0].config.lr,
         "seeds": len(ours),
+        "diverged": len({run.config.seed for run in runs if run.diverged}),
         "median": own.middle,
         "low": own.low,
         "high": own.high,
         "difference": pair.mean,
         "difference_low": pair.low,
         "difference_high": pair.high,
-        "pairs": pair.pairs,
-        "above": pair.above,
+        "pairs": len(both),
+        "infinite": len(lost),
+        "above": sum(ours[seed] > theirs[seed] for seed in both),
         "p": pair.p,
         "p_signs": pair.p_signs,
         "p_adjusted": math.nan,
@@ -227,6 +161,8 @@ def verdict(row: Mapping[str, Any], baseline: str, metric: _Metric, confidence: 
     n = int(row["pairs"])
     if n < LEAST_PAIRS:
         return f"too few seeds to tell: {n} of them shared"
+    if row["infinite"]:
+        return f"not judged by means: in {int(row['infinite'])} of {n} pairs a run diverged"
     p = row["p_adjusted"]
     if not p <= 1 - confidence:
         return f"not distinguishable from {baseline} with these {n} seeds"
@@ -249,7 +185,8 @@ def learning(groups: Groups, target: float) -> pd.DataFrame:
     if isinstance(target, bool) or not isinstance(target, int | float) or not target > 0:
         raise InputError(f"target={target!r} must be a loss above 0; try 0.2")
     rows = {}
-    for name, runs in groups.items():
+    for name, given in _groups(groups).items():
+        runs = [run for run in given if not run.error]
         steps = [(steps_to(run, target), run) for run in runs]
         there = [(n, run) for n, run in steps if n is not None]
         spread = median_interval([float(n) for n, _ in there])
@@ -280,16 +217,16 @@ def costs(groups: Groups) -> pd.DataFrame:
     """
     import pandas as pd
 
-    accuracy = METRICS["accuracy"]
-    rows = {
-        name: {
-            "accuracy": median(_by_seed(name, runs, accuracy).values()),
+    accuracy, rows = METRICS["accuracy"], {}
+    for name, given in _groups(groups).items():
+        right = median(_values(name, given, accuracy).values())
+        runs = [run for run in given if not run.error]
+        rows[name] = {
+            "accuracy": right,
             "trainable": median(run.trainable for run in runs),
             "seconds": median(run.seconds for run in runs),
             "memory": median(run.peak_memory for run in runs),
         }
-        for name, runs in groups.items()
-    }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame["pareto"] = pareto(frame, more=["accuracy"], less=["trainable", "seconds", "memory"])
     return frame
@@ -312,7 +249,3 @@ def pareto(frame: pd.DataFrame, more: Sequence[str], less: Sequence[str]) -> pd.
         return any(all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points)
 
     return pd.Series([not beaten(point) for point in points], index=frame.index)
-
-
-def _known(runs: Runs, model: str) -> Recordings:
-    return runs if isinstance(runs, Recordings) else recordings_of(runs, model)

@@ -54,7 +54,8 @@ def largest_eigenvalue(
             fused kernels have no second derivative.
         parameters: the tensors H is taken by; all need ``requires_grad``.
         iterations: products with H, at most.
-        rtol: stop once ``‖H u − λ u‖ ≤ rtol |λ|``; the error of λ itself is mostly of the order of its square.
+        rtol: stop once ``‖H u − λ u‖ ≤ rtol |λ|``. The error of λ itself is mostly of the order of its square; but from
+            about 0.1 on the iteration may halt at the second largest eigenvalue before it has found the first.
         generator: for the random first direction.
         scale: D, a positive tensor for each parameter, for ``D^-1/2 H D^-1/2`` in place of H. With Adam's ``√v + eps``
             that is the matrix whose eigenvalues decide Adam's stability (Cohen et al., arXiv 2207.14484). Infinity

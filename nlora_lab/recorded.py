@@ -16,7 +16,7 @@ from nlora_lab.methods import METHODS
 from nlora_lab.models import EMBEDDED
 from nlora_lab.recordings import Recordings
 from nlora_lab.records import SAMPLES, RunConfig
-from nlora_lab.store import RunStore
+from nlora_lab.store import RunStore, run_key
 from nlora_lab.tasks import TASKS
 
 BEFORE = "before/embedded.json"
@@ -73,13 +73,13 @@ def recorded_grid() -> list[RunConfig]:
     words, inits = next(iter(TASKS)), METHODS["slora"].inits[1:]
     grid = _opening()
     grid += [_config(words, "slora", lr, s, init=init) for s in SEEDS[1:] for init in inits for lr in (SHARED, 1e-2)]
-    grid += [_config(task, m, lr, s) for s in SEEDS for task in TASKS for m in METHODS for lr in rates(m)]
+    grid += [_config(task, m, lr, s) for s in SEEDS for task in TASKS for m in SPAN for lr in rates(m)]
     return list(dict.fromkeys(grid))
 
 
 def _opening() -> list[RunConfig]:
     """One seed of every method and rate, and what the lab's other sliders ask for."""
-    words, others = next(iter(TASKS)), [name for name in METHODS if name not in FIRST]
+    words, others = next(iter(TASKS)), [name for name in SPAN if name not in FIRST]
     inits = METHODS["slora"].inits[1:]
     grid = [_config(task, m, lr, 0) for task in TASKS for m in FIRST for lr in rates(m)]
     grid += [_config(words, m, lr, 0) for m in others for lr in rates(m)]
@@ -94,7 +94,7 @@ def _opening() -> list[RunConfig]:
 def finalists(known: Recordings) -> list[RunConfig]:
     """Five seeds at the best rate of each method so far, by validation loss, and three at the rates beside it."""
     final, near = [], []
-    for task, method in ((task, m) for task in TASKS for m in METHODS):
+    for task, method in ((task, m) for task in TASKS for m in SPAN):
         best = known.best(task, method, RANK)
         if best is None:
             continue
@@ -116,8 +116,13 @@ def recorded_parts(store: RunStore) -> Iterator[list[RunConfig]]:
 
 
 def _settle(store: RunStore) -> Iterator[list[RunConfig]]:
-    while missing := [cfg for cfg in finalists(recordings_of(store)) if cfg not in store]:
+    while missing := _missing(store):
         yield missing
+
+
+def _missing(store: RunStore) -> list[RunConfig]:
+    there = store.keys()
+    return [cfg for cfg in finalists(recordings_of(store)) if run_key(cfg) not in there]
 
 
 def recorded_store() -> RunStore:

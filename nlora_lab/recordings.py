@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nlora_lab.errors import one_of
-from nlora_lab.methods import METHODS
+from nlora_lab.methods import METHODS, get_method
 from nlora_lab.records import Run
+from nlora_lab.tasks import DEFAULT_DIFFICULTY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +49,11 @@ class Point:
     runs: tuple[Run, ...] = field(repr=False)
 
     @property
+    def seeds(self) -> int:
+        """How many different ones: several machines may have made the same run."""
+        return len({run.config.seed for run in self.runs})
+
+    @property
     def diverged(self) -> int:
         """How many of the runs did."""
         return sum(run.diverged for run in self.runs)
@@ -67,15 +74,18 @@ class Recordings:
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self._cells: dict[tuple[str, str], dict[tuple[int, str | None], dict[float, list[Run]]]] = {}
-        kept = list(runs)
-        shapes = [_shape(run) for run in kept]
-        usual = max(set(shapes), key=shapes.count, default=None)
-        #: how many runs are left out: those of another length, batch size or the like than most
-        self.left_out = sum(shape != usual for shape in shapes)
-        for run in (run for run, shape in zip(kept, shapes, strict=True) if shape == usual):
+        given = list(runs)
+        #: how many runs failed, for want of memory or because they were killed: no measurement, so left out
+        self.failed = sum(bool(run.error) for run in given)
+        kept = [run for run in given if not run.error and run.config.method in METHODS]
+        usual = _usual_shapes(kept)
+        #: how many runs are left out because their length, batch size or the like is not that of most of their task
+        self.left_out = sum(_shape(run) != usual[run.config.task] for run in kept)
+        for run in (run for run in kept if _shape(run) == usual[run.config.task]):
             c = run.config
             of_method = self._cells.setdefault((c.task, c.method), {})
-            of_method.setdefault((c.rank, c.init), {}).setdefault(c.lr, []).append(run)
+            cell = of_method.setdefault((c.rank, _plain_init(c.method, c.init)), {})
+            cell.setdefault(c.lr, []).append(run)
         self._curves: dict[tuple[int, ...], LossCurve] = {}
         self._valleys: dict[tuple[str, str, int, str | None], list[Point]] = {}
 
@@ -90,7 +100,7 @@ class Recordings:
     def nearest_rank(self, task: str, method: str, rank: int, init: str | None = None) -> int | None:
         """The recorded rank that ``rank`` stands for, or ``None``; any for full fine-tuning, which has none."""
         known = self.ranks(task, method, init)
-        if METHODS[method].build is None:
+        if get_method(method).build is None:
             return known[0] if known else None
         return _nearest(known, rank, NEAR_RANK)
 
@@ -114,7 +124,7 @@ class Recordings:
 
     def best(self, task: str, method: str, rank: int, init: str | None = None) -> Point | None:
         """The point of lowest median *validation* loss: the rate this method would be given by a fair comparison."""
-        known = [p for p in self.valley(task, method, rank, init) if not p.diverged]
+        known = [p for p in self.valley(task, method, rank, init) if math.isfinite(validation_loss(p))]
         return min(known, key=validation_loss, default=None)
 
     def numbers(self, task: str, method: str, rank: int, lr: float, init: str | None = None) -> dict[str, Any]:
@@ -128,7 +138,7 @@ class Recordings:
             "accuracy": _what(point, "accuracy"),
             "lowest": point.accuracy.low if point else math.nan,
             "highest": point.accuracy.high if point else math.nan,
-            "seeds": len(point.runs) if point else 0,
+            "seeds": point.seeds if point else 0,
             "own_rate": _what(best, "lr"),
             "accuracy_there": _what(best, "accuracy"),
         }
@@ -157,7 +167,7 @@ class Recordings:
 
         one_of("what", what, ("accuracy", "loss"))
         one_of("method", method, METHODS)
-        inits = METHODS[method].inits
+        inits = get_method(method).inits
         rows = {i: {p.lr: _what(p, what) for p in self.valley(task, method, rank, i)} for i in inits}
         return pd.DataFrame.from_dict(rows, orient="index", dtype=float).sort_index(axis=1)
 
@@ -177,10 +187,30 @@ class Recordings:
         return self._curves[key]
 
 
-def _shape(run: Run) -> tuple[object, ...]:
+def _shape(run: Run) -> tuple[Any, ...]:
     """What two runs must share to stand on one curve, beside what the lab's controls ask for."""
     c = run.config
-    return (c.steps, c.batch_size, c.alpha, c.difficulty, c.warmup, c.weight_decay, c.clip_norm, c.dropout)
+    scale = 1.0 if c.alpha is None else c.alpha / c.rank
+    difficulty = c.difficulty or DEFAULT_DIFFICULTY
+    return (c.steps, c.batch_size, scale, difficulty, c.warmup, c.weight_decay, c.clip_norm or 0.0, c.dropout)
+
+
+def _usual_shapes(runs: Iterable[Run]) -> dict[str, tuple[Any, ...]]:
+    """The shape that most runs of a task have; the longest ones' where two are equally common."""
+    counts: dict[str, Counter[tuple[Any, ...]]] = {}
+    for run in runs:
+        counts.setdefault(run.config.task, Counter())[_shape(run)] += 1
+    return {task: max(shapes, key=lambda shape: (shapes[shape], shape)) for task, shapes in counts.items()}
+
+
+def by_seed(runs: Iterable[Run], number: Callable[[Run], float]) -> dict[int, float]:
+    """One number a seed: the mean where several machines, or several people, made the same run; NaN is left out."""
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        value = number(run)
+        if not math.isnan(value):
+            found.setdefault(run.config.seed, []).append(value)
+    return {seed: fmean(of_seed) for seed, of_seed in sorted(found.items())}
 
 
 def _what(point: Point | None, what: str) -> float:
@@ -190,13 +220,19 @@ def _what(point: Point | None, what: str) -> float:
 
 
 def validation_loss(point: Point) -> float:
-    """The median over a point's seeds; infinite where it was not measured."""
-    return median(run.metrics.get("validation_loss", math.inf) for run in point.runs)
+    """The median over a point's seeds; infinite where it was not measured, as in a run that diverged."""
+    return median(by_seed(point.runs, _validation_loss).values())
+
+
+def _validation_loss(run: Run) -> float:
+    value = run.metrics.get("validation_loss", math.inf)
+    return math.inf if run.diverged or math.isnan(value) else value
 
 
 def _plain_init(method: str, init: str | None) -> str | None:
     """How a record says it: nothing for a method without a choice, and for its default."""
-    return None if init in METHODS[method].inits[:1] or not METHODS[method].inits else init
+    inits = get_method(method).inits
+    return None if init in inits[:1] or not inits else init
 
 
 def _nearest(known: Sequence[Number], wanted: float, within: float) -> Number | None:
@@ -207,8 +243,9 @@ def _nearest(known: Sequence[Number], wanted: float, within: float) -> Number | 
 
 
 def _point(lr: float, runs: Sequence[Run]) -> Point:
-    lost = [math.inf if run.diverged else run.final_loss for run in runs]
-    return Point(lr, Spread.of(lost), Spread.of(run.accuracy for run in runs), tuple(runs))
+    lost = by_seed(runs, lambda run: math.inf if run.diverged else run.final_loss)
+    right = by_seed(runs, lambda run: run.accuracy)
+    return Point(lr, Spread.of(lost.values()), Spread.of(right.values()), tuple(runs))
 
 
 def _curve(runs: Sequence[Run]) -> LossCurve:

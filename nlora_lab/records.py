@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -58,6 +59,8 @@ class RunConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
         check_init(get_method(self.method), self.init)
         check_task(self.task, self.difficulty)
         for name in ("rank", "steps", "batch_size"):
@@ -106,6 +109,15 @@ class RunConfig:
     def rate_at(self, step: int) -> float:
         """The learning rate of optimiser step ``step`` (from 0)."""
         return self.lr * self.rate_factor(step)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's, as a grid of ``np.arange`` holds, becomes Python's, which JSON knows; the rest as it is."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, int):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Rational):
+        return float(value)
+    return value
 
 
 def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:

@@ -67,9 +67,9 @@ TABLE: tuple[Exercise, ...] = (
     Exercise(
         "6.2",
         "how many pairs",
-        "A test that assumes nothing: if two methods were equal, each difference of a pair could as well have the\n"
-        "other sign. With n pairs, all of them in favour of one, p = 2 / 2^n. What is the smallest n with p < 0.05?\n"
-        "(One number, about 1 line.)",
+        "A test without normal distributions: if two methods were equal, each difference of a pair could as well\n"
+        "have the other sign. With n pairs, all of them in favour of one, p = 2 / 2^n. What is the smallest n with\n"
+        "p < 0.05? (One number, about 1 line.)",
         6,
         "Five seeds never convince this test. Student's, which nl.compare uses, can be convinced by five, because "
         "it assumes that differences scatter like a normal distribution.",

@@ -39,17 +39,18 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     All NaN for no value at all.
     """
     check_confidence(confidence)
-    if any(math.isnan(v) for v in values):
-        raise InputError(f"values={list(values)} hold NaN; leave out what was not measured")
-    if not values:
+    ordered = sorted(float(v) for v in values)
+    if any(math.isnan(v) for v in ordered):
+        raise InputError(f"values={ordered} hold NaN; leave out what was not measured")
+    if not ordered:
         return Interval(math.nan, math.nan, math.nan)
-    medians, weights = _resampled_medians(sorted(map(float, values)))
+    medians, weights = _resampled_medians(ordered)
     share = np.cumsum(weights) / np.sum(weights)
     # the smallest value with at least this share of the resamples at or below it; the sum may be off by rounding
     low, high = (
         medians[int(np.searchsorted(share, at - 1e-12))] for at in ((1 - confidence) / 2, (1 + confidence) / 2)
     )
-    return Interval(float(median(values)), float(low), float(high))
+    return Interval(median(ordered), float(low), float(high))
 
 
 def _resampled_medians(ordered: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -81,9 +82,10 @@ def _medians(rows: np.ndarray) -> np.ndarray:
 class Paired:
     """Differences of pairs: their ``mean`` with Student's interval from ``low`` to ``high``.
 
-    ``p``: of Student's t test that the true mean is 0, two-sided. ``p_signs``: the same of the exact test that flips
-    signs, which assumes no distribution; with n pairs it cannot be below 2 / 2ⁿ. ``above``: how many of the ``pairs``
-    differences are above 0. All NaN below two pairs.
+    ``p``: of Student's t test that the true mean is 0, two-sided; where all differences are alike, so that there is no
+    scatter to judge by, ``p_signs``. That is the exact test that flips signs: it assumes no normal distribution, only
+    that a difference could as well have had the other sign; with n pairs it cannot be below 2 / 2ⁿ. ``above``: how many
+    of the ``pairs`` differences are above 0. All NaN below two pairs.
     """
 
     pairs: int
@@ -110,7 +112,7 @@ def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
     signs = _sign_flips(d)
     if np.ptp(d) <= 1e-12 * np.abs(d).max():  # all alike but for rounding: no scatter to judge by
         same = float(d[0])
-        return Paired(len(d), same, same, same, 1.0 if same == 0 else 0.0, signs, above)
+        return Paired(len(d), same, same, same, signs, signs, above)
     test = stats.ttest_1samp(d, 0.0)
     low, high = test.confidence_interval(confidence)
     return Paired(len(d), float(d.mean()), float(low), float(high), float(test.pvalue), signs, above)
@@ -126,14 +128,14 @@ def _sign_flips(d: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of several comparisons made at once, adjusted by Holm (1979); NaN stays and does not count.
+    """The p-values of several comparisons made at once, adjusted by Holm (1979); NaN stays, and counts as one of them.
 
     Among twenty honest comparisons of equals one has p < 0.05; after this, one in twenty *sets* of comparisons has.
     """
     known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     adjusted, highest = [math.nan] * len(p_values), 0.0
     for place, (p, i) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - place)))
+        highest = max(highest, min(1.0, p * (len(p_values) - place)))
         adjusted[i] = highest
     return adjusted
 

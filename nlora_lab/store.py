@@ -17,27 +17,38 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from nlora_lab.errors import InputError
-from nlora_lab.files import check_writable, write_whole
+from nlora_lab.files import check_writable, expanded, write_whole
+from nlora_lab.methods import METHODS
 from nlora_lab.records import Run, RunConfig, table
+from nlora_lab.tasks import DEFAULT_DIFFICULTY
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BEAT = 10.0  # seconds between two signs of life of a claim
-SILENCE = 60.0  # a claim of another machine without one for this long is given up
+SILENCE = 60.0  # a claim whose holder cannot be looked up is given up after this long without one
+DRIFT = 5.0  # seconds by which the birth of a process may seem to move: it is counted from the clock, which gets set
 DIGITS = 5  # of the history's numbers in a packed record
+FLOATS = [f.name for f in fields(RunConfig) if "float" in str(f.type)]
 
 
 def run_key(cfg: RunConfig) -> str:
-    """A file name for what ``cfg`` asks for, wherever it is run: readable, and different for any other config."""
-    asked = {k: v for k, v in asdict(cfg).items() if k != "device"}
+    """A file name for what ``cfg`` asks for, wherever it is run: readable, and different for any other config.
+
+    What asks for the same has the same key: 1 and 1.0, and a default whether it is left out or spelt out.
+    """
+    asked = {name: value for name, value in vars(cfg).items() if name != "device"}
+    asked |= {name: float(asked[name]) + 0.0 for name in FLOATS if asked[name] is not None}  # -0.0 becomes 0.0
+    inits = METHODS[cfg.method].inits if cfg.method in METHODS else ()
+    defaults = {"alpha": cfg.rank, "init": inits[0] if inits else None, "difficulty": DEFAULT_DIFFICULTY}
+    asked = {name: None if name in defaults and value == defaults[name] else value for name, value in asked.items()}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    init = f"-{cfg.init}" if cfg.init else ""
+    init = f"-{asked['init']}" if asked["init"] else ""
     return f"{cfg.task}-{cfg.method}-r{cfg.rank}{init}-lr{cfg.lr:g}-seed{cfg.seed}-{digest}"
 
 
@@ -49,8 +60,10 @@ class RunStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._read: dict[Path, tuple[tuple[int, int], list[Run]]] = {}  # by file: its state when read, its runs
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"store={path!r} must be a folder; give its path")
+        self.path = expanded(path)
+        self._read: dict[Path, tuple[tuple[object, ...], list[Run]]] = {}  # by file: its state when read, its runs
         self._lock = threading.Lock()
 
     # --- reading ---
@@ -63,15 +76,16 @@ class RunStore:
 
     def __contains__(self, cfg: object) -> bool:
         """Whether there is a finished run of ``cfg``."""
-        if not isinstance(cfg, RunConfig):
-            return False
-        key = run_key(cfg)
-        there = [*self._packed(), *(run for file in self._places(key) for run in self._load(file))]
-        return any(run_key(run.config) == key for run in there)
+        return isinstance(cfg, RunConfig) and run_key(cfg) in self.keys()
 
     def keys(self) -> set[str]:
         """:func:`run_key` of every finished run."""
         return {run_key(run.config) for run in self._runs()}
+
+    def failed(self) -> set[str]:
+        """:func:`run_key` of what has been tried, and has no run without an error."""
+        runs = self._runs()
+        return {run_key(r.config) for r in runs if r.error} - {run_key(r.config) for r in runs if not r.error}
 
     def table(self) -> pd.DataFrame:
         """One row a run."""
@@ -82,50 +96,28 @@ class RunStore:
         return f"RunStore: {count:,} run{'s' * (count != 1)}"
 
     def _runs(self) -> list[Run]:
-        found = self._packed()
-        for file in sorted(self.path.glob("*.json")):
-            found += self._load(file)
-        unique = {(run_key(r.config), r.device, r.seconds): r for r in found}  # a crash while packing leaves two of one
-        return list(unique.values())
-
-    def _packed(self) -> list[Run]:
-        return [run for file in sorted(self.path.glob("**/*.jsonl")) for run in self._load(file)]
+        # the loose ones first: a run that is packed meanwhile is in the packed file before its own goes
+        loose = [run for file in sorted(self.path.glob("*.json")) for run in self._load(file)]
+        packed = [run for file in sorted(self.path.glob("**/*.jsonl")) for run in self._load(file)]
+        return list({_identity(run): run for run in [*packed, *loose]}.values())
 
     def _load(self, file: Path) -> list[Run]:
-        """The runs of one file, read again only if it has changed."""
+        """The runs of one file, read again only if it has changed, or the methods have that make a line readable."""
         try:
             stat = file.stat()
-            state = (stat.st_mtime_ns, stat.st_size)
-            with self._lock:
-                if file in self._read and self._read[file][0] == state:
-                    return self._read[file][1]
-            lines = file.read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:  # packed by somebody else just now
-            return []
-        except (OSError, ValueError) as error:
-            warnings.warn(f"{file} cannot be read ({error}); it is left out", stacklevel=2)
-            return []
-        runs = []
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                runs.append(Run.from_json(line))
-            except InputError as error:
-                warnings.warn(f"{file}, line {number}: {error}; it is left out", stacklevel=2)
-        runs = [run for run in runs if not run.stopped]
+        except OSError:  # packed by somebody else just now, or for parse to name
+            return (parse(file) or ([], []))[0]
+        state = (stat.st_mtime_ns, stat.st_size, stat.st_ino, *METHODS)
         with self._lock:
-            self._read[file] = (state, runs)
-        return runs
+            if file in self._read and self._read[file][0] == state:
+                return self._read[file][1]
+        parsed = parse(file)
+        if parsed is not None:
+            with self._lock:
+                self._read[file] = (state, parsed[0])
+        return parsed[0] if parsed else []
 
     # --- writing ---
-
-    def _place(self, key: str) -> Path:
-        return self.path / f"{key}.json"
-
-    def _places(self, key: str) -> list[Path]:
-        """Where single records of this key stand: the first, and those beside it."""
-        return [self._place(key), *self.path.glob(f"{key}~*.json")]
 
     def check_writable(self) -> None:
         """Raise :class:`nlora_lab.InputError` if nothing can be kept here."""
@@ -140,11 +132,19 @@ class RunStore:
         if run.stopped:
             raise InputError(f"{run_key(run.config)} was stopped at step {len(run.steps)}; only finished runs are kept")
         key, copy = run_key(run.config), 1
-        place = self._place(key)
-        while place.exists() and self._load(place):  # an unreadable one is replaced
-            copy += 1
-            place = self._place(f"{key}~{copy}")
-        return run.save(place)
+        place, part = self.path / f"{key}.json", self.path / f".{uuid.uuid4().hex}.part"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            part.write_text(run.to_json(), encoding="utf-8", newline="\n")
+            while not _publish(part, place):  # never over another file, readable or not: it may be a newer version's
+                copy += 1
+                place = self.path / f"{key}~{copy}.json"
+        except (OSError, ValueError) as error:
+            raise InputError(f"{place} cannot be written ({error}); make room, or choose another store") from error
+        finally:
+            with suppress(OSError, ValueError):
+                part.unlink(missing_ok=True)
+        return place
 
     def pack(self) -> int:
         """Move the single records into one file a task and method, with the history rounded; how many were moved.
@@ -161,22 +161,25 @@ class RunStore:
             claim.release()
 
     def _pack(self) -> int:
-        loose = {file: self._load(file) for file in sorted(self.path.glob("*.json"))}
-        homes: dict[Path, list[Path]] = {}
-        for file, runs in loose.items():
-            for run in runs:
-                homes.setdefault(self.path / run.config.task / f"{run.config.method}.jsonl", []).append(file)
-        for home, files in homes.items():
-            known = {(run_key(r.config), r.device, r.seconds): r for r in self._load(home)}
-            for run in (run for file in files for run in loose[file]):
-                known.setdefault((run_key(run.config), run.device, run.seconds), run)
-            ordered = sorted(
-                known.values(), key=lambda r: (r.config.rank, r.config.init or "", r.config.lr, r.config.seed)
-            )
-            write_whole(home, "".join([*(run.to_json(DIGITS) for run in ordered), *_unreadable(home)]))
-            for file in files:
+        homes: dict[Path, dict[Path, Run]] = {}
+        for file in sorted(self.path.glob("*.json")):
+            runs, others = parse(file) or ([], [])
+            if len(runs) == 1 and not others:
+                cfg = runs[0].config
+                homes.setdefault(self.path / cfg.task / f"{cfg.method}.jsonl", {})[file] = runs[0]
+        moved = 0
+        for home, loose in homes.items():
+            parsed = parse(home)  # once and afresh: what one reading took and another refused would be lost
+            if parsed is None:
+                continue
+            known = {_identity(run): run for run in parsed[0]}
+            for run in loose.values():
+                known.setdefault(_identity(run), run)
+            write_packed(home, known.values(), parsed[1])
+            for file in loose:
                 file.unlink(missing_ok=True)
-        return sum(map(len, homes.values()))
+            moved += len(loose)
+        return moved
 
     # --- who makes what ---
 
@@ -269,7 +272,10 @@ class Claim:
             age = _now(self.folder) - file.stat().st_mtime
             holder = json.loads(file.read_text(encoding="utf-8"))
             if holder["host"] == socket.gethostname():
-                return bool(_born(holder["pid"]) == holder["born"])
+                born = _born(holder["pid"])
+                if born == 0.0 or abs(born - holder["born"]) < DRIFT:
+                    return born != 0.0
+                # its number is used again, or the clock was set by more than that: its signs of life decide
         except OSError:
             return False
         except (ValueError, KeyError, TypeError):
@@ -290,15 +296,36 @@ def _create(file: Path) -> TextIO | None:
         return None
 
 
+def _publish(part: Path, place: Path) -> bool:
+    """Give the file ``part`` the second name ``place``, whole at once; False if there is such a file already."""
+    try:
+        os.link(part, place)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links, or one that cannot be written, which the next line finds out
+        out = _create(place)
+        if out is None:
+            return False
+        try:
+            with out:
+                out.write(part.read_text(encoding="utf-8"))
+        except BaseException:
+            place.unlink(missing_ok=True)
+            raise
+    return True
+
+
 def _born(pid: int) -> float:
-    """When the process started (its number may be used again); 0 if there is none."""
+    """When the process started (its number may be used again); 0 if there is none, -1 if that is kept secret."""
     import psutil
 
     try:
         process = psutil.Process(pid)
         return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.Error:
+    except psutil.NoSuchProcess:
         return 0.0
+    except psutil.Error:
+        return -1.0
 
 
 def _now(folder: Path) -> float:
@@ -313,34 +340,60 @@ def _now(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _unreadable(file: Path) -> list[str]:
-    """The lines of a packed file that this version cannot read: somebody else's may."""
-    kept = []
-    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
+def _identity(run: Run) -> tuple[str, str, float]:
+    """Equal for two records of one run, as a crash while packing leaves them; rounded or not."""
+    return run_key(run.config), run.device, run.seconds
+
+
+def parse(file: Path) -> tuple[list[Run], list[str]] | None:
+    """The finished runs of a file, and its other lines, each named in a warning: they may be a newer version's.
+
+    Nothing of a file that is not there; ``None`` for one that cannot be read.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return [], []
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{file} cannot be read ({error}); it is left out", stacklevel=3)
+        return None
+    runs: list[Run] = []
+    others: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            if line.strip():
-                Run.from_json(line)
-        except InputError:
-            kept.append(line + "\n")
-    return kept
+            run = Run.from_json(line)
+        except InputError as error:
+            warnings.warn(f"{file}, line {number}: {error}; it is left out", stacklevel=3)
+            others.append(line)
+        else:
+            others.append(line) if run.stopped else runs.append(run)
+    return runs, others
+
+
+def write_packed(file: Path, runs: Iterable[Run], others: Iterable[str]) -> None:
+    """The runs in their order, with the history rounded; then the lines that are none, as they stood."""
+    ordered = sorted(runs, key=lambda r: (r.config.rank, r.config.init or "", r.config.lr, r.config.seed))
+    write_whole(file, "".join([*(run.to_json(DIGITS) for run in ordered), *(line + "\n" for line in others)]))
 
 
 def existing(wanted: RunStore | str | Path | None) -> RunStore | None:
     """The store of a folder that is there; a store and ``None`` as they are. :class:`InputError` for another folder."""
     if wanted is None or isinstance(wanted, RunStore):
         return wanted
-    if not isinstance(wanted, str | Path) or not str(wanted).strip() or not Path(wanted).is_dir():
+    if not isinstance(wanted, str | Path) or not str(wanted).strip() or not expanded(wanted).is_dir():
         raise InputError(f"the store {str(wanted)!r} is no folder; give one that holds runs, or leave it out")
     return RunStore(wanted)
 
 
 def gather(stores: Iterable[RunStore], into: RunStore) -> int:
     """Copy every run of ``stores`` that ``into`` lacks into it, one machine's beside another's; how many."""
-    known = {(run_key(r.config), r.device, r.seconds) for r in into}
+    known = set(map(_identity, into))
     copied = 0
     for run in (run for store in stores for run in store):
-        if (run_key(run.config), run.device, run.seconds) not in known:
+        if _identity(run) not in known:
             into.add(run)
-            known.add((run_key(run.config), run.device, run.seconds))
+            known.add(_identity(run))
             copied += 1
     return copied

@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -20,7 +21,7 @@ from nlora_lab.errors import InputError, one_of
 from nlora_lab.methods import BUILT_IN, METHODS
 from nlora_lab.progress import ProgressLine
 from nlora_lab.records import Run, RunConfig, table, versions
-from nlora_lab.store import RunStore, run_key
+from nlora_lab.store import Claim, RunStore, parse, run_key, write_packed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,14 +40,27 @@ def expand(grid: Grid) -> list[RunConfig]:
     :class:`nlora_lab.InputError` for a field that :class:`RunConfig` lacks, an empty list, and every bad value.
     """
     if not isinstance(grid, Mapping):
-        return list({run_key(cfg): cfg for cfg in grid}.values())
+        if not isinstance(grid, Iterable):
+            raise InputError(f"grid={grid!r} must be a dict of lists, or a list of RunConfigs; for one run: [{grid!r}]")
+        unique: dict[str, RunConfig] = {}
+        for cfg in grid:
+            if not isinstance(cfg, RunConfig):
+                raise InputError(f"the grid holds {cfg!r}, no RunConfig; give RunConfigs, or one dict of lists")
+            unique[run_key(cfg)] = cfg
+        return list(unique.values())
     known = [f.name for f in fields(RunConfig)]
     axes: dict[str, list[Any]] = {}
     for name, values in grid.items():
         one_of("grid field", name, known)
-        axes[name] = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+        if getattr(values, "ndim", 1) == 0 or isinstance(values, str) or not isinstance(values, Iterable):
+            axes[name] = [values]  # numpy's and torch's single numbers say that they can be iterated, and cannot
+        else:
+            axes[name] = list(values)
         if not axes[name]:
             raise InputError(f"the grid has no value for {name!r}; give one at least, or leave it out")
+        for value in axes[name]:
+            if isinstance(value, Iterable) and not isinstance(value, str):
+                raise InputError(f"{name}={value!r} in the grid is no single value; give one flat list of them")
     configs = []
     for values in product(*axes.values()):
         asked = dict(zip(axes, values, strict=True))
@@ -63,6 +77,7 @@ def sweep(
     *,
     together: int | None = None,
     progress: bool = True,
+    retry: bool = False,
 ) -> pd.DataFrame:
     """Make every run of ``grid`` that ``store`` lacks, and return all of them, one row a run in the grid's order.
 
@@ -74,6 +89,9 @@ def sweep(
     ``KeyboardInterrupt``, and calling it again makes what is missing. Several sweeps, here or on other machines, may
     work on one store at the same time.
 
+    A run that ended with an error, for want of memory or because its process was killed, counts as done;
+    ``retry=True`` makes it again where it has no other record, which then takes the place of the failed one.
+
     Raises :class:`nlora_lab.InputError` before anything is trained for a bad grid, a store that cannot be written and a
     number of workers below 1; :class:`RuntimeError` at the end if runs failed for another reason than
     memory, with what the first of them said.
@@ -83,7 +101,8 @@ def sweep(
     for name, value in (("workers", workers), ("together", together)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{name}={value!r} must be a whole number of at least 1")
-    missing = [cfg for cfg in configs if cfg not in store]
+    there = store.keys() - (store.failed() if retry else set())
+    missing = [cfg for cfg in configs if run_key(cfg) not in there]
     if missing:
         from nlora_lab.racing import check
 
@@ -94,10 +113,33 @@ def sweep(
                 )
         check(missing)
         store.check_writable()
+        if retry:
+            _drop_failed(missing, store)
         _Crew(missing, store, min(workers or default_workers(), len(missing)), together, progress).work()
         store.tidy()
-    found = {run_key(run.config): run for run in store}
+    found = {run_key(run.config): run for run in sorted(store, key=lambda run: not run.error)}  # the last counts
     return table(found[run_key(cfg)] for cfg in configs if run_key(cfg) in found)
+
+
+def _drop_failed(configs: Iterable[RunConfig], store: RunStore) -> None:
+    """Take away the records of those ``configs`` of which there are only failed ones, so that they are made again."""
+    if not store.failed():
+        return
+    while not (claim := Claim(store.path, "pack")).take():
+        time.sleep(0.1)  # somebody packs, or sweeps as we do; the claim of the dead is given up
+    try:
+        doomed = store.failed() & {run_key(cfg) for cfg in configs}  # only now: another sweep may have made some
+        for file in [*store.path.glob("*.json"), *store.path.glob("**/*.jsonl")]:
+            runs, others = parse(file) or ([], [])
+            kept = [run for run in runs if not (run.error and run_key(run.config) in doomed)]
+            if len(kept) == len(runs):
+                continue
+            if kept or others:
+                write_packed(file, kept, others)
+            else:
+                file.unlink(missing_ok=True)
+    finally:
+        claim.release()
 
 
 def coverage(grid: Grid, store: RunStore) -> str:
@@ -242,7 +284,7 @@ class _Crew:
                     f"ended with code {code} before its first run; try: python -m nlora_lab.worker"
                 )
                 return
-        if any(k not in self.failed and cfg not in self.store for k, cfg in self.configs.items()):
+        if self.configs.keys() - self.failed.keys() - self.store.keys():
             self._hire()
 
     def _record_death(self, cfg: RunConfig, code: int) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import uuid
+import json
+import math
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlora_lab.errors import InputError, one_of
+from nlora_lab.files import expanded, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,26 +18,30 @@ if TYPE_CHECKING:
 def save_table(frame: pd.DataFrame, path: str | Path, digits: int | None = None) -> Path:
     """Write ``frame`` as the ending of ``path`` says: .csv, .json (a list of rows), .parquet, or .tex (booktabs).
 
-    The row names become the first column where they say something: a method or a group. ``digits``: round numbers to
-    so many significant ones; by default they are exact, and in LaTeX three. Whole or not at all; returns the file.
+    The row names become the first column where they say something: a method or a group; those of several levels
+    become a column each. ``digits``: round numbers to so many significant ones; by default they are exact, and in
+    LaTeX three. Whole or not at all; returns the file.
 
-    Raises :class:`nlora_lab.InputError` for another ending, and where ``path`` cannot be written.
+    Raises :class:`nlora_lab.InputError` for what is no table or has two columns of one name, for another ending,
+    and where ``path`` cannot be written.
     """
-    target = Path(path).expanduser()
+    import pandas as pd
+
+    target = expanded(path)
     one_of("ending", target.suffix.lower(), WRITERS)
-    if not isinstance(frame.index, _range_index()):
-        frame = frame.rename_axis(str(frame.index.name or "group")).reset_index()
+    if not isinstance(frame, pd.DataFrame):
+        raise InputError(f"frame is a {type(frame).__name__}, no table; give a pandas DataFrame")
+    if not isinstance(frame.index, pd.RangeIndex):
+        plain = ["group"] if frame.index.nlevels == 1 else [f"group {i + 1}" for i in range(frame.index.nlevels)]
+        names = [str(name or other) for name, other in zip(frame.index.names, plain, strict=True)]
+        frame = frame.rename_axis(names).reset_index(allow_duplicates=True)
+    if not frame.columns.is_unique:
+        double = frame.columns[frame.columns.duplicated()][0]
+        raise InputError(f"the table has two columns called {double!r}, row names included; rename one")
     if digits is not None:
         frame = _rounded(frame, digits)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with whole(target) as part:
         WRITERS[target.suffix.lower()](frame, part)
-        os.replace(part, target)
-    except (OSError, ValueError) as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise InputError(f"{str(path)!r} cannot be written ({error}); choose another place") from error
     return target
 
 
@@ -46,7 +50,26 @@ def _csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _json(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_json(path, orient="records", indent=1, double_precision=15)
+    """Without pandas' own, whose precision counts the places after the point: it writes 1e-20 as 0."""
+    columns = {str(name): map(_plain, frame[name].tolist()) for name in frame.columns}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    text = json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it: no numbers of numpy's, and null for one that is missing or infinite."""
+    import pandas as pd
+
+    if hasattr(value, "tolist"):  # numpy's arrays and single numbers
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value
 
 
 def _parquet(frame: pd.DataFrame, path: Path) -> None:
@@ -94,9 +117,3 @@ def _rounded(frame: pd.DataFrame, digits: int) -> pd.DataFrame:
         if done[name].dtype.kind == "f":
             done[name] = [float(f"{value:.{digits}g}") for value in done[name]]
     return done
-
-
-def _range_index() -> type:
-    import pandas as pd
-
-    return pd.RangeIndex

@@ -32,7 +32,7 @@ def main(stdin: TextIO, stdout: TextIO) -> None:
     import torch
 
     from nlora_lab.records import RunConfig
-    from nlora_lab.store import RunStore
+    from nlora_lab.store import RunStore, run_key
 
     torch.set_num_threads(order["threads"])
     store = RunStore(order["store"])
@@ -42,7 +42,11 @@ def main(stdin: TextIO, stdout: TextIO) -> None:
         stdout.write(json.dumps(event) + "\n")
         stdout.flush()
 
-    while waiting := [cfg for cfg in configs if cfg not in store]:
+    while True:
+        there = store.keys()  # once a pass: who finishes one meanwhile is noticed by its claim
+        waiting = [cfg for cfg in configs if run_key(cfg) not in there]
+        if not waiting:
+            break
         if not any(_make(portion, store, tell) for portion in portions(waiting, order["together"])):
             time.sleep(1.0)  # all that is left is being made by somebody else, who may die
 

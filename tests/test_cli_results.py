@@ -16,12 +16,13 @@ def test_compare_says_what_the_seeds_allow(tmp_path, capsys):
     for method, shift in (("lora", 0.0), ("slora", 0.1)):
         for seed, accuracy in enumerate((0.4, 0.7, 0.85, 0.6, 0.8)):
             config = RunConfig(method=method, lr=1e-2, seed=seed)
-            store.add(some_run(config=config, metrics={"accuracy": accuracy + shift + seed / 1000}))
+            found = accuracy + shift * (1 + seed / 50)
+            store.add(some_run(config=config, metrics={"accuracy": found, "validation_loss": 0.1}))
     assert cli.main(["compare", str(store.path), "--out", str(tmp_path / "t.csv")]) == 0
     out = capsys.readouterr().out
     assert "better than LoRA: +10" in out
     assert "the baseline" in out
-    assert (tmp_path / "t.csv").read_text().startswith("group,rate,seeds,median")
+    assert (tmp_path / "t.csv").read_text().startswith("group,rate,seeds,diverged,median")
     assert cli.main(["compare", str(store.path), "--at", "1e-2", "--metric", "final_loss", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["method"] for row in rows} == {"lora", "slora"}

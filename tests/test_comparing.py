@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 from test_recordings import run
+from test_records import some_run
 
-from nlora_lab.comparing import at_best, at_each_rate, at_rate, best_rates, compare, costs, learning, pareto, steps_to
+from nlora_lab.choosing import at_best, at_each_rate, at_rate, best_rates
+from nlora_lab.comparing import compare, costs, learning, pareto, steps_to
 from nlora_lab.errors import InputError
 from nlora_lab.recordings import Recordings
 from nlora_lab.records import Step
@@ -86,9 +88,74 @@ def test_a_run_that_diverged_counts():
     lost = [run(1e-2, s, diverged=s > 2, accuracy=0.5) for s in range(5)]
     assert compare({"lora": lost}).loc["lora", "median"] == 0.5
     assert compare({"lora": lost}).loc["lora", "low"] == 0.0
+    assert compare({"lora": lost}).loc["lora", "diverged"] == 2
     rows = compare({"lora": group(LORA, "lora"), "mine": lost}, metric="final_loss")
     assert math.isinf(rows.loc["mine", "high"])
-    assert rows.loc["mine", "pairs"] == 3
+    mine = rows.loc["mine"]
+    assert (mine["pairs"], mine["infinite"], mine["diverged"]) == (5, 2, 2)
+    assert mine["verdict"] == "not judged by means: in 2 of 5 pairs a run diverged"
+    assert math.isnan(mine["difference"])
+
+
+def test_a_run_that_failed_measured_nothing():
+    failed = [some_run(config=r.config, steps=(), metrics={}, error="killed") for r in group(LORA, "lora")]
+    rows = compare({"lora": [*group(LORA, "lora"), *failed], "mine": group(LORA)})
+    assert rows.loc["lora", "median"] == 0.7
+    with pytest.raises(InputError, match="group 'mine' has no finished run"):
+        costs({"mine": failed})
+    known = Recordings([*group(LORA, "lora"), *failed])
+    assert (len(known), known.failed) == (5, 5)
+    assert best_rates(known).loc["lora", "seeds"] == 5
+
+
+def test_groups_that_cannot_be_compared_are_named():
+    with pytest.raises(InputError, match="group 'mine' mixes runs of different lr"):
+        compare({"lora": group(LORA, "lora"), "mine": [*group(LORA), *group(LORA, lr=1e-3)]})
+    with pytest.raises(InputError, match="tested on different things"):
+        compare({"lora": group(LORA, "lora"), "mine": group(LORA, task="entailment")})
+    with pytest.raises(InputError, match="must be runs by name"):
+        compare(group(LORA, "lora"))
+    assert len(compare({"lora": iter(group(LORA, "lora")), 1: iter(group(LORA))})) == 2
+
+
+def test_the_very_rank_counts_and_the_default_init_needs_no_name():
+    runs = [run(rank=12), run(method="slora"), run(method="slora", init="kaiming", seed=1)]
+    assert list(at_rate(1e-3, runs)) == ["slora"]
+    assert len(at_each_rate("slora", runs, init="kaiming")["0.001"]) == 2
+    with pytest.raises(InputError, match="1 runs to choose from"):
+        at_best([run(rank=12)])
+
+
+def test_the_best_rate_may_lose_a_seed_and_counts_seeds_not_runs():
+    good = [run(2e-3, s, validation=0.1) for s in range(4)] + [run(2e-3, 4, diverged=True)]
+    dull = [run(1e-3, s, validation=0.5) for s in range(5)]
+    assert best_rates([*good, *dull]).loc["lora", "rate"] == 2e-3
+    copies = [run(2e-3, 0, validation=0.1) for _ in range(5)] + [run(2e-3, s, validation=0.9) for s in (1, 2)]
+    assert best_rates([*copies, *dull]).loc["lora", ["rate", "seeds"]].tolist() == [1e-3, 5]
+
+
+def test_runs_of_another_shape_are_counted_task_by_task():
+    runs = [run(seed=s, task="entailment") for s in range(6)] + [run(seed=s, steps=100) for s in range(5)]
+    assert len(at_best(runs)["lora"]) == 5
+    assert len(at_best(runs, "entailment")["lora"]) == 6
+    same = [run(seed=0), run(seed=1, difficulty="medium"), run(seed=2, alpha=8.0)]
+    assert Recordings(same).left_out == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: at_best("no such folder"), "no such folder"),
+        (lambda: at_best([1]), "must be a store"),
+        (lambda: at_rate("1e-3", [run()]), "lr='1e-3'"),
+        (lambda: at_best([run()], methods="l"), "method='l'"),
+        (lambda: Recordings([run()]).valley("word-problems", "typo", 8), "typo"),
+        (lambda: Recordings([run()]).by_rank_and_rate("word-problems", "typo"), "typo"),
+    ],
+)
+def test_what_is_no_run_is_named(wrong, said):
+    with pytest.raises(InputError, match=said):
+        wrong()
 
 
 def test_several_records_of_one_seed_count_once():
@@ -107,7 +174,7 @@ def test_bad_questions_are_named(asked, said):
 
 
 def test_a_group_without_runs_is_named():
-    with pytest.raises(InputError, match="group 'mine' has no run with accuracy"):
+    with pytest.raises(InputError, match="group 'mine' has no finished run with accuracy"):
         compare({"lora": group(LORA, "lora"), "mine": []})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -377,18 +378,24 @@ def test_bad_input_of_a_run_is_named(cfg, options, words):
         curvature_of(RunConfig(**{**QUICK, **cfg}), **options)
 
 
-def test_a_table_has_a_row_a_method_at_its_own_best_rate():
-    from nlora_lab.recorded import recordings_of
+class Recorded:
+    """Recordings that know one method's best rate."""
 
+    def best(self, task, method, rank, init):
+        assert (task, rank, init) == (QUICK["task"], 8, None)
+        return SimpleNamespace(lr=0.07) if method == "inttune" else None
+
+
+def test_a_table_has_a_row_a_method_at_its_own_best_rate(monkeypatch):
+    monkeypatch.setattr("nlora_lab.recorded.recordings_of", lambda store, model: Recorded())
     settings = {**QUICK, "iterations": 2}
     del settings["lr"]
     table = curvature_table(["inttune", "lora-xs"], **settings)
-    best = [recordings_of(None).best(QUICK["task"], m, 8) for m in ("inttune", "lora-xs")]
     assert list(table["method"]) == ["inttune", "lora-xs"]
     assert list(table["label"]) == [METHODS[m].label for m in table["method"]]
-    for row, point in zip(table.itertuples(), best, strict=True):
-        assert row.rate == (point.lr if point else 2e-4)
-        assert row.best_rate == row.rate if point else math.isnan(row.best_rate)
+    assert list(table["rate"]) == [0.07, RunConfig.lr]
+    assert table["best_rate"][0] == 0.07
+    assert math.isnan(table["best_rate"][1])
     assert set(PREDICTORS) <= set(table)
     fixed = curvature_table("inttune", **{**settings, "lr": 3e-3})
     assert list(fixed["rate"]) == [3e-3]

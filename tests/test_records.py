@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from nlora_lab.errors import InputError
@@ -130,6 +133,17 @@ def test_every_bad_value_is_named(field, value):
     with pytest.raises(InputError, match=f"^{field}=") as caught:
         RunConfig(**{field: value})
     assert repr(value) in str(caught.value)
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    cfg = RunConfig(rank=np.int64(4), seed=np.uint8(2), lr=np.float64(1e-3), dropout=np.float32(0.5), alpha=np.int32(8))
+    assert cfg == RunConfig(rank=4, seed=2, lr=1e-3, dropout=0.5, alpha=8)
+    assert {type(value) for value in asdict(cfg).values()} == {int, float, str, type(None)}
+    assert type(cfg.lr) is float
+    json.dumps(asdict(cfg))
+    for name, value in (("seed", np.int64(-1)), ("lr", np.float64("nan")), ("steps", np.True_), ("lr", Fraction(1, 9))):
+        with pytest.raises(InputError, match=f"^{name}="):
+            RunConfig(**{name: value})
 
 
 def test_init_belongs_to_methods_that_have_a_choice():

@@ -75,7 +75,8 @@ def test_five_of_five_is_the_most_that_signs_can_say():
 
 def test_pairs_without_scatter_and_too_few():
     assert paired([0.0, 0.0, 0.0]).p == 1.0
-    assert paired([0.5, 0.5]).p == 0.0
+    assert paired([0.005] * 5).p == 2 / 32  # one test item each: no scatter is no certainty
+    assert median_interval(np.array([0.1, 0.3, 0.2])).middle == 0.2
     alone = paired([0.5])
     assert (alone.pairs, alone.mean) == (1, 0.5)
     assert math.isnan(alone.p)
@@ -87,7 +88,7 @@ def test_holm_on_a_textbook_case():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     adjusted = holm([math.nan, 0.04, 0.2])
     assert math.isnan(adjusted[0])
-    assert adjusted[1:] == pytest.approx([0.08, 0.2])
+    assert adjusted[1:] == pytest.approx([0.12, 0.4])  # three were to be compared
     assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 

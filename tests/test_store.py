@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from test_records import some_run
 
+from nlora_lab import store as stores
 from nlora_lab.errors import InputError
-from nlora_lab.records import RunConfig
-from nlora_lab.store import Claim, RunStore, gather, run_key
+from nlora_lab.methods import METHODS
+from nlora_lab.records import Run, RunConfig
+from nlora_lab.store import Claim, RunStore, existing, gather, run_key
 
 CFG = RunConfig(method="slora", init="identity")
 
@@ -43,6 +48,29 @@ def test_the_key_is_of_what_is_asked_not_of_the_machine():
     assert len({run_key(c) for c in [RunConfig(), *others]}) == 5
 
 
+def test_what_asks_for_the_same_has_the_same_key(store):
+    same = [
+        (RunConfig(lr=1, weight_decay=0), RunConfig(lr=1.0)), (RunConfig(weight_decay=-0.0), RunConfig()),
+        (RunConfig(alpha=8, difficulty="medium"), RunConfig()), (RunConfig(alpha=16), RunConfig(alpha=16.0)),
+        (RunConfig(method="slora", init="kaiming"), RunConfig(method="slora")),
+    ]  # fmt: skip
+    assert [run_key(a) for a, _ in same] == [run_key(b) for _, b in same]
+    store.add(some_run(config=same[0][0]))
+    assert same[0][1] in store
+    others = [RunConfig(alpha=16), RunConfig(difficulty="hard"), CFG, RunConfig(method="slora", init="normal")]
+    assert len({run_key(c) for c in [RunConfig(), *others]}) == 5
+
+
+def test_the_keys_of_recorded_runs_stay_what_they_were():
+    assert run_key(RunConfig()) == "word-problems-lora-r8-lr0.0002-seed0-720e994b"
+    files = list((Path(__file__).parents[1] / "data" / "results").glob("*/*.jsonl"))
+    runs = [Run.from_json(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert runs
+    for cfg in (run.config for run in runs):
+        asked = {k: v for k, v in asdict(cfg).items() if k != "device"}
+        assert run_key(cfg).endswith(hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8])
+
+
 def test_an_empty_store_needs_no_folder(store):
     assert len(store) == 0
     assert list(store) == []
@@ -60,6 +88,101 @@ def test_a_second_run_of_one_config_stands_beside_the_first(store):
     store.add(some_run(seconds=1.0))
     store.add(some_run(seconds=2.0))
     assert sorted(r.seconds for r in store) == [1.0, 2.0]
+
+
+def test_many_who_add_one_config_at_once_all_keep_theirs(store, monkeypatch):
+    barrier, to_json = threading.Barrier(8), Run.to_json
+
+    def all_at_once(run):
+        barrier.wait()
+        return to_json(run)
+
+    monkeypatch.setattr(Run, "to_json", all_at_once)
+
+    def add(seconds):
+        store.add(some_run(seconds=float(seconds)))
+
+    threads = [threading.Thread(target=add, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(r.seconds for r in RunStore(store.path)) == [float(i) for i in range(8)]
+    assert {f.suffix for f in store.path.iterdir()} == {".json"}
+
+
+def test_without_links_a_run_is_kept_all_the_same(store, monkeypatch):
+    def no_links(*names):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    for seconds in (1.0, 2.0):
+        store.add(some_run(seconds=seconds))
+    assert sorted(r.seconds for r in store) == [1.0, 2.0]
+
+
+def test_a_newer_record_is_never_written_over(store):
+    place = store.add(some_run())
+    newer = place.read_text().replace('"format":2', '"format":99')
+    place.write_text(newer)
+    assert store.add(some_run()) != place
+    assert place.read_text() == newer
+    with pytest.warns(UserWarning, match="format 99"):
+        assert len(RunStore(store.path)) == 1
+
+
+def test_a_run_that_is_packed_during_a_look_is_seen(store, monkeypatch):
+    run = some_run()
+    for look in (lambda s: run.config in s, RunStore.keys, list):
+        for file in store.path.rglob("*.json*"):
+            file.unlink()
+        store.add(run)
+        reader, glob = RunStore(store.path), Path.glob
+
+        def slow_glob(self, pattern, glob=glob):  # as if another packed right after the first look into the folder
+            found = list(glob(self, pattern))
+            monkeypatch.setattr(Path, "glob", glob)
+            RunStore(store.path).pack()
+            return iter(found)
+
+        monkeypatch.setattr(Path, "glob", slow_glob)
+        assert look(reader)
+
+
+def test_packing_keeps_what_it_cannot_read_at_that_moment(store, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", replace(METHODS["lora"], name="mine"))
+    store.add(some_run(config=RunConfig(method="mine")))
+    store.add(some_run(config=RunConfig(method="mine", lr=1e-2)))
+    store.pack()
+    assert len(store) == 2
+    home = store.path / "word-problems" / "mine.jsonl"
+    store.add(some_run(config=RunConfig(method="mine", lr=1e-1)))
+    parse, mine = stores.parse, METHODS["mine"]
+
+    def forgetful(file):  # the method goes between the reading of the single record and that of its home
+        parsed = parse(file)
+        METHODS.pop("mine", None)
+        return parsed
+
+    monkeypatch.setattr(stores, "parse", forgetful)
+    with pytest.warns(UserWarning, match="mine"):
+        assert store.pack() == 1
+    assert len(home.read_text().splitlines()) == 3
+    monkeypatch.setattr(stores, "parse", parse)
+    with pytest.warns(UserWarning, match="mine"):
+        assert len(store) == 0
+    METHODS["mine"] = mine
+    assert len(store) == 3  # though the file has not changed
+
+
+def test_a_store_may_be_at_home_and_must_be_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    RunStore("~/runs").add(some_run())
+    assert len(existing("~/runs")) == len(RunStore(tmp_path / "runs")) == 1
+    for bad in (None, 5):
+        with pytest.raises(InputError, match=f"store={bad!r} must be a folder"):
+            RunStore(bad)
 
 
 def test_a_file_cut_short_is_named_and_left_out(store):
@@ -166,6 +289,22 @@ def test_a_claim_of_another_machine_lives_as_long_as_it_gives_signs(store):
     old = file.stat().st_mtime - 1000
     os.utime(file, (old, old))
     assert Claim(store.path, "k").take()
+
+
+def test_a_claim_outlives_a_clock_that_is_set(store, monkeypatch):
+    claim = Claim(store.path, "k")
+    assert claim.take()
+    born = stores._born
+    for step, age, lives in ((1.0, 0, True), (1.0, 1000, True), (-3600.0, 0, True), (-3600.0, 1000, False)):
+        monkeypatch.setattr(stores, "_born", lambda pid, step=step: born(pid) + step)
+        file = store.path / "k.1.claim"
+        os.utime(file, (stores._now(store.path) - age,) * 2)
+        assert Claim(store.path, "k").alive() == lives
+    monkeypatch.setattr(stores, "_born", lambda pid: 0.0)
+    os.utime(file)
+    assert not Claim(store.path, "k").alive()  # dead is dead, however fresh
+    monkeypatch.setattr(stores, "_born", born)
+    claim.release()
 
 
 def test_a_claim_cut_short_counts_by_its_age(store):

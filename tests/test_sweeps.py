@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -9,16 +10,20 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from dataclasses import asdict
 
+import numpy as np
 import psutil
 import pytest
+import torch
 from test_records import some_run
 
-from nlora_lab import cli, worker
+from nlora_lab import cli, sweeps, worker
 from nlora_lab.errors import InputError
 from nlora_lab.records import RunConfig
-from nlora_lab.store import RunStore, run_key
+from nlora_lab.store import Claim, RunStore, run_key
 from nlora_lab.sweeps import expand, sweep
 
 TINY = {"method": ["lora", "slora"], "lr": [1e-3, 1e-2], "steps": 2, "batch_size": 2, "task": "entailment"}
@@ -38,11 +43,28 @@ def test_inits_go_to_the_methods_that_have_them():
 
 @pytest.mark.parametrize(
     ("grid", "said"),
-    [({"speed": [1]}, "grid field='speed'"), ({"lr": []}, "no value for 'lr'"), ({"method": ["lorra"]}, "lorra")],
-)
+    [
+        ({"speed": [1]}, "grid field='speed'"), ({"lr": []}, "no value for 'lr'"), ({"method": ["lorra"]}, "lorra"),
+        ([{"method": "lora"}], "the grid holds {'method': 'lora'}, no RunConfig"), ("lora", "the grid holds 'l'"),
+        (RunConfig(), r"grid=RunConfig\(.*must be a dict of lists"), (None, "grid=None"), (3, "grid=3"),
+        ({"method": [["lora"]]}, r"method=\['lora'\] in the grid is no single value"),
+        ({"lr": np.ones((2, 2))}, "lr=array.* in the grid is no single value"),
+    ],
+)  # fmt: skip
 def test_a_bad_grid_is_named(grid, said):
     with pytest.raises(InputError, match=said):
         expand(grid)
+
+
+def test_a_grid_may_be_of_numpy():
+    configs = expand({"seed": np.arange(3), "lr": np.array([1e-3, 1e-2]), "rank": np.int64(4)})
+    assert configs == expand({"seed": range(3), "lr": [1e-3, 1e-2], "rank": 4})
+    assert expand({"lr": np.float64(1e-3)}) == [RunConfig(lr=1e-3)]
+
+
+def test_a_sweep_needs_a_folder():
+    with pytest.raises(InputError, match="store=None must be a folder"):
+        sweep([RunConfig()], None)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True])
@@ -58,6 +80,64 @@ def test_what_is_there_is_not_made_again(tmp_path):
     rows = sweep([RunConfig()], store)
     assert list(rows["accuracy"]) == [0.5]
     assert list(rows["seconds"]) == [1.5]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_only_what_failed_is_tried_again_if_asked(tmp_path, monkeypatch, packed):
+    good, bad, both = (RunConfig(seed=seed) for seed in range(3))
+    store, made = RunStore(tmp_path), []
+    for run in (some_run(config=good), some_run(config=both, seconds=1.0), some_run(config=bad, seconds=4.0)):
+        store.add(run if run.config != bad else some_run(config=bad, error="killed"))
+    store.add(some_run(config=both, seconds=2.0, error="killed"))
+    if packed:
+        store.pack()
+
+    class Crew:
+        def __init__(self, configs, store, *rest):
+            self.configs, self.store = configs, store
+
+        def work(self):
+            for cfg in self.configs:
+                made.append(cfg)
+                assert cfg not in self.store
+                self.store.add(some_run(config=cfg, seconds=9.0))
+
+    monkeypatch.setattr(sweeps, "_Crew", Crew)
+    monkeypatch.setattr("nlora_lab.racing.check", lambda configs: None)
+    grid = [good, bad, both]
+    assert list(sweep(grid, store)["error"]) == ["", "killed", ""]
+    assert made == []
+    assert list(sweep(grid, store, retry=True)["seconds"]) == [1.5, 9.0, 1.0]
+    assert made == [bad]
+    assert len(store) == 4
+    assert not list(tmp_path.glob("*.claim"))
+
+
+def test_a_retry_waits_for_whoever_packs(tmp_path):
+    store = RunStore(tmp_path)
+    store.add(some_run(error="killed"))
+    claim = Claim(tmp_path, "pack")
+    assert claim.take()
+    waiting = threading.Thread(target=sweeps._drop_failed, args=([some_run().config], store))
+    waiting.start()
+    waiting.join(timeout=0.5)
+    assert len(store) == 1
+    claim.release()
+    waiting.join()
+    assert len(store) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_looks_into_the_store_once_a_pass(tmp_path, monkeypatch):
+    looks, keys = [], RunStore.keys
+    monkeypatch.setattr(RunStore, "keys", lambda self: looks.append(1) or keys(self))
+    monkeypatch.setattr(worker, "_end_with_parent", lambda stdin: None)
+    store, configs = RunStore(tmp_path), [RunConfig(seed=seed) for seed in range(5)]
+    for cfg in configs:
+        store.add(some_run(config=cfg))
+    order = {"store": str(tmp_path), "threads": torch.get_num_threads(), "together": 1}
+    worker.main(io.StringIO(json.dumps({**order, "configs": list(map(asdict, configs))}) + "\n"), io.StringIO())
+    assert len(looks) == 1
 
 
 def test_a_bad_config_is_found_before_anything_is_trained(tmp_path):
@@ -149,7 +229,8 @@ def test_ten_kills_at_random_moments_lose_double_and_halve_nothing(tmp_path):
             json.loads(file.read_text())
         seen = len(list(folder.glob("*.json")))
     assert seen < 80  # there was something left to kill
-    assert begin(folder).wait(timeout=180) == 0
+    both = [begin(folder), begin(folder)]  # two sweeps on one store
+    assert [sweeping.wait(timeout=180) for sweeping in both] == [0, 0]
     assert begin(tmp_path / "undisturbed").wait(timeout=180) == 0
 
     killed, undisturbed = (RunStore(tmp_path / name) for name in ("killed", "undisturbed"))

@@ -7,6 +7,7 @@ import math
 import sys
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_records import some_run
@@ -52,6 +53,36 @@ def test_bad_places_are_named(tmp_path):
         save_table(FRAME, tmp_path / "file" / "t.csv")
     with pytest.raises(InputError, match="digits=0"):
         save_table(FRAME, tmp_path / "t.csv", digits=0)
+
+
+def test_json_is_exact_and_null_where_there_is_no_number(tmp_path):
+    numbers = [1.2345678901234567e-20, 0.1 + 0.2, 1e300, math.inf, math.nan]
+    frame = pd.DataFrame({"x": numbers, "n": np.arange(5), "any": [None, pd.NA, np.float64(1e-20), [math.nan], "é"]})
+    rows = json.loads(save_table(frame, tmp_path / "t.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert [row["x"] for row in rows] == [*numbers[:3], None, None]
+    assert [row["n"] for row in rows] == list(range(5))
+    assert [row["any"] for row in rows] == [None, None, 1e-20, [None], "é"]
+    assert json.loads(save_table(frame[:0], tmp_path / "t.json").read_text()) == []
+
+
+def test_row_names_of_several_levels_become_columns(tmp_path):
+    frame = pd.DataFrame({"task": ["a", "b"], "rate": [8, 8], "x": [1.0, 2.0]}).set_index(["task", "rate"])
+    for ending in (".csv", ".json", ".parquet", ".tex"):
+        save_table(frame, tmp_path / f"t{ending}")
+    assert (tmp_path / "t.csv").read_text().splitlines() == ["task,rate,x", "a,8,1.0", "b,8,2.0"]
+    unnamed = frame.rename_axis([None, "rate"])
+    assert save_table(unnamed, tmp_path / "t.csv").read_text().startswith("group 1,rate,x\n")
+
+
+def test_what_is_no_table_or_has_no_place_is_named(tmp_path):
+    for bad in ([1, 2], None, FRAME["seeds"]):
+        with pytest.raises(InputError, match="no table; give a pandas DataFrame"):
+            save_table(bad, tmp_path / "t.csv")
+    with pytest.raises(InputError, match="two columns called 'group'"):
+        save_table(FRAME.assign(group=1), tmp_path / "t.csv")
+    with pytest.raises(InputError, match=r"path='~nosuchuser/t\.csv' cannot be found"):
+        save_table(FRAME, "~nosuchuser/t.csv")
+    assert not list(tmp_path.iterdir())
 
 
 class Tracker(ModuleType):

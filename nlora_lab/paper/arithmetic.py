@@ -116,7 +116,7 @@ def questions_needed(first: float, second: float, power: float = 0.8, confidence
 
 
 def cells() -> pd.DataFrame:
-    """Figure 4 cell by cell: SLoRA (N random) beside NLoRA (N from Nyström), one row a task and rank.
+    """Figure 4 cell by cell: SLoRA (N random) beside NLoRA (all three from W), one row a task and rank.
 
     Columns: slora, nlora, difference, ``at_least`` (whether SLoRA has at least as much) and ``clear`` (whether they are
     further apart than two bars can be misread).

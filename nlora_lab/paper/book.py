@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nlora_lab.comparing import Runs
+from nlora_lab.choosing import Runs, known
 from nlora_lab.errors import one_of
-from nlora_lab.paper.evidence import known
 from nlora_lab.recordings import Recordings
 
 if TYPE_CHECKING:

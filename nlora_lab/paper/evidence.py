@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.comparing import Runs, at_best, at_rate, best_rates, compare, steps_to
+from nlora_lab.choosing import Runs, at_best, at_rate, best_rates, known
+from nlora_lab.comparing import compare, steps_to
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.methods import METHODS
-from nlora_lab.recorded import RANK, SHARED, recordings_of
+from nlora_lab.recorded import RANK, SHARED
 from nlora_lab.recordings import Point, Recordings
 from nlora_lab.records import Run
 from nlora_lab.statistics import LEAST_PAIRS, holm, paired
@@ -36,11 +37,6 @@ RATES = ["rate", "validation_loss", "low", "high", "seeds", "tried", "edge", "ve
 SOONER = ["steps", "their_steps", "missed", "their_missed", "difference", "low", "high", "pairs", "p", "verdict"]
 
 
-def known(runs: Runs) -> Recordings:
-    """Recordings as they are; of a store or its folder, those of the embedded model; by default those that ship."""
-    return runs if isinstance(runs, Recordings) else recordings_of(runs)
-
-
 def beside(
     ours: str, theirs: str = "lora", *, rate: float | None = None, rank: int = RANK, runs: Runs = None
 ) -> pd.DataFrame:
@@ -56,6 +52,8 @@ def beside(
 
     one_of("method", ours, METHODS)
     one_of("method", theirs, METHODS)
+    if ours == theirs:
+        raise InputError(f"ours and theirs are both {ours!r}; name two methods")
     names = list(dict.fromkeys([theirs, *(RIVALS if theirs == "lora" else ()), ours]))
     recordings, rows = known(runs), {}
     for task in TASKS:
@@ -101,7 +99,7 @@ def _unless(edge: str, verdict: str) -> str:
 
 def judged(said: str) -> str:
     """A verdict of :func:`~nlora_lab.compare` as one on *it has more right answers*."""
-    words = {"better": REPRODUCED, "worse": OPPOSITE, "not distinguishable": SAME, "too few": FEW}
+    words = {"better": REPRODUCED, "worse": OPPOSITE, "not ": SAME, "too few": FEW}
     return next(verdict for beginning, verdict in words.items() if said.startswith(beginning))
 
 
@@ -174,8 +172,8 @@ def own_rates(method: str, runs: Runs = None) -> pd.DataFrame:
         found = best_rates(recordings, task, RANK)
         if method in found.index:
             row = found.loc[method]
-            settled = row["seeds"] >= LEAST_PAIRS and not row["edge"]
-            verdict = FEW if not settled else REPRODUCED if row["rate"] == SHARED else OTHERWISE
+            judged_so = REPRODUCED if row["rate"] == SHARED else OTHERWISE
+            verdict = FEW if row["seeds"] < LEAST_PAIRS else EDGE if row["edge"] else judged_so
             rows[task] = [*row[RATES[:-1]], verdict]
     return pd.DataFrame.from_dict(rows, orient="index", columns=RATES).rename_axis("task")
 
@@ -185,7 +183,7 @@ def by_rank(runs: Runs = None, task: str = "word-problems") -> pd.DataFrame:
     recordings, names = known(runs), ["lora", "slora", "nlora"]
     frame = recordings.by_rank(task, names)
     bests = [[recordings.best(task, name, rank) for name in names] for rank in frame.index]
-    frame["seeds"] = [min((len(best.runs) for best in row if best is not None), default=0) for row in bests]
+    frame["seeds"] = [min((best.seeds for best in row if best is not None), default=0) for row in bests]
     return frame
 
 

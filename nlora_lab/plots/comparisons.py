@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.methods import METHODS, get_method
 from nlora_lab.plots.style import INK, MPL_DASH, new_figure, png_bytes, spread
-from nlora_lab.recordings import Point, Recordings
+from nlora_lab.recordings import Point, by_seed
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from nlora_lab.choosing import Runs
 
 COLUMNS = 5  # of small plots in a row
 TOP = 3.0  # nats: a loss above it, or infinite, is drawn there as a cross
@@ -80,10 +82,16 @@ class Valleys(_Picture):
 
 
 def valleys(
-    recordings: Recordings, task: str = "word-problems", methods: Sequence[str] | None = None, *, rank: int = 8,
+    recordings: Runs = None, task: str = "word-problems", methods: Sequence[str] | None = None, *, rank: int = 8,
     mark: float = 2e-4,
 ) -> Valleys:  # fmt: skip
-    """:class:`Valleys` of recorded runs; a ring marks each method's best rate by validation, a dotted line ``mark``."""
+    """:class:`Valleys` of recorded runs (a store, its folder, …).
+
+    A ring marks each method's best rate by validation, a dotted line ``mark``.
+    """
+    from nlora_lab.choosing import known as known_runs
+
+    recordings = known_runs(recordings)
     names = [get_method(name).name for name in (METHODS if methods is None else methods)]
     points = {name: recordings.valley(task, name, rank) for name in names}
     known = {name: found for name, found in points.items() if found}
@@ -140,7 +148,8 @@ def intervals(
     chosen = METRICS[metric]
     scale, unit = (100.0, "right answers, %") if metric == "accuracy" else (1.0, f"{metric.replace('_', ' ')}, nats")
     shown = {str(n): tuple(scale * float(row[c]) for c in ("median", "low", "high")) for n, row in rows.iterrows()}
-    seeds = {name: [scale * chosen.of(run) for run in groups[name]] for name in shown}
+    by_name = {str(name): runs for name, runs in groups.items()}
+    seeds = {name: [scale * v for v in by_seed(by_name[name], chosen.of).values()] for name in shown}
     return Intervals(shown, seeds, baseline, unit)  # type: ignore[arg-type]
 
 
@@ -150,7 +159,7 @@ def _named(name: str) -> str:
 
 @dataclass(frozen=True)
 class HeatTable(_Picture):
-    """A table of numbers, each on its colour; NaN stays empty."""
+    """A table of numbers, each on its colour; NaN stays empty, and ∞ is a loss that diverged."""
 
     rows: Sequence[str]
     columns: Sequence[str]
@@ -177,6 +186,8 @@ class HeatTable(_Picture):
         middle = (float(scaled.min()) + float(scaled.max())) / 2
         for i, row in enumerate(self.values):
             for j, value in enumerate(row):
+                if math.isinf(value):
+                    axes.text(j, i, "∞", ha="center", va="center", fontsize=11, color=INK)
                 if math.isfinite(value):
                     bright = (float(scaled[i, j]) > middle) == self.high_is_good
                     hue = "black" if bright else "white"
@@ -223,9 +234,11 @@ class MethodScatter(_Picture):
         heights = spread(logs, gap=0.045 * reach)
         for name, height in zip(names, heights, strict=True):
             x, y = self.points[name]
-            axes.plot([x], [y], "o", color=METHODS[name].colour, markersize=7)
-            axes.annotate(METHODS[name].label, (x, y), (x * 1.12, 10**height), fontsize=8, va="center",
-                          color=METHODS[name].colour)  # fmt: skip
+            colour, left = METHODS[name].colour, self._crowded(name, 0.06 * reach)
+            axes.plot([x], [y], "o", color=colour, markersize=7)
+            place = (x / 1.12 if left else x * 1.12, 10**height)
+            side = "right" if left else "left"
+            axes.annotate(METHODS[name].label, (x, y), place, fontsize=8, va="center", ha=side, color=colour)
         axes.set(xscale="log", yscale="log", xlabel=self.xlabel, ylabel=self.ylabel)
         if self.slope is not None:
             middle = [sum(math.log10(p[k]) for p in self.points.values()) / len(names) for k in (0, 1)]
@@ -237,6 +250,12 @@ class MethodScatter(_Picture):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
         return png_bytes(figure)
+
+    def _crowded(self, name: str, near: float) -> bool:
+        """Whether another point stands where the name would: right of this one, at about its height."""
+        x, y = (math.log10(v) for v in self.points[name])
+        others = [(math.log10(a) - x, math.log10(b) - y) for n, (a, b) in self.points.items() if n != name]
+        return any(0 < right < 0.45 and abs(up) < near for right, up in others)
 
 
 def method_scatter(
