@@ -44,7 +44,11 @@ RANKS = (1, 2, 4, 32, 16)  # the ends first
 AROUND = {"lora": (5e-3, 1e-2, 2e-2), "slora": (5e-3, 1e-2, 2e-2), "nlora": (5e-5, 1e-4, 5e-4)}  # their best rates
 WIDER = {"lora": (2e-3, 5e-2), "slora": (2e-3, 5e-2), "nlora": (2e-5, 1e-3)}  # at other ranks the best may lie further
 SEEDS = (0, 1, 2)
-FINAL_SEEDS = (3, 4)  # these as well at each method's best rate
+FINAL_SEEDS = (
+    3,
+    4,
+)  # these as well at each method's best rate, and at the shared one for what the paper compares there
+AT_ONE_RATE = (*FIRST, "nlora-released", "inttune")
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,10 @@ def _opening() -> list[RunConfig]:
 
 
 def finalists(known: Recordings) -> list[RunConfig]:
-    """Five seeds at the best rate of each method so far, by validation loss, and three at the rates beside it."""
+    """Five seeds at the best rate of each method so far, by validation loss, and three at the rates beside it.
+
+    What the paper compares has five at the shared rate too.
+    """
     final, near = [], []
     for task, method in ((task, m) for task in TASKS for m in SPAN):
         best = known.best(task, method, RANK)
@@ -101,7 +108,8 @@ def finalists(known: Recordings) -> list[RunConfig]:
         final += [_config(task, method, best.lr, seed) for seed in (*SEEDS, *FINAL_SEEDS)]
         beside = [lr for pair in pairwise(rates(method)) if best.lr in pair for lr in pair if lr != best.lr]
         near += [_config(task, method, lr, seed) for lr in beside for seed in SEEDS]
-    return [*final, *near]
+    final += [_config(t, m, SHARED, seed) for t in TASKS for m in AT_ONE_RATE for seed in (*SEEDS, *FINAL_SEEDS)]
+    return list(dict.fromkeys([*final, *near]))
 
 
 def recorded_parts(store: RunStore) -> Iterator[list[RunConfig]]:
