@@ -358,7 +358,8 @@ def _cheap(_: Recordings) -> Finding:
     (shape, rank), command = QUICK, _command("paper.start_times()")
     found = start_times(shape, rank, rounds=9)
     times = (found["low"] / found["low"]["Nyström"]).drop("Nyström")  # the quickest rounds: the machine may be busy
-    told = [f"the {name} takes more than {10 if t > 10 else 2} times as long" for name, t in times.items() if t > 2]
+    # not how much longer: that depends on the machine, and on what else it does
+    told = [f"the {name} takes longer" for name, t in times.items() if t > 1]
     if found["error"]["Nyström"] > 1:
         told.append("but its product is further from W than 0 is, on this matrix")
     where = f"one matrix of {shape[0]} × {shape[1]} at rank {rank}, measured now"
