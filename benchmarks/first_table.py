@@ -19,8 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from nlora_lab.config import RunConfig
 from nlora_lab.methods import METHODS
-from nlora_lab.records import Run, RunConfig
+from nlora_lab.records import Run
 
 STORE = Path(__file__).parent / "results" / "first_table"
 SHARED = 2e-4

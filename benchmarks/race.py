@@ -32,7 +32,7 @@ STEPS = 16
 
 
 def configs(batch_size: int, device: str) -> list[Any]:
-    from nlora_lab.records import RunConfig
+    from nlora_lab.config import RunConfig
 
     # one step more than is made: a stopped run is not evaluated
     shared = {"steps": STEPS + 1, "batch_size": batch_size, "device": device}

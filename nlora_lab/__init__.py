@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nlora_lab.adapters import save_as_lora
     from nlora_lab.choosing import at_best, at_each_rate, at_rate, best_rates
     from nlora_lab.comparing import compare, costs, learning, pareto
+    from nlora_lab.config import RunConfig
     from nlora_lab.curvature import Curvature, curvature_of, curvature_table, rate_predictors
     from nlora_lab.eigenvalues import Eigenvalue, largest_eigenvalue
     from nlora_lab.evaluation import Answer, answers
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from nlora_lab.models import load_model
     from nlora_lab.plots import chart, heat_table, intervals, method_bars, method_scatter, valleys
     from nlora_lab.racing import race
-    from nlora_lab.records import Run, RunConfig, table
+    from nlora_lab.records import Run, table
     from nlora_lab.spectra import scan, spectrum
     from nlora_lab.store import RunStore, gather
     from nlora_lab.sweeps import sweep
@@ -71,7 +72,7 @@ _HOME = {
     "Method": "methods",
     "NystromLab": "labs",
     "Run": "records",
-    "RunConfig": "records",
+    "RunConfig": "config",
     "RunStore": "store",
     "SpectrumLab": "labs",
     "SvdLab": "labs",

@@ -22,7 +22,8 @@ from nlora_lab.files import check_writable, shipped
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nlora_lab.records import Run, RunConfig, Step
+    from nlora_lab.config import RunConfig
+    from nlora_lab.records import Run, Step
 
 START = "00_start_here.ipynb"
 COPIES = "nlora-lab-notebooks"
@@ -214,8 +215,8 @@ def _grid_file(path: Path) -> Any:
 
 
 def _configs(options: argparse.Namespace) -> list[RunConfig]:
+    from nlora_lab.config import RunConfig
     from nlora_lab.methods import get_method
-    from nlora_lab.records import RunConfig
 
     names = [name.strip() for name in options.methods.split(",") if name.strip()]
     if not names:

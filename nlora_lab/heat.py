@@ -18,13 +18,14 @@ from torch.nn import functional as F
 
 from nlora_lab import training
 from nlora_lab.batches import IGNORED, BatchOrder, Collate, training_batches
+from nlora_lab.config import RunConfig
 from nlora_lab.devices import PeakMemory, find_device, is_out_of_memory, release_memory
 from nlora_lab.evaluation import label_tokens
 from nlora_lab.halting import Asked, heed
 from nlora_lab.lifted import CannotStack, Lifted
 from nlora_lab.methods import trainable_parameters
 from nlora_lab.models import load_model
-from nlora_lab.records import Run, RunConfig, Step
+from nlora_lab.records import Run, Step
 from nlora_lab.stack import Stack, StackSubject
 from nlora_lab.tasks import Task, load_task
 from nlora_lab.training import Trail

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LOADING = threading.RLock()
 """Held while a model is built: transformers switches global state then, and two at once break both."""

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 from nlora_lab import training
+from nlora_lab.config import RunConfig
 from nlora_lab.devices import find_device
 from nlora_lab.errors import InputError
 from nlora_lab.halting import Asked, Halted, heed, never
 from nlora_lab.heat import Desk, Heat, OnStep, Watch
 from nlora_lab.methods import check_rank, get_method
 from nlora_lab.models import load_model
-from nlora_lab.records import Run, RunConfig
+from nlora_lab.records import Run
 from nlora_lab.tasks import DEFAULT_DIFFICULTY
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from nlora_lab.config import RunConfig
 from nlora_lab.files import shipped
 from nlora_lab.methods import METHODS
 from nlora_lab.models import EMBEDDED
 from nlora_lab.recordings import Recordings
-from nlora_lab.records import SAMPLES, RunConfig
+from nlora_lab.records import SAMPLES
 from nlora_lab.store import RunStore, run_key
 from nlora_lab.tasks import TASKS
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import numbers
 import platform
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -14,12 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.devices import DEVICES
-from nlora_lab.errors import InputError, one_of
+from nlora_lab.config import RunConfig
+from nlora_lab.errors import InputError
 from nlora_lab.files import write_whole
-from nlora_lab.methods import METHODS, check_init, get_method
-from nlora_lab.models import EMBEDDED, check_model
-from nlora_lab.tasks import check_task
+from nlora_lab.models import EMBEDDED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,126 +25,6 @@ FORMAT = 2  # of the JSON record; raised whenever a field changes its meaning (2
 LAST = 20  # steps that `final_loss` averages over
 SAMPLES = 3  # test items whose answers a record keeps
 STEP0_NOISE = 1e-4  # a smaller step0_change is rounding (PiSSA, DoRA) or a tiny random N (LoRA-XS)
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run; the same config gives the same run on the same machine.
-
-    ``alpha=None`` means alpha = rank, a scale of 1. ``init`` is the initialisation of N, for methods
-    that have a choice. ``clip_norm=None`` leaves gradients alone, so that the effect of the learning
-    rate stays visible. ``warmup`` is the share of steps over which the rate rises; a cosine to zero
-    follows. Every bad value raises :class:`InputError` with what is allowed.
-    """
-
-    method: str = "lora"
-    rank: int = 8
-    alpha: float | None = None
-    lr: float = 2e-4
-    init: str | None = None
-    steps: int = 250
-    batch_size: int = 16
-    task: str = "word-problems"
-    model: str = "embedded"
-    seed: int = 0
-    device: str | None = None
-    difficulty: str | None = None
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
-        check_init(get_method(self.method), self.init)
-        check_task(self.task, self.difficulty)
-        for name in ("rank", "steps", "batch_size"):
-            _whole(name, getattr(self, name), least=1)
-        _whole("seed", self.seed, least=0, most=2**62)
-        _number("lr", self.lr, above=0.0, remedy="try 2e-4")
-        for name in ("alpha", "clip_norm"):
-            if getattr(self, name) is not None:
-                _number(name, getattr(self, name), above=0.0, remedy="or leave it out")
-        _number("weight_decay", self.weight_decay, least=0.0)
-        for name in ("warmup", "dropout"):
-            _number(name, getattr(self, name), least=0.0, below=1.0)
-        if self.device is not None:
-            one_of("device", self.device, DEVICES)
-        if not isinstance(self.model, str):
-            raise InputError(f"model={self.model!r} must be text: 'embedded', a folder, or a hub id")
-        check_model(self.model)
-        if self.method == "full" and self.dropout:
-            raise InputError(f"dropout={self.dropout!r}: full has no adapter to drop the input of; leave it out")
-
-    @property
-    def label(self) -> str:
-        """The method's name in figures, with the init where it is not the default."""
-        method = METHODS[self.method]
-        return f"{method.label}, N {self.init}" if self.init not in (None, *method.inits[:1]) else method.label
-
-    @property
-    def command(self) -> str:
-        """The command line that makes this run."""
-        words = ["nlora-lab", "run"]
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value is not None and (
-                value != f.default or f.name in ("method", "rank", "lr", "steps", "task", "seed")
-            ):
-                words += [f"--{f.name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
-        return shlex.join(words)
-
-    def rate_factor(self, step: int) -> float:
-        """The share of ``lr`` at optimiser step ``step`` (from 0): linear warm-up, then a cosine to 0."""
-        warm = math.ceil(self.warmup * self.steps)
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
-
-    def rate_at(self, step: int) -> float:
-        """The learning rate of optimiser step ``step`` (from 0)."""
-        return self.lr * self.rate_factor(step)
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy's, as a grid of ``np.arange`` holds, becomes Python's, which JSON knows; the rest as it is."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, int):
-        return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Rational):
-        return float(value)
-    return value
-
-
-def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and least <= value
-    if not good or (most is not None and value > most):
-        end = "" if most is None else f" and at most {most}"
-        raise InputError(f"{name}={value!r} must be a whole number of at least {least}{end}")
-
-
-def _number(
-    name: str,
-    value: Any,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    remedy: str = "",
-) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    bounds = []
-    if above is not None:
-        good = good and value > above
-        bounds.append(f"above {above:g}")
-    if least is not None:
-        good = good and value >= least
-        bounds.append(f"at least {least:g}")
-    if below is not None:
-        good = good and value < below
-        bounds.append(f"below {below:g}")
-    if not good:
-        raise InputError(f"{name}={value!r} must be a number {' and '.join(bounds)}{'; ' + remedy if remedy else ''}")
 
 
 @dataclass(frozen=True)
@@ -251,7 +127,7 @@ class Run:
         columns = {name: [_rounded(getattr(s, name), digits) for s in self.steps] for name in shown}
         record = {
             "format": FORMAT,
-            "config": asdict(self.config),
+            "config": self.config.said(),
             "metrics": {k: _finite(v) for k, v in self.metrics.items()},
             "final_loss": _finite(self.final_loss),
             **{k: getattr(self, k) for k in (*_FIELDS, *_LATER_FIELDS)},

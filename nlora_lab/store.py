@@ -10,29 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import threading
-import time
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
+from nlora_lab.claims import Claim, clear_scratch, create_new, scratch
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.files import check_writable, expanded, write_whole
 from nlora_lab.methods import METHODS
-from nlora_lab.records import Run, RunConfig, table
+from nlora_lab.records import Run, table
 from nlora_lab.tasks import DEFAULT_DIFFICULTY
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BEAT = 10.0  # seconds between two signs of life of a claim
-SILENCE = 60.0  # a claim whose holder cannot be looked up is given up after this long without one
-DRIFT = 5.0  # seconds by which the birth of a process may seem to move: it is counted from the clock, which gets set
 DIGITS = 5  # of the history's numbers in a packed record
 FLOATS = [f.name for f in fields(RunConfig) if "float" in str(f.type)]
 
@@ -42,7 +38,7 @@ def run_key(cfg: RunConfig) -> str:
 
     What asks for the same has the same key: 1 and 1.0, and a default whether it is left out or spelt out.
     """
-    asked = {name: value for name, value in vars(cfg).items() if name != "device"}
+    asked = {name: value for name, value in cfg.said().items() if name != "device"}
     asked |= {name: float(asked[name]) + 0.0 for name in FLOATS if asked[name] is not None}  # -0.0 becomes 0.0
     inits = METHODS[cfg.method].inits if cfg.method in METHODS else ()
     defaults = {"alpha": cfg.rank, "init": inits[0] if inits else None, "difficulty": DEFAULT_DIFFICULTY}
@@ -132,7 +128,7 @@ class RunStore:
         if run.stopped:
             raise InputError(f"{run_key(run.config)} was stopped at step {len(run.steps)}; only finished runs are kept")
         key, copy = run_key(run.config), 1
-        place, part = self.path / f"{key}.json", self.path / f".{uuid.uuid4().hex}.part"
+        place, part = self.path / f"{key}.json", scratch(self.path, ".part")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             part.write_text(run.to_json(), encoding="utf-8", newline="\n")
@@ -199,101 +195,12 @@ class RunStore:
             claim.release()
 
     def tidy(self) -> None:
-        """Take away the claims of the dead on runs that are finished: nobody will ask for those again."""
+        """Take away what the dead have left: half-written files, and claims on runs that are finished."""
+        clear_scratch(self.path)
         finished = self.keys()
         for key in {file.name.removesuffix(".claim").rpartition(".")[0] for file in self.path.glob("*.claim")}:
             if key in finished:
                 Claim(self.path, key).clear()
-
-
-class Claim:
-    """Files that say who is making a run: ``<key>.<generation>.claim``. Exactly one living process holds it.
-
-    A dead holder's file is never moved away, for somebody else may have moved it just before: the next holder is
-    whoever creates the next generation, which only one can.
-    """
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
-        self._mine: Path | None = None
-        self._done = threading.Event()
-
-    def take(self) -> bool:
-        """Take it if nobody alive holds it."""
-        there = self._files()
-        if any(self._lives(file) for file in there.values()):
-            return False
-        mine = self.folder / f"{self.key}.{max(there, default=0) + 1}.claim"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            out = _create(mine)
-            if out is None:
-                return False
-            with out:
-                out.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}))
-        except OSError as error:
-            raise InputError(f"{mine} cannot be written ({error}); make room, or choose another store") from error
-        self._mine = mine
-        if any(self._lives(file) for file in self._files().values() if file != mine):
-            self.release()  # somebody began anew while we looked at what was there before
-            return False
-        threading.Thread(target=self._beat, args=(mine,), daemon=True, name="nlora-lab-claim").start()
-        return True
-
-    def release(self) -> None:
-        """Give it back, and take the files of dead holders away."""
-        self._done.set()
-        if self._mine is None:
-            return
-        self.clear()
-        self._mine.unlink(missing_ok=True)
-        self._mine = None
-
-    def clear(self) -> None:
-        """Take the files of dead holders away. Who takes the claim at this moment looks again after it has."""
-        for file in self._files().values():
-            if not self._lives(file):
-                file.unlink(missing_ok=True)
-
-    def alive(self) -> bool:
-        """Whether a living process holds it."""
-        return any(self._lives(file) for file in self._files().values())
-
-    def _files(self) -> dict[int, Path]:
-        found = (
-            (file.name.removesuffix(".claim").rpartition(".")[2], file)
-            for file in self.folder.glob(f"{self.key}.*.claim")
-        )
-        return {int(generation): file for generation, file in found if generation.isdigit()}
-
-    def _lives(self, file: Path) -> bool:
-        """By its process on this machine, by its signs of life on another."""
-        try:
-            age = _now(self.folder) - file.stat().st_mtime
-            holder = json.loads(file.read_text(encoding="utf-8"))
-            if holder["host"] == socket.gethostname():
-                born = _born(holder["pid"])
-                if born == 0.0 or abs(born - holder["born"]) < DRIFT:
-                    return born != 0.0
-                # its number is used again, or the clock was set by more than that: its signs of life decide
-        except OSError:
-            return False
-        except (ValueError, KeyError, TypeError):
-            pass  # just being written, or cut short by a full disk: its age decides
-        return age < SILENCE
-
-    def _beat(self, mine: Path) -> None:
-        while not self._done.wait(BEAT):
-            with suppress(OSError):
-                os.utime(mine)
-
-
-def _create(file: Path) -> TextIO | None:
-    """``file``, opened for writing; ``None`` if there is one already."""
-    try:
-        return file.open("x", encoding="utf-8")
-    except FileExistsError:
-        return None
 
 
 def _publish(part: Path, place: Path) -> bool:
@@ -303,7 +210,7 @@ def _publish(part: Path, place: Path) -> bool:
     except FileExistsError:
         return False
     except OSError:  # a file system without links, or one that cannot be written, which the next line finds out
-        out = _create(place)
+        out = create_new(place)
         if out is None:
             return False
         try:
@@ -313,31 +220,6 @@ def _publish(part: Path, place: Path) -> bool:
             place.unlink(missing_ok=True)
             raise
     return True
-
-
-def _born(pid: int) -> float:
-    """When the process started (its number may be used again); 0 if there is none, -1 if that is kept secret."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.NoSuchProcess:
-        return 0.0
-    except psutil.Error:
-        return -1.0
-
-
-def _now(folder: Path) -> float:
-    """The time by the clock of the file system, which need not be this machine's."""
-    probe = folder / f".{uuid.uuid4().hex}.clock"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    except OSError:
-        return time.time()
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _identity(run: Run) -> tuple[str, str, float]:

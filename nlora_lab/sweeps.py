@@ -16,12 +16,14 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlora_lab.claims import Claim
+from nlora_lab.config import RunConfig
 from nlora_lab.devices import find_device
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.methods import BUILT_IN, METHODS
 from nlora_lab.progress import ProgressLine
-from nlora_lab.records import Run, RunConfig, table, versions
-from nlora_lab.store import Claim, RunStore, parse, run_key, write_packed
+from nlora_lab.records import Run, table, versions
+from nlora_lab.store import RunStore, parse, run_key, write_packed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nlora_lab.batches import BatchOrder, plain_batches, training_batches
+from nlora_lab.config import RunConfig
 from nlora_lab.devices import Device, PeakMemory, find_device, is_out_of_memory, release_memory
 from nlora_lab.evaluation import accuracy, answers, label_tokens, mean_loss
 from nlora_lab.halting import Asked, Halted, heed, never
 from nlora_lab.methods import attach, get_method, trainable_parameters
 from nlora_lab.models import LOADING, load_model
-from nlora_lab.records import SAMPLES, Run, RunConfig, Step, versions
+from nlora_lab.records import SAMPLES, Run, Step, versions
 from nlora_lab.tasks import Task, load_task
 from nlora_lab.views import PeftSubject, Subject, relative_distance
 

@@ -17,7 +17,8 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from nlora_lab.records import Run, RunConfig, Step
+    from nlora_lab.config import RunConfig
+    from nlora_lab.records import Run, Step
     from nlora_lab.store import RunStore
 
 Tell = Callable[..., None]
@@ -31,7 +32,7 @@ def main(stdin: TextIO, stdout: TextIO) -> None:
 
     import torch
 
-    from nlora_lab.records import RunConfig
+    from nlora_lab.config import RunConfig
     from nlora_lab.store import RunStore, run_key
 
     torch.set_num_threads(order["threads"])

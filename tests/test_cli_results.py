@@ -7,7 +7,7 @@ import json
 from test_records import some_run
 
 from nlora_lab import cli
-from nlora_lab.records import RunConfig
+from nlora_lab.config import RunConfig
 from nlora_lab.store import RunStore
 
 

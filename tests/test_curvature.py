@@ -13,11 +13,11 @@ from support import tiny_llama
 from torch import nn
 
 from nlora_lab import curvature, training
+from nlora_lab.config import RunConfig
 from nlora_lab.curvature import PREDICTORS, _Tuning, curvature_of, curvature_table, rate_predictors
 from nlora_lab.eigenvalues import Hessian, flat, largest_eigenvalue, split
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
-from nlora_lab.records import RunConfig
 from nlora_lab.tasks import load_task
 from nlora_lab.training import fine_tune
 

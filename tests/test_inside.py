@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from nlora_lab import inside, training
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.inside import ALL_LAYERS, InsideRecorder, LayerState, Snapshot, count_intruders, series
 from nlora_lab.methods import METHODS
 from nlora_lab.models import linear_layers, load_model
 from nlora_lab.racing import race
-from nlora_lab.records import RunConfig
 from nlora_lab.tasks import load_task
 from nlora_lab.training import fine_tune
 from nlora_lab.views import Change, LayerView, relative_distance

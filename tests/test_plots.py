@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
 from nlora_lab.plots import chart, run_names, spread, thumbnail
@@ -14,7 +15,7 @@ from nlora_lab.plots.approximations import APPROXIMATIONS, error_range, error_tr
 from nlora_lab.plots.layers import error_text
 from nlora_lab.plots.style import MPL_DASH
 from nlora_lab.progress import ProgressLine, duration
-from nlora_lab.records import RunConfig, Step
+from nlora_lab.records import Step
 
 
 def steps(n=30, scale=1.0):

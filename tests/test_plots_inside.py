@@ -10,13 +10,13 @@ import matplotlib.image
 import plotly.graph_objects as go
 import pytest
 
+from nlora_lab.config import RunConfig
 from nlora_lab.inside import LayerState, Snapshot
 from nlora_lab.methods import METHODS
 from nlora_lab.plots import InsideDrawing, InsideRecord, LayerMapDrawing, inside_record
 from nlora_lab.plots.inside import MARKERS, SIGNS, _apart, place_text
 from nlora_lab.plots.layer_map import cell_text
 from nlora_lab.plots.style import MPL_DASH
-from nlora_lab.records import RunConfig
 
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"
 HEAD = "score"

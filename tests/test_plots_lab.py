@@ -10,10 +10,11 @@ import plotly.graph_objects as go
 import pytest
 from test_recordings import run
 
+from nlora_lab.config import RunConfig
 from nlora_lab.methods import METHODS
 from nlora_lab.plots import LabDrawing, RecordedLine, curve
 from nlora_lab.recordings import Recordings
-from nlora_lab.records import RunConfig, Step
+from nlora_lab.records import Step
 
 
 def steps(n=30, scale=1.0):

@@ -11,11 +11,11 @@ from support import tiny_gpt2, tiny_llama
 
 import nlora_lab as nl
 from nlora_lab import heat, racing, training
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.exports import tuned_model
 from nlora_lab.methods import METHODS
 from nlora_lab.racing import race
-from nlora_lab.records import RunConfig
 from nlora_lab.training import fine_tune
 
 QUICK = {"steps": 3, "batch_size": 4, "task": "entailment"}

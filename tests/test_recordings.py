@@ -7,6 +7,7 @@ import math
 import pytest
 from test_records import some_run
 
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
 from nlora_lab.recorded import (
@@ -21,7 +22,7 @@ from nlora_lab.recorded import (
     recorded_store,
 )
 from nlora_lab.recordings import Recordings, Spread, running_mean
-from nlora_lab.records import RunConfig, Step
+from nlora_lab.records import Step
 from nlora_lab.store import RunStore
 from nlora_lab.tasks import TASKS, first_items
 

@@ -8,8 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
-from nlora_lab.records import Run, RunConfig, Step, table
+from nlora_lab.records import Run, Step, table
 
 
 def some_run(**changes):
@@ -138,7 +139,7 @@ def test_every_bad_value_is_named(field, value):
 def test_numbers_of_numpy_become_plain_ones():
     cfg = RunConfig(rank=np.int64(4), seed=np.uint8(2), lr=np.float64(1e-3), dropout=np.float32(0.5), alpha=np.int32(8))
     assert cfg == RunConfig(rank=4, seed=2, lr=1e-3, dropout=0.5, alpha=8)
-    assert {type(value) for value in asdict(cfg).values()} == {int, float, str, type(None)}
+    assert {type(value) for value in asdict(cfg).values()} == {int, float, str, bool, type(None)}
     assert type(cfg.lr) is float
     json.dumps(asdict(cfg))
     for name, value in (("seed", np.int64(-1)), ("lr", np.float64("nan")), ("steps", np.True_), ("lr", Fraction(1, 9))):

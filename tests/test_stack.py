@@ -13,12 +13,12 @@ from adapter_kit import base_model as plain_model
 from torch import nn
 
 from nlora_lab import heat, racing, training
+from nlora_lab.config import RunConfig
 from nlora_lab.devices import Device
 from nlora_lab.evaluation import greedy
 from nlora_lab.lifted import CannotStack, Lifted, update
 from nlora_lab.methods import METHODS
 from nlora_lab.racing import race
-from nlora_lab.records import RunConfig
 from nlora_lab.stack import Stack, StackedLinear, StackSubject, _Product
 from nlora_lab.training import fine_tune
 from nlora_lab.views import PeftSubject

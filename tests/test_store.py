@@ -9,17 +9,20 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_records import some_run
 
+from nlora_lab import claims
 from nlora_lab import store as stores
+from nlora_lab.claims import Claim, scratch
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
-from nlora_lab.records import Run, RunConfig
-from nlora_lab.store import Claim, RunStore, existing, gather, run_key
+from nlora_lab.records import Run
+from nlora_lab.store import RunStore, existing, gather, run_key
 
 CFG = RunConfig(method="slora", init="identity")
 
@@ -67,7 +70,7 @@ def test_the_keys_of_recorded_runs_stay_what_they_were():
     runs = [Run.from_json(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     assert runs
     for cfg in (run.config for run in runs):
-        asked = {k: v for k, v in asdict(cfg).items() if k != "device"}
+        asked = {k: v for k, v in cfg.said().items() if k != "device"}
         assert run_key(cfg).endswith(hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8])
 
 
@@ -264,7 +267,7 @@ def test_a_finished_run_is_not_claimed_again(store):
 
 def test_the_claim_of_a_killed_process_is_taken_over(store):
     code = (
-        "import sys, time; from nlora_lab.store import Claim; from pathlib import Path\n"
+        "import sys, time; from nlora_lab.claims import Claim; from pathlib import Path\n"
         "print(Claim(Path(sys.argv[1]), 'k').take(), flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(store.path)], stdout=subprocess.PIPE, text=True) as other:
@@ -294,16 +297,16 @@ def test_a_claim_of_another_machine_lives_as_long_as_it_gives_signs(store):
 def test_a_claim_outlives_a_clock_that_is_set(store, monkeypatch):
     claim = Claim(store.path, "k")
     assert claim.take()
-    born = stores._born
+    born = claims._born
     for step, age, lives in ((1.0, 0, True), (1.0, 1000, True), (-3600.0, 0, True), (-3600.0, 1000, False)):
-        monkeypatch.setattr(stores, "_born", lambda pid, step=step: born(pid) + step)
+        monkeypatch.setattr(claims, "_born", lambda pid, step=step: born(pid) + step)
         file = store.path / "k.1.claim"
-        os.utime(file, (stores._now(store.path) - age,) * 2)
+        os.utime(file, (claims._now(store.path) - age,) * 2)
         assert Claim(store.path, "k").alive() == lives
-    monkeypatch.setattr(stores, "_born", lambda pid: 0.0)
+    monkeypatch.setattr(claims, "_born", lambda pid: 0.0)
     os.utime(file)
     assert not Claim(store.path, "k").alive()  # dead is dead, however fresh
-    monkeypatch.setattr(stores, "_born", born)
+    monkeypatch.setattr(claims, "_born", born)
     claim.release()
 
 
@@ -333,3 +336,18 @@ def test_stores_of_several_people_come_together(tmp_path):
     assert gather(people, into) == 3
     assert gather(people, into) == 0
     assert len(into) == 3
+
+
+def test_what_a_killed_writer_left_half_written_is_taken_away_and_a_living_one_s_is_not(tmp_path):
+    dead = (
+        "import os, sys; from pathlib import Path; from nlora_lab.claims import scratch\n"
+        "scratch(Path(sys.argv[1]), '.part').touch(); scratch(Path(sys.argv[1]), '.clock').touch(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
+    mine, foreign, old = scratch(tmp_path, ".part"), tmp_path / ".aaaa.1.b.part", tmp_path / ".aaaa.1.c.part"
+    for file in (mine, foreign, old):
+        file.touch()
+    os.utime(old, (1e9, 1e9))
+    assert len(list(tmp_path.iterdir())) == 5
+    RunStore(tmp_path).tidy()
+    assert set(tmp_path.iterdir()) == {mine, foreign}

@@ -21,9 +21,10 @@ import torch
 from test_records import some_run
 
 from nlora_lab import cli, sweeps, worker
+from nlora_lab.claims import Claim
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
-from nlora_lab.records import RunConfig
-from nlora_lab.store import Claim, RunStore, run_key
+from nlora_lab.store import RunStore, run_key
 from nlora_lab.sweeps import expand, sweep
 
 TINY = {"method": ["lora", "slora"], "lr": [1e-3, 1e-2], "steps": 2, "batch_size": 2, "task": "entailment"}

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from nlora_lab import methods, training
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
-from nlora_lab.records import STEP0_NOISE, RunConfig
+from nlora_lab.records import STEP0_NOISE
 from nlora_lab.training import fine_tune
 
 QUICK = {"steps": 3, "batch_size": 4, "task": "entailment"}

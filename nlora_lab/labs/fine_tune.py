@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.labs import words
 from nlora_lab.labs.entries import Entry, RunRows
@@ -24,7 +25,7 @@ from nlora_lab.plots import Curve, LabDrawing, RecordedLine, curve, rate_text, r
 from nlora_lab.plots.lab import Growing
 from nlora_lab.recorded import before, recordings_of
 from nlora_lab.recordings import Point
-from nlora_lab.records import SAMPLES, Run, RunConfig, table
+from nlora_lab.records import SAMPLES, Run, table
 from nlora_lab.store import RunStore, existing
 from nlora_lab.tasks import TASKS, first_items
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.labs import words
 from nlora_lab.progress import duration
-from nlora_lab.records import Run, RunConfig, Step
+from nlora_lab.records import Run, Step
 
 
 class Listener(Protocol):

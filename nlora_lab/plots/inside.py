@@ -23,7 +23,7 @@ from nlora_lab.plots.runs import rate_text
 from nlora_lab.plots.style import INK, MPL_DASH, axis, blank_layout, new_figure, png_bytes, title
 
 if TYPE_CHECKING:
-    from nlora_lab.records import RunConfig
+    from nlora_lab.config import RunConfig
 
 MARKERS = {"A": ("circle", "o"), "N": ("square", "s"), "B": ("diamond", "D"), "m": ("triangle-up", "^"),
            "W": ("x", "x")}  # fmt: skip

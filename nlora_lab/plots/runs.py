@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from nlora_lab.methods import METHODS
 
 if TYPE_CHECKING:
-    from nlora_lab.records import RunConfig, Step
+    from nlora_lab.config import RunConfig
+    from nlora_lab.records import Step
 
 
 @dataclass(frozen=True)
