@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from nlora_lab.config import RunConfig
     from nlora_lab.curvature import Curvature, curvature_of, curvature_table, rate_predictors
     from nlora_lab.eigenvalues import Eigenvalue, largest_eigenvalue
-    from nlora_lab.evaluation import Answer, answers
+    from nlora_lab.estimates import Estimate, check_fit, estimate
+    from nlora_lab.evaluation import Answer, answers, measure
     from nlora_lab.examples import landscape, with_spectrum
     from nlora_lab.exercises import WrongAnswer, check, exercise, solution
-    from nlora_lab.exports import save_adapter, tuned_model
+    from nlora_lab.exports import save_adapter, save_merged, tuned_model
     from nlora_lab.health import doctor
     from nlora_lab.inside import InsideRecorder
     from nlora_lab.labs import FineTuneLab, NystromLab, SpectrumLab, SvdLab
@@ -46,9 +47,11 @@ if TYPE_CHECKING:
     )
     from nlora_lab.meters import first_step, step0_meter
     from nlora_lab.methods import METHODS, Method, attach, parameter_table, variant
-    from nlora_lab.models import load_model
+    from nlora_lab.models import load_model, revision_of
     from nlora_lab.plots import chart, heat_table, intervals, method_bars, method_scatter, valleys
     from nlora_lab.racing import race
+    from nlora_lab.real_tasks import few_shot
+    from nlora_lab.recipes import Recipe, recipes
     from nlora_lab.records import Run, table
     from nlora_lab.spectra import scan, spectrum
     from nlora_lab.store import RunStore, gather
@@ -65,12 +68,14 @@ _HOME = {
     "Answer": "evaluation",
     "Curvature": "curvature",
     "Eigenvalue": "eigenvalues",
+    "Estimate": "estimates",
     "FineTuneLab": "labs",
     "InsideRecorder": "inside",
     "LowRank": "lowrank",
     "METHODS": "methods",
     "Method": "methods",
     "NystromLab": "labs",
+    "Recipe": "recipes",
     "Run": "records",
     "RunConfig": "config",
     "RunStore": "store",
@@ -86,6 +91,7 @@ _HOME = {
     "best_rates": "choosing",
     "chart": "plots",
     "check": "exercises",
+    "check_fit": "estimates",
     "compare": "comparing",
     "costs": "comparing",
     "curvature_of": "curvature",
@@ -93,7 +99,9 @@ _HOME = {
     "doctor": "health",
     "effective_rank": "measures",
     "error_curve": "lowrank",
+    "estimate": "estimates",
     "exercise": "exercises",
+    "few_shot": "real_tasks",
     "fine_tune": "training",
     "first_step": "meters",
     "gather": "store",
@@ -107,6 +115,7 @@ _HOME = {
     "load_task": "tasks",
     "marchenko_pastur": "measures",
     "marchenko_pastur_values": "measures",
+    "measure": "evaluation",
     "method_bars": "plots",
     "method_scatter": "plots",
     "nystrom": "lowrank",
@@ -119,9 +128,12 @@ _HOME = {
     "race": "racing",
     "randomized_svd": "lowrank",
     "rate_predictors": "curvature",
+    "recipes": "recipes",
     "relative_error": "lowrank",
+    "revision_of": "models",
     "save_adapter": "exports",
     "save_as_lora": "adapters",
+    "save_merged": "exports",
     "save_table": "tables",
     "scan": "spectra",
     "singular_values": "lowrank",
@@ -144,6 +156,7 @@ __all__ = [
     "Answer",
     "Curvature",
     "Eigenvalue",
+    "Estimate",
     "FineTuneLab",
     "InputError",
     "InsideRecorder",
@@ -151,6 +164,7 @@ __all__ = [
     "Method",
     "ModelError",
     "NystromLab",
+    "Recipe",
     "Run",
     "RunConfig",
     "RunStore",
@@ -166,6 +180,7 @@ __all__ = [
     "best_rates",
     "chart",
     "check",
+    "check_fit",
     "compare",
     "costs",
     "curvature_of",
@@ -173,7 +188,9 @@ __all__ = [
     "doctor",
     "effective_rank",
     "error_curve",
+    "estimate",
     "exercise",
+    "few_shot",
     "fine_tune",
     "first_step",
     "gather",
@@ -187,6 +204,7 @@ __all__ = [
     "load_task",
     "marchenko_pastur",
     "marchenko_pastur_values",
+    "measure",
     "method_bars",
     "method_scatter",
     "nystrom",
@@ -199,9 +217,12 @@ __all__ = [
     "race",
     "randomized_svd",
     "rate_predictors",
+    "recipes",
     "relative_error",
+    "revision_of",
     "save_adapter",
     "save_as_lora",
+    "save_merged",
     "save_table",
     "scan",
     "singular_values",

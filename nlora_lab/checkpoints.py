@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlora_lab import hub
+from nlora_lab.cache import Cache
 from nlora_lab.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ CONV1D_NAME = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
 class Weight:
     """One matrix, not read yet: its name, its shape as (out, in), and how to read it.
 
-    ``file`` is where it stands, or ``None`` for a live model; ``transposed`` says that it is stored as
-    (in, out), which :meth:`read` undoes.
+    ``file`` is where it stands, or ``None`` for a live model and for the hub, where ``shard`` is what it
+    stands in; ``transposed`` says that it is stored as (in, out), which :meth:`read` undoes.
     """
 
     name: str
@@ -34,9 +36,10 @@ class Weight:
     transposed: bool
     file: Path | None
     load: Callable[[], Tensor]
+    shard: hub.Shard | None = None
 
     def read(self) -> Tensor:
-        """The values, (out, in), in the dtype they are stored in."""
+        """The values, (out, in), in the dtype they are stored in. Downloads their file if need be."""
         value = self.load()
         return value.T if self.transposed else value
 
@@ -78,11 +81,13 @@ def split_name(name: str) -> tuple[int, str]:
     return int(parts[at]), ".".join(parts[at + 1 :])
 
 
-def weights(source: Any) -> list[Weight]:
+def weights(source: Any, revision: str | None = None, kept: Cache | None = None) -> list[Weight]:
     """Every 2-D floating-point weight of ``source``, in its order; nothing is read yet.
 
     ``source``: an ``nn.Module``, a ``.safetensors`` file, a folder with one or several of them (with
-    their index), "embedded", or a hub id, which is downloaded to the hub's cache.
+    their index), "embedded", or a hub id, of which only the headers are fetched here: a weight file is
+    downloaded when the first of its weights is read. ``revision``: branch, tag or commit on the hub;
+    ``kept``: where the headers are kept for the next time.
 
     Raises :class:`InputError` where there is nothing to scan, and :class:`ModelError` (its child) for
     files that are missing, corrupt, or pickles, which can run code when opened.
@@ -90,12 +95,11 @@ def weights(source: Any) -> list[Weight]:
     from torch import nn
 
     if isinstance(source, nn.Module):
+        hub.check_revision(revision, None)
         found = _of_model(source)
         what = f"the {type(source).__name__}"
     elif isinstance(source, str | Path):
-        files = _files(source)
-        transposed = _stored_transposed(next(iter(files)).parent)
-        found = [w for file, names in files.items() for w in _of_file(file, transposed, names)]
+        found = _of_text(source, revision, kept)
         what = str(source)
     else:
         raise InputError(
@@ -121,50 +125,87 @@ def _of_model(model: Any) -> list[Weight]:
     return found
 
 
-def _of_file(file: Path, conv: bool, wanted: set[str] | None) -> list[Weight]:
-    """The matrices of a file; ``wanted`` are the names that its index lists, or ``None`` for all."""
-    from safetensors import SafetensorError, safe_open
+def _of_text(source: str | Path, revision: str | None, kept: Cache | None) -> list[Weight]:
+    files = _files(source)
+    hub.check_revision(revision, files)
+    if isinstance(files, str):
+        listed = hub.shards(files, revision, kept)
+        if not isinstance(listed, Path):
+            return _of_shards(listed)
+        files = _in_folder(listed)
+    conv = _stored_transposed(next(iter(files)).parent)
+    return [w for file, names in files.items() for w in _of_file(file, conv, names)]
 
+
+def _of_shards(shards: list[hub.Shard]) -> list[Weight]:
+    config = hub.cached(shards[0].hub_id, hub.CONFIG, shards[0].commit)
+    conv = config is not None and _stored_transposed(config.parent)
     found = []
-    try:
-        with safe_open(file, framework="pt") as f:
-            names = [n for n in f.keys() if wanted is None or n in wanted]  # noqa: SIM118 - not a dict
-            _refuse_quantised(file, names)
-            for name in names:
-                view = f.get_slice(name)
-                shape = view.get_shape()
-                if len(shape) != 2 or view.get_dtype() not in FLOATS or 0 in shape:
-                    continue
-                flip = conv and CONV1D_NAME.search(name) is not None
-                sides = (shape[1], shape[0]) if flip else (shape[0], shape[1])
-                found.append(Weight(name, sides, flip, file, _reader(file, name)))
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ModelError(f"{file} is truncated or not safetensors ({reason}); download or save it again") from error
+    for shard in shards:
+        for name, shape, flip in _matrices(shard.name, shard.tensors, conv):
+            found.append(Weight(name, shape, flip, None, _reader(shard.fetch, name), shard))
     return found
 
 
-def _refuse_quantised(file: Path, names: list[str]) -> None:
+def _of_file(file: Path, conv: bool, wanted: set[str] | None) -> list[Weight]:
+    """The matrices of a file; ``wanted`` are the names that its index lists, or ``None`` for all."""
+    listed = {name: what for name, what in header(file).items() if wanted is None or name in wanted}
+    return [
+        Weight(name, shape, flip, file, _reader(lambda: file, name))
+        for name, shape, flip in _matrices(file.name, listed, conv)
+    ]
+
+
+def header(file: Path) -> hub.Tensors:
+    """What a safetensors file holds: of each tensor its dtype and shape; by name. Nothing else is read.
+
+    Raises :class:`ModelError` for a file that is truncated or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as f:
+            views = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118 - not a dict
+            return {name: (view.get_dtype(), list(view.get_shape())) for name, view in views.items()}
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise ModelError(f"{file} is truncated or not safetensors ({reason}); download or save it again") from error
+
+
+def _matrices(file: str, tensors: hub.Tensors, conv: bool) -> Iterator[tuple[str, tuple[int, int], bool]]:
+    """Of each 2-D floating-point tensor: its name, its shape as (out, in), and whether it is stored transposed."""
+    _refuse_quantised(file, list(tensors))
+    for name, (dtype, shape) in tensors.items():
+        if len(shape) != 2 or dtype not in FLOATS or 0 in shape:
+            continue
+        flip = conv and CONV1D_NAME.search(name) is not None
+        yield name, (shape[1], shape[0]) if flip else (shape[0], shape[1]), flip
+
+
+def _refuse_quantised(file: str, names: list[str]) -> None:
     """Packed or scaled weights are not the matrix: its spectrum would be of something else."""
     for name in names:
         if name.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".weight_packed", ".absmax")):
             raise ModelError(
-                f"{file.name} holds quantised weights ({name}); scan the unquantised checkpoint, or load the model "
+                f"{file} holds quantised weights ({name}); scan the unquantised checkpoint, or load the model "
                 "dequantised and scan that"
             )
 
 
-def _reader(file: Path, name: str) -> Callable[[], Tensor]:
+def _reader(where: Callable[[], Path], name: str) -> Callable[[], Tensor]:
     def read() -> Tensor:
         from safetensors import SafetensorError, safe_open
 
+        file = where()
         # opened anew each time: the file is mapped, and its pages count as ours until it is closed
         try:
             with safe_open(file, framework="pt") as f:
                 value: Tensor = f.get_tensor(name)
                 return value
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{name} cannot be read from {file} ({error}); download or save it again") from error
+            raise ModelError(
+                f"{name} cannot be read from {file} ({error}); delete the file, and download or save it again"
+            ) from error
 
     return read
 
@@ -173,15 +214,16 @@ Files = dict[Path, set[str] | None]
 """The files to read, each with the names to read from it, or ``None`` for all."""
 
 
-def _files(source: str | Path) -> Files:
+def _files(source: str | Path) -> Files | str:
+    """The files of ``source``, or the hub id that it is."""
     try:
         return _find_files(source)
     except (OSError, RuntimeError) as error:  # too long a name, no such home, a folder that cannot be read
         raise ModelError(f"source={str(source)[:200]!r} cannot be read ({error}); check the path") from error
 
 
-def _find_files(source: str | Path) -> Files:
-    from nlora_lab.models import check_model, check_reachable
+def _find_files(source: str | Path) -> Files | str:
+    from nlora_lab.models import check_model
 
     path = Path(source).expanduser() if str(source) else None
     if path is not None and path.is_file():
@@ -192,23 +234,7 @@ def _find_files(source: str | Path) -> Files:
     if path is not None and path.suffix.lower() in (".safetensors", *PICKLES):
         raise ModelError(f"the file {path} does not exist; check the path")
     known = check_model(str(source))  # says what is wrong with the name
-    if isinstance(known, Path):
-        return _in_folder(known)
-    check_reachable(known)
-    return _in_folder(_download(known))
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        wanted = ["*.safetensors", "*.safetensors.index.json", "config.json"]
-        return Path(snapshot_download(hub_id, allow_patterns=wanted))
-    except Exception as error:  # the hub's own classes: missing, gated, offline, interrupted
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"source={hub_id!r} could not be fetched from the hub ({reason}); check the id and the connection"
-        ) from error
+    return _in_folder(known) if isinstance(known, Path) else known
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -222,7 +248,7 @@ def _refuse_pickle(path: Path) -> None:
 def _in_folder(folder: Path) -> Files:
     """The files of a folder: what its index names, or ``model.safetensors``, or all that are there."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        listed = _of_index(index)
+        listed = of_index(index)
         missing = [f.name for f in listed if not f.is_file()]
         if missing:
             raise ModelError(f"{index} names {missing[0]}, which is not there; download the model again")
@@ -236,7 +262,11 @@ def _in_folder(folder: Path) -> Files:
     raise ModelError(f"the folder {folder} holds no .safetensors file; save the model with save_pretrained")
 
 
-def _of_index(index: Path) -> Files:
+def of_index(index: Path) -> Files:
+    """The files that an index names, each beside it, with the tensors it says are in them.
+
+    Raises :class:`ModelError` for what is no index, and for one that leads out of its folder.
+    """
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(listed.values()))

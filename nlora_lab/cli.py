@@ -8,26 +8,24 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.cli_export import add_export
+from nlora_lab.cli_recipes import add_recipes
 from nlora_lab.cli_results import add_commands
+from nlora_lab.cli_run import add_race, add_run
 from nlora_lab.errors import InputError
 from nlora_lab.files import check_writable, shipped
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nlora_lab.config import RunConfig
-    from nlora_lab.records import Run, Step
 
 START = "00_start_here.ipynb"
 COPIES = "nlora-lab-notebooks"
-DEFAULT_LR = 2e-4
 GRID_EXAMPLE = '{"method": ["lora", "nlora"], "lr": [2e-4, 1e-2], "seed": [0, 1]}'
 
 
@@ -77,10 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--json", action="store_true", help="the whole table as JSON on stdout")
     scan.set_defaults(command=_scan)
 
-    race = commands.add_parser("race", help="fine-tune with several methods on identical batches and compare")
-    race.add_argument("--methods", default="lora,slora,nlora", help="names with commas (default: %(default)s)")
-    _run_options(race)
-    race.set_defaults(command=_race)
+    add_race(commands)
 
     sweep = commands.add_parser("sweep", help="many runs into one store, by as many processes as there are cores")
     sweep.add_argument("grid", help="recorded (the runs that ship), or a JSON file: fields with lists of values")
@@ -97,72 +92,11 @@ def _parser() -> argparse.ArgumentParser:
 
     add_commands(commands)
 
-    run = commands.add_parser("run", help="fine-tune with one method")
-    run.add_argument("--method", dest="methods", default="lora", help="its name (default: %(default)s)")
-    _run_options(run)
-    run.set_defaults(command=_race)
+    add_run(commands)
 
+    add_recipes(commands)
     add_export(commands)
     return parser
-
-
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--rank", type=int, default=8, help="rank of the adapters (default: %(default)s)")
-    add("--lr", default=f"{DEFAULT_LR:g}", metavar="RATE", help="one rate, or lora=1.6e-2,nlora=2e-4")
-    add("--alpha", type=float, help="scale is alpha / rank (default: alpha = rank)")
-    add("--init", help="initialisation of N, for the methods that have a choice")
-    add("--steps", type=int, default=250, help="optimiser steps (default: %(default)s)")
-    add("--batch-size", type=int, default=16, help="examples a step (default: %(default)s)")
-    add("--task", default="word-problems", help="word-problems or entailment (default: %(default)s)")
-    add("--difficulty", help="easy, medium or hard (default: medium)")
-    add("--model", default="embedded", help="embedded, a folder, or a hub id (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of weights, data order and dropout (default: %(default)s)")
-    add("--device", help="cuda, mps or cpu (default: the best one here)")
-    add(
-        "--warmup", type=float, default=0.03, help="share of the steps over which the rate rises (default: %(default)s)"
-    )
-    add("--weight-decay", type=float, default=0.0, help="AdamW's (default: %(default)s)")
-    add("--dropout", type=float, default=0.0, help="of the adapter's input (default: %(default)s)")
-    add("--clip-norm", type=float, help="clip the gradient's norm (default: no clipping)")
-    add("--out", type=Path, metavar="FOLDER", help="write one JSON record a run into this folder")
-    add("--json", action="store_true", help="only JSON on stdout")
-
-
-def _race(options: argparse.Namespace) -> int:
-    configs = _configs(options)
-    if options.out is not None:
-        if options.out == Path():
-            raise InputError("--out '' names no folder; for example: --out runs")
-        check_writable(options.out, f"--out {options.out}")
-    from nlora_lab.devices import find_device
-    from nlora_lab.progress import ProgressLine
-    from nlora_lab.racing import race
-
-    progress = ProgressLine(sum(c.steps for c in configs))
-    progress.say(f"{len(configs)} run{'s' * (len(configs) > 1)} on {find_device(options.device).words}")
-    place = {id(c): f"{c.method} ({i}/{len(configs)})" for i, c in enumerate(configs, start=1)}
-
-    def on_step(config: RunConfig, step: Step) -> None:
-        progress.advance(f"{place[id(config)]}  step {step.step}/{config.steps}  loss {step.loss:.3f}")
-
-    runs: list[Run] = []
-
-    def on_run(run: Run) -> None:
-        runs.append(run)
-        progress.skip(run.config.steps - len(run.steps))
-        if options.out is not None:
-            progress.say(f"wrote {run.save(_record_path(options.out, run))}")
-
-    try:
-        race(configs, on_step, on_run)
-    finally:  # whatever ends the race, what was computed is shown
-        progress.close()
-        if runs:
-            print(json.dumps({"runs": [run.summary() for run in runs]}, indent=2) if options.json else report(runs))
-    if options.json and not runs:  # interrupted before there was anything: still valid JSON
-        print(json.dumps({"runs": []}))
-    return 0 if len(runs) == len(configs) and not runs[-1].stopped else 130
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -212,116 +146,6 @@ def _grid_file(path: Path) -> Any:
     if not isinstance(grid, dict):
         raise InputError(f"{path} is no grid: it holds a {type(grid).__name__}; write JSON such as {GRID_EXAMPLE}")
     return grid
-
-
-def _configs(options: argparse.Namespace) -> list[RunConfig]:
-    from nlora_lab.config import RunConfig
-    from nlora_lab.methods import get_method
-
-    names = [name.strip() for name in options.methods.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"--methods {options.methods!r} names no method; for example: lora,slora,nlora")
-    methods = [get_method(name) for name in names]
-    rates = parse_rates(options.lr, names)
-    if options.init is not None and not any(m.inits for m in methods):
-        raise InputError(f"--init {options.init}: none of {', '.join(names)} has a choice of init; leave it out")
-    shared = {
-        key: getattr(options, key)
-        for key in (
-            "rank", "alpha", "steps", "batch_size", "task", "difficulty", "model", "seed", "device", "clip_norm",
-            "warmup", "weight_decay", "dropout",
-        )
-    }  # fmt: skip
-    return [
-        RunConfig(method=m.name, lr=rates[m.name], init=options.init if m.inits else None, **shared) for m in methods
-    ]
-
-
-def parse_rates(text: str, methods: Sequence[str]) -> dict[str, float]:
-    """``"2e-4"`` or ``"lora=1.6e-2,nlora=2e-4"`` as one rate a method.
-
-    A bare number is the rate of every method not named. Raises :class:`InputError` for a word that
-    is no number, a method that does not race, or one that is left without a rate.
-    """
-    rates: dict[str, float] = {}
-    default: float | None = None
-    for part in text.split(","):
-        name, equals, number = part.strip().rpartition("=")
-        try:
-            rate = float(number)
-        except ValueError:
-            raise InputError(f"--lr {text}: {part.strip()!r} is not a rate; write 2e-4 or lora=1.6e-2") from None
-        if (not equals and default is not None) or name.strip() in rates:
-            raise InputError(f"--lr {text} gives {name.strip() or 'all others'} two rates; leave one out")
-        if not equals:
-            default = rate
-        elif name.strip() in methods:
-            rates[name.strip()] = rate
-        else:
-            raise InputError(f"--lr {text}: {name.strip()!r} is not racing; the methods are {', '.join(methods)}")
-    missing = [m for m in methods if m not in rates]
-    if missing and default is None:
-        raise InputError(f"--lr {text} gives {', '.join(missing)} no rate; add one, or a bare number for all others")
-    return {m: rates.get(m, default if default is not None else DEFAULT_LR) for m in methods}
-
-
-def report(runs: Sequence[Run]) -> str:
-    """The table, and what it cannot say."""
-    from nlora_lab.records import STEP0_NOISE
-
-    lines = [render_table(runs)]
-    for run in runs:
-        change = run.metrics.get("step0_change", 0.0)
-        if change > STEP0_NOISE:
-            lines.append(f"{run.config.method} changed the model's logits by {change:.1%} before the first step.")
-        if run.error:
-            lines.append(f"{run.config.method} ended early: {run.error}.")
-    if any(run.device.startswith("CPU") for run in runs):
-        lines.append("Peak memory on a CPU is that of the whole process.")
-    return "\n".join(lines)
-
-
-def render_table(runs: Sequence[Run]) -> str:
-    """The results as aligned text."""
-    head = ["method", "rate", "parameters", "final loss", "accuracy", "seconds", "peak memory", "ended"]
-    rows = [head]
-    for run in runs:
-        row: dict[str, Any] = run.summary()
-        rows.append(
-            [
-                row["method"],
-                f"{row['lr']:.1e}",
-                f"{row['trainable']:,}",
-                "-" if row["final_loss"] is None else f"{row['final_loss']:.4f}",
-                "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
-                f"{row['seconds']:.1f}",
-                f"{row['peak_memory'] / 2**20:,.0f} MB",
-                "diverged"
-                if row["diverged"]
-                else "stopped"
-                if row["stopped"]
-                else "failed"
-                if row["error"]
-                else "normally",
-            ]
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(c.ljust(w) if i in (0, 7) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _record_path(folder: Path, run: Run) -> Path:
-    c = run.config
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    stem = f"{stamp}-{c.task}-{c.method}-r{c.rank}-lr{c.lr:g}-seed{c.seed}"
-    path, copy = folder / f"{stem}.json", 2
-    while path.exists():
-        path, copy = folder / f"{stem}-{copy}.json", copy + 1
-    return path
 
 
 def _lab(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nlora_lab.batches import BatchOrder, Collate, encode
+from nlora_lab.building import build, untouched
 from nlora_lab.config import RunConfig
 from nlora_lab.devices import find_device
 from nlora_lab.eigenvalues import Eigenvalue, Hessian, check_tolerance, filled, flat, lanczos, split
@@ -25,7 +26,6 @@ from nlora_lab.lowrank.checks import check_count, normals
 from nlora_lab.methods import METHODS, get_method
 from nlora_lab.models import LOADING
 from nlora_lab.tasks import load_task
-from nlora_lab.training import build, untouched
 from nlora_lab.views import PeftSubject
 
 if TYPE_CHECKING:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nlora_lab.errors import InputError, one_of
+
+if TYPE_CHECKING:
+    from nlora_lab.config import RunConfig
 
 DEVICES = ("cuda", "mps", "cpu")
 OVERRIDE = "NLORA_LAB_DEVICE"
@@ -43,6 +47,16 @@ def find_device(wanted: str | None = None) -> Device:
         return Device(kind, "no", "Apple GPU, float32")
     threads = torch.get_num_threads()
     return Device(kind, "no", f"CPU, {threads} thread{'s' if threads != 1 else ''}, float32")
+
+
+def run_device(cfg: RunConfig) -> Device:
+    """The device of a run, in the precision that its config asks for."""
+    device = find_device(cfg.device)
+    if cfg.precision is None:
+        return device
+    half = cfg.precision == "bf16"
+    words = f"{device.words.rpartition(', ')[0]}, {'bfloat16 autocast' if half else 'float32'}"
+    return Device(device.kind, "bf16" if half else "no", words)
 
 
 class PeakMemory:

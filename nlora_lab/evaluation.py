@@ -1,8 +1,7 @@
-"""Scoring a model on a task: greedy answers, or the likeliest label as the next token."""
+"""Scoring a model on a task: greedy answers, the likeliest label as the next token, or a classification head."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nlora_lab.batches import Collate
+from nlora_lab.encoding import as_asked, encode_task, last_tokens, prompt_ids, uses_chat
 from nlora_lab.errors import InputError
+from nlora_lab.finals import final_number as final_number
 from nlora_lab.halting import Asked, heed, never
+from nlora_lab.portions import ANSWERED_ROWS, cached_bytes, tokens_at_once
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from nlora_lab.tasks import Task
 
-ANSWER = re.compile(r"The answer is (-?\d+)\.")
-BATCH = 100  # prompts at a time
+NEAR = 0.5  # a score as near as this counts as right in an Answer
 
 
 @dataclass(frozen=True)
@@ -36,38 +39,79 @@ class Answer:
         return f"{self.prompt}\n  →{self.said if self.said.startswith(' ') else ' ' + self.said}   [{mark}]\n"
 
 
-def final_number(text: str) -> str | None:
-    """N of the first "The answer is N.", or None; ``"012"`` is not read as 12."""
-    found = ANSWER.search(text)
-    return found.group(1) if found else None
-
-
 @torch.no_grad()
 def answers(
     model: Any, tokenizer: PreTrainedTokenizerBase, task: Task, split: str = "test", limit: int | None = None,
-    halted: Asked = never,
+    halted: Asked = never, shots: int = 0, max_new_tokens: int | None = None, max_length: int | None = None,
 ) -> list[Answer]:  # fmt: skip
     """The model's answer to each of the first ``limit`` items of a split (all by default).
 
     ``halted`` is asked before every token, and its yes raises :class:`nlora_lab.halting.Halted`: an accuracy of some
     of the items must not pass for that of all.
+
+    Args:
+        shots: put so many worked training examples before each prompt (:func:`nlora_lab.real_tasks.few_shot`).
+        max_new_tokens: of a generated answer; ``None`` is the longest target of the split and 8 more.
+        max_length: tokens that the model can take, prompt and answer together; a prompt that is too long loses its
+            beginning.
+
+    Of "classes", ``said`` is the name of the class; of "score", the number, which is right within half a point.
     """
-    rows = getattr(task, split)
-    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
-    prompts, expected = rows["prompt"], rows["answer"]
-    given: list[Answer] = []
+    rows = _first_rows(task, split, limit)
+    if task.head:
+        _prefix(task, shots)  # a head takes none, and this says so
+        return _headed(task, rows, _outputs(model, tokenizer, task, rows, max_length, halted))
+    ids = prompt_ids(_prefixed(task, rows, shots), tokenizer, uses_chat(task, tokenizer))
+    new = 0 if task.kind == "choice" else max_new_tokens or _longest_target(tokenizer, rows)
+    if max_length is not None:  # with room for the answer, but never most of the prompt for it
+        room = max(max_length - new, max_length // 2, 1)
+        ids = [last_tokens(one, room, tokenizer) for one in ids]
+    said: list[str] = []
     with _evaluating(model):
-        for start in range(0, len(prompts), BATCH):
+        for start, end in _spans([len(one) for one in ids], new, _token_bytes(model)):
             heed(halted)
-            batch, truth = list(prompts[start : start + BATCH]), expected[start : start + BATCH]
-            if task.labels:
-                said = _choose(model, tokenizer, batch, task.labels)
-                right = [s == t for s, t in zip(said, truth, strict=True)]
+            if task.kind == "choice":
+                lead = "" if uses_chat(task, tokenizer) else " "
+                said += _choose(model, tokenizer, ids[start:end], task.labels, lead)
             else:
-                said = greedy(model, tokenizer, batch, _longest_target(tokenizer, rows), halted)
-                right = [final_number(s) == t for s, t in zip(said, truth, strict=True)]
-            given += [Answer(*row) for row in zip(batch, said, truth, right, strict=True)]
-    return given
+                left = max_length - max(map(len, ids[start:end])) if max_length is not None else new
+                said += _continued(model, tokenizer, ids[start:end], max(1, min(new, left)), halted)
+    return marked(task, rows, said)
+
+
+def asked(
+    task: Task, tokenizer: PreTrainedTokenizerBase, split: str = "test", limit: int | None = None, shots: int = 0
+) -> list[str]:
+    """The prompts as :func:`answers` puts them to a model, as text: for another program to answer."""
+    return as_asked(_prefixed(task, _first_rows(task, split, limit), shots), tokenizer, uses_chat(task, tokenizer))
+
+
+def marked(task: Task, rows: Dataset, said: Sequence[str]) -> list[Answer]:
+    """What was ``said`` to each of ``rows`` (of a task of text), marked right or wrong."""
+    read = said if task.kind == "choice" else [task.final(text) for text in said]
+    right = [one == truth for one, truth in zip(read, rows["answer"], strict=True)]
+    return [Answer(*row) for row in zip(rows["prompt"], said, rows["answer"], right, strict=True)]
+
+
+def measure(
+    model: Any, tokenizer: PreTrainedTokenizerBase, task: Task, split: str = "test", limit: int | None = None,
+    halted: Asked = never, max_length: int | None = None, shots: int = 0,
+) -> tuple[list[Answer], dict[str, float]]:  # fmt: skip
+    """The model's answers, as :func:`answers` gives them, and the task's measures of them.
+
+    "accuracy" is among them, but not for a score; what else, says ``task.measures``: "f1", "matthews", "pearson",
+    "spearman" (:func:`nlora_lab.glue.measured`).
+    """
+    if not task.head:
+        given = answers(model, tokenizer, task, split, limit, halted, shots, max_length=max_length)
+        return given, {"accuracy": accuracy(given)}
+    from nlora_lab.glue import measured
+
+    rows = _first_rows(task, split, limit)
+    _prefix(task, shots)  # a head takes none, and this says so
+    outputs = _outputs(model, tokenizer, task, rows, max_length, halted)
+    said = (outputs[:, 0] if task.kind == "score" else outputs.argmax(-1)).tolist()
+    return _headed(task, rows, outputs), measured(task.measures, said, list(rows["label"]))
 
 
 def accuracy(given: Sequence[Answer]) -> float:
@@ -77,15 +121,53 @@ def accuracy(given: Sequence[Answer]) -> float:
 
 @torch.no_grad()
 def mean_loss(model: Any, batches: Any, halted: Asked = never) -> float:
-    """Mean cross-entropy in nats a target token over ready-made batches, prompts left out; ``halted`` as above."""
+    """Mean cross-entropy in nats a target token over ready-made batches, prompts left out; ``halted`` as above.
+
+    Of a classifier, whose labels are (B,), the mean loss of an example: for scores that is the squared error.
+    """
     total = tokens = 0.0
     with _evaluating(model):
         for batch in batches:
             heed(halted)
-            counted = int((batch["labels"][:, 1:] != -100).sum())
+            labels = batch["labels"]
+            counted = len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
             total += float(model(**batch).loss) * counted
             tokens += counted
     return total / tokens
+
+
+def _first_rows(task: Task, split: str, limit: int | None) -> Dataset:
+    rows: Dataset = getattr(task, split)
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def _prefixed(task: Task, rows: Dataset, shots: int) -> list[str]:
+    prefix = _prefix(task, shots)
+    return [prefix + prompt for prompt in rows["prompt"]]
+
+
+def _prefix(task: Task, shots: int) -> str:
+    if not shots:
+        return ""
+    from nlora_lab.real_tasks import few_shot
+
+    return few_shot(task, shots)
+
+
+def _token_bytes(model: Any) -> int:
+    return cached_bytes(model.config, model.dtype.itemsize) if hasattr(model, "config") else 0
+
+
+def _spans(lengths: Sequence[int], new: int, cached: int = 0) -> Iterator[tuple[int, int]]:
+    """Where batches start and end: in order, as many prompts as :mod:`nlora_lab.portions` allows, padding counted in."""
+    start, longest, tokens = 0, 0, tokens_at_once(cached)
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if i > start and (i - start == ANSWERED_ROWS or (i - start + 1) * (longest + new) > tokens):
+            yield start, i
+            start, longest = i, length
+    if lengths:
+        yield start, len(lengths)
 
 
 def _longest_target(tokenizer: PreTrainedTokenizerBase, rows: Any) -> int:
@@ -93,23 +175,33 @@ def _longest_target(tokenizer: PreTrainedTokenizerBase, rows: Any) -> int:
     return max(map(len, ids)) + 8  # room for a wrong answer that runs a little long
 
 
-def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> dict[str, torch.Tensor]:
-    """Left-padded (B, T), so that the last position is the end of every prompt."""
-    batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", return_token_type_ids=False)
-    return {k: v.to(model.device) for k, v in batch.items()}
+def _left_padded(model: Any, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> dict[str, torch.Tensor]:
+    """``input_ids`` and ``attention_mask`` (B, T), so that the last position is the end of every prompt."""
+    longest, pad = max(map(len, ids)), int(tokenizer.pad_token_id)
+    padded = [[pad] * (longest - len(one)) + one for one in ids]
+    mask = [[0] * (longest - len(one)) + [1] * len(one) for one in ids]
+    return {
+        "input_ids": torch.tensor(padded, device=model.device),
+        "attention_mask": torch.tensor(mask, device=model.device),
+    }
 
 
-@torch.no_grad()
 def greedy(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], new_tokens: int, halted: Asked = never
 ) -> list[str]:
     """The likeliest continuation of each prompt, up to ``</s>`` or ``new_tokens``; one batch, with a KV cache."""
+    return _continued(model, tokenizer, prompt_ids(prompts, tokenizer), new_tokens, halted)
 
+
+@torch.no_grad()
+def _continued(
+    model: Any, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], new_tokens: int, halted: Asked
+) -> list[str]:
     def go_on(ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
         heed(halted)
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # none of the prompts ends because of this
 
-    batch = _encode(model, tokenizer, prompts)
+    batch = _left_padded(model, tokenizer, ids)
     out = model.generate(
         **batch, max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id,
         stopping_criteria=[go_on],
@@ -117,21 +209,54 @@ def greedy(
     return list(tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[int]:
-    """The first token of " label" for each label; they must differ, or :class:`InputError`."""
-    ids = [tokenizer(f" {label}", add_special_tokens=False)["input_ids"][0] for label in labels]
+def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], lead: str = " ") -> list[int]:
+    """The first token of each label, after a space (``lead``); they must differ, or :class:`InputError`."""
+    ids = [tokenizer(f"{lead}{label}", add_special_tokens=False)["input_ids"][0] for label in labels]
     if len(set(ids)) != len(ids):
         raise InputError(f"the labels {', '.join(labels)} share a first token in this tokenizer; rename them")
     return ids
 
 
-def _choose(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], labels: Sequence[str]) -> list[str]:
-    ids = label_tokens(tokenizer, labels)
-    batch = _encode(model, tokenizer, prompts)
+def _choose(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], labels: Sequence[str], lead: str
+) -> list[str]:
+    ids = label_tokens(tokenizer, labels, lead)
+    batch = _left_padded(model, tokenizer, prompts)
     # generate() derives positions from the mask; a plain forward pass has to be told
     positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     logits = model(**batch, position_ids=positions).logits[:, -1, ids]  # (B, labels)
     return [labels[i] for i in logits.argmax(-1).tolist()]
+
+
+@torch.no_grad()
+def _outputs(
+    model: Any, tokenizer: PreTrainedTokenizerBase, task: Task, rows: Dataset, max_length: int | None, halted: Asked
+) -> torch.Tensor:
+    """What the head gives for every row, (N, labels) float32 on the CPU."""
+    encoded = encode_task(rows, task, tokenizer, max_length).rows
+    collate, outputs = Collate(int(tokenizer.pad_token_id)), []
+    with _evaluating(model):
+        for start, end in _spans([len(row["input_ids"]) for row in encoded], 0):
+            heed(halted)
+            batch = {k: v.to(model.device) for k, v in collate(encoded[start:end]).items() if k != "labels"}
+            outputs.append(model(**batch).logits.float().cpu())
+    return torch.cat(outputs)
+
+
+def _headed(task: Task, rows: Dataset, outputs: torch.Tensor) -> list[Answer]:
+    """The outputs (N, labels) of a head as answers."""
+    prompts = [f"{text}\n{pair}" if pair else text for text, pair in zip(rows["text"], rows["pair"], strict=True)]
+    truth = list(rows["label"])
+    if task.kind == "score":
+        scores = outputs[:, 0].tolist()
+        return [
+            Answer(prompt, f"{said:.3f}", f"{true:g}", abs(said - true) <= NEAR)
+            for prompt, said, true in zip(prompts, scores, truth, strict=True)
+        ]
+    return [
+        Answer(prompt, task.labels[said], task.labels[true], said == true)
+        for prompt, said, true in zip(prompts, outputs.argmax(-1).tolist(), truth, strict=True)
+    ]
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 judged by calling it on fresh inputs, made from a fixed seed. A wrong answer that agrees with a known
 mistake on the first input where it is wrong raises that mistake's hint; any other one, the numbers.
 The questions themselves stand in :mod:`nlora_lab.solutions`, :mod:`nlora_lab.solutions_adapters`,
-:mod:`nlora_lab.solutions_lab`, :mod:`nlora_lab.solutions_rates` and :mod:`nlora_lab.solutions_paper`.
+:mod:`nlora_lab.solutions_lab`, :mod:`nlora_lab.solutions_rates`, :mod:`nlora_lab.solutions_paper` and
+:mod:`nlora_lab.solutions_real`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlora_lab import solutions, solutions_adapters, solutions_lab, solutions_paper, solutions_rates
+from nlora_lab import solutions, solutions_adapters, solutions_lab, solutions_paper, solutions_rates, solutions_real
 from nlora_lab.errors import InputError
 from nlora_lab.solutions import Exercise
 
 TOLERANCE = 1e-4  # relative: the float32 of a learner's own conversions passes, no known mistake does
-TABLES = (solutions.TABLE, solutions_adapters.TABLE, solutions_lab.TABLE, solutions_rates.TABLE, solutions_paper.TABLE)
+TABLES = (
+    solutions.TABLE, solutions_adapters.TABLE, solutions_lab.TABLE, solutions_rates.TABLE, solutions_paper.TABLE,
+    solutions_real.TABLE,
+)  # fmt: skip
 EXERCISES: dict[str, Exercise] = {asked.number: asked for table in TABLES for asked in table}
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.files import expanded, write_whole
 from nlora_lab.methods import METHODS
+from nlora_lab.models import EMBEDDED
 from nlora_lab.records import Run
 
-FORMS = ("peft", "lora")
+FORMS = ("peft", "lora", "merged")
 
 
 def free_folder(path: str | Path, name: str) -> Path:
@@ -29,17 +32,17 @@ def free_folder(path: str | Path, name: str) -> Path:
 
 
 def tuned_model(run: Run) -> tuple[Any, Any]:
-    """The model a run has trained, with its adapter, in float32 on the CPU; and the tokenizer.
+    """The model a run has trained, with its adapter, on the CPU, in the dtypes it was trained in; and the tokenizer.
 
     Raises :class:`nlora_lab.InputError` for a run whose weights are not here: one that was read from a record.
     """
     import torch
 
-    from nlora_lab.training import build
+    from nlora_lab.building import build
 
     _check_weights(run)
     assert run.weights is not None
-    model, tokenizer = build(run.config)
+    model, tokenizer = build(_at_its_commit(run))
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in run.weights.items():
@@ -71,6 +74,9 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
             from nlora_lab.adapters import save_as_lora
 
             save_as_lora(model, folder)
+        elif form == "merged" and kind.build is not None:
+            model.merge_and_unload().save_pretrained(str(folder))
+            tokenizer.save_pretrained(str(folder))
         else:
             model.save_pretrained(str(folder))
             if kind.build is None:
@@ -80,15 +86,63 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
     return folder
 
 
+def save_merged(adapter: str | Path, path: str | Path, model: str | None = None) -> Path:
+    """Add a saved ``adapter`` (a folder, of this package or of PEFT) to its base model, and write both to ``path``.
+
+    ``model``: the base, as for :func:`nlora_lab.load_model`; by default what the adapter's config names. Classifiers
+    keep their trained head. Raises :class:`nlora_lab.InputError` for a folder without an adapter, a base that the
+    adapter does not name or fit, and a ``path`` that cannot be written.
+    """
+    from peft import PeftConfig, PeftModel
+
+    import nlora_lab.adapters  # noqa: F401 - makes this package's adapters known to PEFT
+    from nlora_lab.models import load_model
+
+    source = expanded(adapter)
+    if not (source / "adapter_config.json").is_file():
+        raise InputError(f"{str(adapter)!r} holds no adapter_config.json; give a folder that save_pretrained wrote")
+    config = PeftConfig.from_pretrained(str(source))
+    name = model or config.base_model_name_or_path
+    if not name:
+        raise InputError(f"{str(adapter)!r} does not name its base model; say model='…'")
+    base, tokenizer = load_model(_known(name), head=_outputs(source) if config.task_type == "SEQ_CLS" else 0)
+    folder = expanded(path)
+    try:
+        merged = PeftModel.from_pretrained(base, str(source)).merge_and_unload()
+        folder.mkdir(parents=True, exist_ok=True)
+        merged.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{str(adapter)!r} cannot be merged into {name!r} and written ({reason})") from error
+    return folder
+
+
+def _known(name: str) -> str:
+    """``name``, or "embedded" where it is the folder of the embedded model, wherever that was installed."""
+    return EMBEDDED if Path(name).name == EMBEDDED and not Path(name).is_dir() else name
+
+
+def _outputs(adapter: Path) -> int:
+    """How many outputs the trained head has that was saved with an adapter."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        heads = [n for n in file.keys() if n.endswith((".score.weight", ".classifier.weight", ".out_proj.weight"))]  # noqa: SIM118
+        if not heads:
+            raise InputError(f"{str(adapter)!r} is of a classifier and holds no trained head; save it again")
+        return int(file.get_slice(heads[0]).get_shape()[0])
+
+
 def _save_difference(model: Any, run: Run, folder: Path) -> None:
     """PiSSA and OLoRA train ``B A`` on a residual; on the original weights that is ``[B, −B0] [A; A0]``, rank 2r."""
     import torch
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    from nlora_lab.training import build
+    from nlora_lab.building import build
 
-    start, _ = build(run.config)
+    start, _ = build(_at_its_commit(run))
     before, weights = dict(start.named_parameters()), {}
     for name, now in model.named_parameters():
         if not now.requires_grad:
@@ -103,6 +157,11 @@ def _save_difference(model: Any, run: Run, folder: Path) -> None:
         task_type=config.task_type, base_model_name_or_path=config.base_model_name_or_path, inference_mode=True,
     ).save_pretrained(str(folder))  # fmt: skip
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _at_its_commit(run: Run) -> RunConfig:
+    """What was run, on the model as it was then: a branch of the hub may have moved on."""
+    return replace(run.config, revision=run.revision) if run.revision else run.config
 
 
 def _check_weights(run: Run) -> None:

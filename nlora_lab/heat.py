@@ -16,25 +16,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nlora_lab import training
+from nlora_lab import building, training
 from nlora_lab.batches import IGNORED, BatchOrder, Collate, training_batches
+from nlora_lab.building import Data, load_base, longest_allowed, task_of
 from nlora_lab.config import RunConfig
-from nlora_lab.devices import PeakMemory, find_device, is_out_of_memory, release_memory
-from nlora_lab.evaluation import label_tokens
+from nlora_lab.devices import PeakMemory, is_out_of_memory, release_memory, run_device
 from nlora_lab.halting import Asked, heed
 from nlora_lab.lifted import CannotStack, Lifted
 from nlora_lab.methods import trainable_parameters
-from nlora_lab.models import load_model
+from nlora_lab.processes import make_accelerator
 from nlora_lab.records import Run, Step
 from nlora_lab.stack import Stack, StackSubject
-from nlora_lab.tasks import Task, load_task
 from nlora_lab.training import Trail
 from nlora_lab.views import Subject
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 OnStep = Callable[[RunConfig, Step], bool | None]
 """Called for every adapter after every step; returning True ends the whole race and keeps what there is."""
@@ -108,7 +105,7 @@ class Heat:
     def __init__(self, configs: Mapping[int, RunConfig], desk: Desk) -> None:
         self.configs, self.desk = configs, desk
         self.shared = next(iter(configs.values()))
-        self.device = find_device(self.shared.device)
+        self.device = run_device(self.shared)
         self.trails: dict[int, Trail] = {}
         self.alone: list[int] = []  # those that turn out not to share a base
 
@@ -146,35 +143,36 @@ class Heat:
         self.desk.take(number, trail.run(self.configs[number], self.device))
 
     def _run(self) -> None:
-        accelerator = training.make_accelerator(self.device)
+        accelerator = make_accelerator(self.device)
         if accelerator.num_processes > 1:
             raise CannotStack("several processes share the batches of a run")
-        task = load_task(self.shared.task, difficulty=self.shared.difficulty)
-        stack, tokenizer, adapters = self._build()
-        if task.labels:
-            label_tokens(tokenizer, task.labels)  # they must differ, and that is to be known before training
+        task = task_of(self.shared)
+        base, tokenizer = load_base(self.shared)
+        data = Data(self.shared, task, tokenizer, longest_allowed(self.shared, base, tokenizer))
+        stack, adapters = self._build(base)
+        for lane_trail in self.trails.values():
+            lane_trail.note_cut(data)
         stack.to(accelerator.device)
         lanes = [self._lane(number, adapter, stack) for number, adapter in adapters.items()]
         for lane in lanes:
             heed(self.desk.over)
             with stack.solo(lane.adapter):
-                lane.trail.metrics["step0_change"] = training.first_change(stack, tokenizer, task, None)
-        feed = Feed(task.train, tokenizer, [lane.cfg for lane in lanes])
+                lane.trail.metrics["step0_change"] = training.first_change(stack, data, None)
+        feed = Feed(data, [lane.cfg for lane in lanes])
         track = Track(accelerator, accelerator.prepare(stack), feed, PeakMemory(self.device.kind))
         try:
             stopped = self._train(track, lanes)
         finally:
             for lane in lanes:
                 lane.trail.peak_memory = track.memory.bytes
-        self._measure(track, lanes, tokenizer, task, stopped)
+        self._measure(track, lanes, data, stopped)
 
-    def _build(self) -> tuple[Stack, Any, dict[int, Lifted]]:
+    def _build(self, base: Any) -> tuple[Stack, dict[int, Lifted]]:
         """The base, and the numbers of every adapter, built just as for a run alone."""
-        base, tokenizer = load_model(self.shared.model)
         adapters: dict[int, Lifted] = {}
         for i, cfg in self.configs.items():
             heed(self.desk.over)
-            model, _ = training.build(cfg)
+            model, _ = building.build(cfg, 0)
             try:
                 adapters[i] = Lifted(model, base)
             except CannotStack:
@@ -190,7 +188,7 @@ class Heat:
             raise CannotStack("there is nobody to share the base with")
         for trail in self.trails.values():
             trail.together = len(adapters)
-        return Stack(base, list(adapters.values())), tokenizer, adapters
+        return Stack(base, list(adapters.values())), adapters
 
     def _lane(self, number: int, adapter: Lifted, stack: Stack) -> Lane:
         cfg = self.configs[number]
@@ -228,7 +226,7 @@ class Heat:
             clock.share(lanes)
         return stopped
 
-    def _measure(self, track: Track, lanes: list[Lane], tokenizer: Any, task: Task, stopped: bool) -> None:
+    def _measure(self, track: Track, lanes: list[Lane], data: Data, stopped: bool) -> None:
         for lane in lanes:
             lane.trail.weights = lane.adapter.weights()  # of all, before anything can end the measuring
         for lane in lanes:
@@ -240,7 +238,7 @@ class Heat:
                     with track.stack.solo(lane.adapter):
                         if self.desk.watch is not None:
                             self.desk.watch(lane.cfg, len(lane.trail.steps), lane.subject)
-                        training.finish(lane.trail, track.stack, tokenizer, task, lane.subject, self.desk.halted)
+                        training.finish(lane.trail, track.stack, data, lane.subject, self.desk.halted)
                     track.memory.look()
                     stopped = lane.trail.stopped  # perhaps while it was measured
                     self.desk.stopped = self.desk.stopped or stopped
@@ -297,10 +295,11 @@ class Track:
 class Feed:
     """The batches of a run for every seed among ``configs``, step by step."""
 
-    def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, configs: Sequence[RunConfig]) -> None:
-        orders = {c.seed: BatchOrder(len(rows), c.steps, c.batch_size, c.seed) for c in configs}
-        self._loaders = {seed: training_batches(rows, tokenizer, order) for seed, order in orders.items()}
-        self._fill = Collate(int(tokenizer.pad_token_id)).fill
+    def __init__(self, data: Data, configs: Sequence[RunConfig]) -> None:
+        rows = data.training
+        orders = {c.seed: BatchOrder(len(rows.rows), c.steps, c.batch_size, c.seed) for c in configs}
+        self._loaders = {seed: training_batches(rows, data.tokenizer, order) for seed, order in orders.items()}
+        self._fill = Collate(int(data.tokenizer.pad_token_id)).fill
 
     def __iter__(self) -> Iterator[dict[int, Batch]]:
         for batches in zip(*self._loaders.values(), strict=True):

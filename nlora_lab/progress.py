@@ -20,12 +20,14 @@ def duration(seconds: float) -> str:
 class ProgressLine:
     """One line that rewrites itself in a terminal; in a log, a new line every ``quiet`` seconds.
 
-    ``total`` counts units of equal cost, such as optimiser steps over all runs.
+    ``total`` counts units of equal cost, such as optimiser steps over all runs. ``silent``: say nothing (for all but
+    one of several processes).
     """
 
-    def __init__(self, total: int, stream: TextIO | None = None, quiet: float = 10.0) -> None:
+    def __init__(self, total: int, stream: TextIO | None = None, quiet: float = 10.0, *, silent: bool = False) -> None:
         self.total, self.done = total, 0
-        self._stream: TextIO | None = stream or sys.stderr  # None where there is no terminal at all
+        # None where there is no terminal at all
+        self._stream: TextIO | None = None if silent else stream or sys.stderr
         self._live = self._stream is not None and self._stream.isatty()
         self._every = 0.1 if self._live else quiet
         self._started = self._said = time.monotonic()

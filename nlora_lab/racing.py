@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nlora_lab import training
+from nlora_lab.building import base_dtype, head_of, load_base
 from nlora_lab.config import RunConfig
-from nlora_lab.devices import find_device
+from nlora_lab.devices import find_device, run_device
 from nlora_lab.errors import InputError
+from nlora_lab.estimates import check_fit
 from nlora_lab.halting import Asked, Halted, heed, never
 from nlora_lab.heat import Desk, Heat, OnStep, Watch
 from nlora_lab.methods import check_rank, get_method
-from nlora_lab.models import load_model
+from nlora_lab.models import check_model, meta_body
 from nlora_lab.records import Run
-from nlora_lab.tasks import DEFAULT_DIFFICULTY
+from nlora_lab.resume import EVERY
+from nlora_lab.tasks import DEFAULT_DIFFICULTY, TASKS
+
+SMALL = 2**29  # bytes of weights
 
 
 def race(
@@ -26,13 +32,17 @@ def race(
     halted: Asked = never,
     watch: Watch | None = None,
     together: bool = True,
+    checkpoints: str | Path | None = None,
+    every: int = EVERY,
 ) -> list[Run]:
     """Run every config and return the runs in the order of ``configs``; equal seeds see identical batches.
 
-    Configs that agree in model, task, difficulty, steps, batch size and device train together, each as it would
-    alone, to rounding. Full fine-tuning, anything with dropout, and with ``together=False`` everything, runs
-    alone, one after the other. All of them are checked against model and device before the first one starts
-    (:class:`nlora_lab.InputError`).
+    Configs that agree in model, task and its data, steps, batch size and device train together, each as it would
+    alone, to rounding. Full fine-tuning, classifiers, anything with dropout or with one of the settings that save
+    memory or time (accumulation, checkpointing, compile, batching, target modules) runs alone, one after the other;
+    with ``together=False`` or ``checkpoints`` (see :func:`nlora_lab.fine_tune`) everything does. All of them are
+    checked against model and device before the first one starts (:class:`nlora_lab.InputError`); of large models and
+    those on the hub only the architecture is looked at.
 
     ``on_run`` gets each run as soon as it is finished: a diverged one at once, while the others go on. ``on_step``
     returning True, an interrupt (Ctrl-C, the kernel's stop button), or ``halted`` returning True, which is asked while
@@ -47,12 +57,14 @@ def race(
         check(configs, halted)
     except Halted:
         return []
-    waiting = deque(groups(configs) if together else [[i] for i in range(len(configs))])
+    kept = None if checkpoints is None else (checkpoints, every)
+    shared = together and kept is None
+    waiting = deque(groups(configs) if shared else [[i] for i in range(len(configs))])
     while waiting and not desk.over():
         numbers = waiting.popleft()
         try:
             if len(numbers) == 1:
-                _alone(numbers[0], configs[numbers[0]], desk)
+                _alone(numbers[0], configs[numbers[0]], desk, kept)
             else:
                 rest = Heat({i: configs[i] for i in numbers}, desk).run()
                 waiting.extendleft([i] for i in reversed(rest))
@@ -78,16 +90,31 @@ def groups(configs: Sequence[RunConfig]) -> list[list[int]]:
     """The numbers of the configs that can train together; a group comes where its first one stands."""
     found: dict[Any, list[int]] = {}
     for i, c in enumerate(configs):
-        shared = (c.model, c.task, c.difficulty or DEFAULT_DIFFICULTY, c.steps, c.batch_size, find_device(c.device))
-        alone = get_method(c.method).build is None or c.dropout > 0
+        data = (c.task, c.difficulty or DEFAULT_DIFFICULTY, c.data, c.columns, c.train_rows, c.test_rows, c.max_length)
+        base = (c.model, c.revision, c.attention, run_device(c), base_dtype(c, run_device(c)))
+        shared = (*data, *base, c.steps, c.batch_size)
+        alone = get_method(c.method).build is None or c.dropout > 0 or not _plain(c)
         found.setdefault(i if alone else shared, []).append(i)
     return list(found.values())
 
 
-def _alone(number: int, cfg: RunConfig, desk: Desk) -> None:
+def _loads_quickly(name: str) -> bool:
+    """Whether a model is small enough to be loaded only to see whether it can be."""
+    source = check_model(name)
+    return isinstance(source, Path) and sum(f.stat().st_size for f in source.glob("*.safetensors")) < SMALL
+
+
+def _plain(c: RunConfig) -> bool:
+    """Whether the loop that trains several at once can do what ``c`` asks for: it is for language models."""
+    special = c.accumulation > 1 or c.checkpointing or c.compile or c.batching != "shuffled" or c.target_modules
+    return not special and (c.task in TASKS or c.task in ("gsm8k", "metamath"))
+
+
+def _alone(number: int, cfg: RunConfig, desk: Desk, kept: tuple[str | Path, int] | None) -> None:
     watch = None if desk.watch is None else partial(desk.watch, cfg)
+    options: dict[str, Any] = {} if kept is None else {"checkpoints": kept[0], "every": kept[1]}
     try:
-        run = training.fine_tune(cfg, partial(desk.step, cfg), watch, desk.halted)
+        run = training.fine_tune(cfg, partial(desk.step, cfg), watch, desk.halted, **options)
     except Exception as error:
         partial_run = getattr(error, "run", None)
         if isinstance(partial_run, Run):
@@ -107,7 +134,10 @@ def check(configs: Sequence[RunConfig], halted: Asked = never) -> None:
         find_device(device)
     for name in {cfg.model for cfg in configs}:
         heed(halted)
-        model, _ = load_model(name)
-        for cfg in configs:
-            if cfg.model == name and get_method(cfg.method).build is not None:
+        own = [cfg for cfg in configs if cfg.model == name]
+        for cfg in own:
+            check_fit(cfg, run_device(cfg))
+        model = load_base(own[0], head_of(own[0]))[0] if _loads_quickly(name) else meta_body(name)
+        for cfg in own:
+            if get_method(cfg.method).build is not None:
                 check_rank(model, cfg.rank)

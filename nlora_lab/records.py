@@ -48,8 +48,9 @@ class Run:
 
     ``answers`` is what the tuned model said to the first few test items. ``together``: how many adapters trained
     in the same loop; where it is above 1, ``seconds`` is this one's equal share of the time, and ``peak_memory``
-    that of all of them. ``error`` says what ended a run that failed (out of memory). ``weights`` are the
-    trained numbers by their names in the model that :func:`nlora_lab.training.build` makes, on the CPU; they
+    that of all of them. ``error`` says what ended a run that failed (out of memory). ``revision``: the commit at
+    which a model from the hub was loaded. ``weights`` are the trained numbers by their names in the model that
+    :func:`nlora_lab.building.build` makes, on the CPU; they
     are not part of the record.
     """
 
@@ -66,6 +67,7 @@ class Run:
     answers: tuple[str, ...] = field(default=(), repr=False)
     together: int = 1
     error: str = ""
+    revision: str = ""
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -222,7 +224,7 @@ _FIELDS = {
     "trainable": COUNT, "seconds": SECONDS, "peak_memory": COUNT, "diverged": FLAG, "stopped": FLAG, "device": TEXT,
     "versions": NAMED,
 }  # fmt: skip
-_LATER_FIELDS = {"answers": TEXTS, "together": COUNT, "error": TEXT}
+_LATER_FIELDS = {"answers": TEXTS, "together": COUNT, "error": TEXT, "revision": TEXT}
 
 
 def _checked(name: str, value: Any, kind: Kind) -> Any:

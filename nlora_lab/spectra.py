@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from nlora_lab.cache import Cache, cache_folder
 from nlora_lab.checkpoints import Weight, places, weights
 from nlora_lab.errors import InputError
+from nlora_lab.hub import without_bars
 from nlora_lab.lowrank import error_curve, randomized_svd, singular_values
 from nlora_lab.lowrank.checks import check_matrix, tamed, whole
 from nlora_lab.measures import (
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 RANKS = (4, 8, 16, 32)
 FORMAT = 2  # of a cached row: raise it whenever a number would come out differently
 BASE = {"std", "stable_rank", "effective_rank", "power_law", "sigma_max", "above_noise"}
+LONG_DOWNLOAD = 100 * 10**6  # bytes
 LONG = 20_000  # units of _cost: half a minute or so on two cores
 PER_RANK = ("nystrom", "optimal", "cross", "svd", "cond", "leverage")
 
@@ -45,6 +48,8 @@ def scan(
     device: str | None = None,
     cache: bool | str | Path | None = True,
     progress: bool | None = None,
+    revision: str | None = None,
+    keep: bool = True,
 ) -> pd.DataFrame:
     """One row for each 2-D floating-point weight of ``source``, in its order.
 
@@ -55,7 +60,13 @@ def scan(
         cache: keep each row as soon as it is there, by the content of its matrix: a scan that was stopped goes
             on where it was, and a second one is instant. A folder of your own, or ``False`` for none.
         progress: a line on stderr with the time left; by default in a terminal, and for a scan that will take
-            long anywhere (there, a line every ten seconds).
+            long anywhere (there, a line every ten seconds). It also says which file is being downloaded.
+        revision: branch, tag or commit of a model on the hub; default: its newest state.
+        keep: whether what is downloaded stays in the hub's cache. ``False`` deletes each weight file as soon as its
+            matrices are done, so that a large model needs the disk of one file; files that were there before stay.
+
+    Of a model on the hub the names and shapes are fetched first, then one weight file at a time, and only those
+    with a row that is not in the cache: a second scan of the same commit downloads no weights.
 
     Columns:
         ``layer``: the first number in the weight's name, −1 without one; ``module``: what follows it (with
@@ -74,33 +85,39 @@ def scan(
     """
     import pandas as pd
 
-    found = weights(source)
+    folder = _cache_folder(cache)
+    kept = Cache(folder) if folder is not None else None
+    store = _Store(kept) if kept is not None else None
+    found = weights(source, revision, kept)
     wanted = _check_ranks(ranks, found)
     where = _device(device)
-    folder = _cache_folder(cache)
-    store = _Store(Cache(folder)) if folder is not None else None
     line = _progress(found, progress)
     rows = []
-    for weight, place in zip(found, places(found), strict=True):
-        measured, fresh = _measured(weight, wanted, where, store)
-        rows.append(_row(weight, place, measured, wanted))
-        if line is not None:
-            if not fresh:  # what was in the cache says nothing of how long the others take
-                line.skip(_cost(weight))
-            line.advance(f"scanned {len(rows)} of {len(found)}", _cost(weight) if fresh else 0)
+    with _one_shard_at_a_time(found, keep, line, silent=progress is False) as begin:
+        for weight, place in zip(found, places(found), strict=True):
+            begin(weight)
+            measured, fresh = _measured(weight, wanted, where, store)
+            rows.append(_row(weight, place, measured, wanted))
+            if line is not None:
+                if not fresh:  # what was in the cache says nothing of how long the others take
+                    line.skip(_cost(weight))
+                line.advance(f"scanned {len(rows)} of {len(found)}", _cost(weight) if fresh else 0)
     if line is not None:
         line.say(f"scanned {len(rows)} of {len(found)} matrices")
     return pd.DataFrame(rows)
 
 
-def spectrum(source: Any, name: str, *, device: str | None = None) -> Tensor:
-    """The singular values (k,) of the weight called ``name`` (with or without ``.weight``), largest first."""
-    return singular_values(find(source, name).read().to(_device(device)))
+def spectrum(source: Any, name: str, *, device: str | None = None, revision: str | None = None) -> Tensor:
+    """The singular values (k,) of the weight called ``name`` (with or without ``.weight``), largest first.
+
+    Of a model on the hub (as of ``revision``), only the file that holds this weight is downloaded.
+    """
+    return singular_values(find(source, name, revision).read().to(_device(device)))
 
 
-def find(source: Any, name: str) -> Weight:
+def find(source: Any, name: str, revision: str | None = None) -> Weight:
     """The weight of ``source`` called ``name``; :class:`InputError` lists some names if there is none."""
-    found = weights(source)
+    found = weights(source, revision)
     for weight in found:
         if name in (weight.name, weight.name.removesuffix(".weight")):
             return weight
@@ -162,6 +179,29 @@ def _leading_block(W: Tensor, usable: list[int], top: int) -> dict[str, float]:
     return out
 
 
+@contextmanager
+def _one_shard_at_a_time(
+    found: list[Weight], keep: bool, line: ProgressLine | None, *, silent: bool
+) -> Iterator[Callable[[Weight], None]]:
+    """What to call before each weight: a file that was downloaded for the weights before goes, unless ``keep``."""
+    shards = {id(w.shard): w.shard for w in found if w.shard is not None}.values()
+    for shard in shards:
+        shard.keep = keep
+        shard.tell = line.say if line is not None else None
+
+    def begin(weight: Weight) -> None:
+        for shard in shards:
+            if shard is not weight.shard:
+                shard.forget()
+
+    try:
+        with without_bars() if silent else nullcontext():
+            yield begin
+    finally:
+        for shard in shards:
+            shard.forget()
+
+
 # --- rows, and where they are kept ---
 
 
@@ -173,19 +213,21 @@ class _Store:
 
     def digest(self, weight: Weight) -> str | None:
         """The content of ``weight`` as of the last scan, if its file has not changed since."""
-        if weight.file is None:
+        file = _identity(weight)
+        if file is None:
             return None
-        seen = self.cache.get(self._file(weight.file))
-        if not isinstance(seen, dict) or seen.get("stamp") != _stamp(weight.file):
+        seen = self.cache.get(self._file(file[0]))
+        if not isinstance(seen, dict) or seen.get("stamp") != file[1]:
             return None
         digests = seen.get("digests")
         known = digests.get(weight.name) if isinstance(digests, dict) else None
         return known if isinstance(known, str) else None
 
     def remember(self, weight: Weight, digest: str) -> None:
-        if weight.file is None:
+        file = _identity(weight)
+        if file is None:
             return
-        name, stamp = self._file(weight.file), _stamp(weight.file)
+        name, stamp = self._file(file[0]), file[1]
         seen = self.cache.get(name)
         if not isinstance(seen, dict) or seen.get("stamp") != stamp or not isinstance(seen.get("digests"), dict):
             seen = {"stamp": stamp, "digests": {}}
@@ -207,8 +249,8 @@ class _Store:
         self.cache.put(self._row(digest, ranks), kept)
 
     @staticmethod
-    def _file(file: Path) -> str:
-        return f"files/{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:24]}"
+    def _file(name: str) -> str:
+        return f"files/{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
     @staticmethod
     def _row(digest: str, ranks: Sequence[int]) -> str:
@@ -253,9 +295,17 @@ def content(W: Tensor) -> str:
     return seen.hexdigest()
 
 
-def _stamp(file: Path) -> list[int]:
-    state = file.stat()
-    return [state.st_size, state.st_mtime_ns]
+def _identity(weight: Weight) -> tuple[str, list[int]] | None:
+    """A name for the file of a weight and a stamp that changes with it; ``None`` for a live model.
+
+    On the hub the name is that of the content, whatever the commit, and needs no file here.
+    """
+    if weight.shard is not None:
+        return weight.shard.content, [weight.shard.size]
+    if weight.file is None:
+        return None
+    state = weight.file.stat()
+    return str(weight.file.resolve()), [state.st_size, state.st_mtime_ns]
 
 
 def _row(weight: Weight, place: tuple[int, str], measured: dict[str, float], ranks: list[int]) -> dict[str, Any]:
@@ -317,5 +367,7 @@ def _cost(weight: Weight) -> int:
 def _progress(found: list[Weight], wanted: bool | None) -> ProgressLine | None:
     total = sum(map(_cost, found))
     if wanted is None:
-        wanted = total > LONG or (sys.stderr is not None and sys.stderr.isatty())
+        shards = {id(w.shard): w.shard for w in found if w.shard is not None}.values()
+        wanted = sum(shard.size for shard in shards if shard.here() is None) > LONG_DOWNLOAD
+        wanted = wanted or total > LONG or (sys.stderr is not None and sys.stderr.isatty())
     return ProgressLine(total) if wanted else None

@@ -1,21 +1,25 @@
-"""The fine-tuning tasks: generated from a seed, shipped as JSONL, loaded as ``datasets.Dataset``.
+"""The fine-tuning tasks, loaded as ``datasets.Dataset``: generated from a seed and shipped as JSONL, or real ones.
 
 ``word-problems``: two to three dependent operations, written out, ending in "The answer is N.";
 scored by exact match of N under greedy decoding. ``entailment``: does a claim follow from a fact;
 scored by which of " yes", " no", " maybe" is likeliest as the next token.
+
+The real tasks (:data:`REAL_TASKS`) come from the Hugging Face hub or from local files: :mod:`nlora_lab.real_tasks`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.files import shipped
+from nlora_lab.finals import final_number, whole_answer
+from nlora_lab.glue import GLUE, WORDS
 from nlora_lab.world import (
     CONTAINERS,
     GAIN_VERBS,
@@ -36,11 +40,25 @@ LARGEST = 60  # no value on the way is above this: the embedded model's sums are
 Item = dict[str, str]
 
 
+Kind = Literal["text", "choice", "classes", "score"]
+
+
 @dataclass(frozen=True)
 class Task:
-    """A task with its three splits; each row has ``prompt``, ``target`` (both text) and ``answer``.
+    """A task with its three splits, and how a model's answers to it are read and measured.
 
-    ``labels`` are the answers to choose from, or empty where the answer is generated.
+    ``kind`` says what a model is asked for:
+
+    - "text": an answer in words, generated; ``final`` reads the final answer from it.
+    - "choice": which of ``labels`` is likeliest as the next token.
+    - "classes": one of ``labels``, by a classification head.
+    - "score": a number, by a head with one output.
+
+    The rows of the first two have ``prompt``, ``target`` and ``answer``, all text; those of the last two ``text``,
+    ``pair`` (the second text, blank where there is none) and ``label`` (the number of the class, or the score).
+
+    ``chat``: prompts go through the tokenizer's chat template, where it has one. ``measures``: what
+    :func:`nlora_lab.evaluation.measure` gives.
     """
 
     name: str
@@ -49,11 +67,24 @@ class Task:
     validation: Dataset = field(repr=False)
     test: Dataset = field(repr=False)
     labels: tuple[str, ...] = ()
+    kind: Kind = "text"
+    chat: bool = False
+    final: Callable[[str], str | None] = field(default=final_number, repr=False)
+    measures: tuple[str, ...] = ("accuracy",)
+
+    @property
+    def head(self) -> int:
+        """How many outputs the head of a model needs for it: 0 for a language model's own head."""
+        return {"text": 0, "choice": 0, "classes": len(self.labels), "score": 1}[self.kind]
 
     @property
     def metric(self) -> str:
-        """What ``accuracy`` means here, in words."""
-        return "accuracy of the next token" if self.labels else "exact match of the final number"
+        """What is measured, in words; the first of several is the one to compare by."""
+        if self.kind == "choice":
+            return "accuracy of the next token"
+        if self.kind == "text":
+            return f"exact match of the {'whole answer' if self.final is whole_answer else 'final number'}"
+        return " and ".join(WORDS[name] for name in self.measures)
 
 
 @dataclass(frozen=True)
@@ -148,6 +179,13 @@ TASKS: dict[str, Recipe] = {
     "entailment": Recipe(entailment, labels=("yes", "no", "maybe")),
 }
 DEFAULT_DIFFICULTY = "medium"
+REAL_TASKS: dict[str, str] = {
+    "gsm8k": "school problems in words, worked out (openai/gsm8k)",
+    "metamath": "GSM8K's and MATH's problems in many wordings, for training (meta-math/MetaMathQA)",
+    **{name: f"GLUE's {name}: {' and '.join(WORDS[m] for m in task.measures)}" for name, task in GLUE.items()},
+    "own": "two columns of your own data: a file, a folder, or a dataset on the hub",
+}
+"""The tasks that are not generated, each with a line on what it is."""
 
 
 def generate(name: str, difficulty: str = DEFAULT_DIFFICULTY) -> dict[str, list[Item]]:
@@ -181,26 +219,55 @@ def write_tasks(out: Path) -> None:
 
 
 def check_task(name: str, difficulty: str | None) -> None:
-    """Raise :class:`InputError` for an unknown task or difficulty."""
-    one_of("task", name, TASKS)
+    """Raise :class:`InputError` for an unknown task or difficulty, and for a difficulty of a real task."""
+    one_of("task", name, [*TASKS, *REAL_TASKS])
     if difficulty is not None:
         one_of("difficulty", difficulty, DIFFICULTIES)
+        if name not in TASKS:
+            raise InputError(
+                f"difficulty={difficulty!r}: the task {name!r} has only its own; leave it out, "
+                f"or choose one of: {', '.join(TASKS)}"
+            )
 
 
-def load_task(name: str = "word-problems", path: str | Path | None = None, difficulty: str | None = None) -> Task:
+def load_task(
+    name: str = "word-problems", path: str | Path | None = None, difficulty: str | None = None, *,
+    columns: str | None = None, train_rows: int | None = None, test_rows: int | None = None,
+) -> Task:  # fmt: skip
     """The task called ``name``, at "easy", "medium" (default) or "hard" difficulty.
 
-    Splits are ``datasets.Dataset`` of 6,400, 200 and 200 rows. The default difficulty is read from
-    the shipped files, the others are generated. ``path``: read the items from this folder instead,
+    The splits of a generated task are ``datasets.Dataset`` of 6,400, 200 and 200 rows. The default difficulty is read
+    from the shipped files, the others are generated. ``path``: read the items from this folder instead,
     ``train.jsonl`` and ``test.jsonl`` with the fields ``prompt``, ``target`` and ``answer``;
     ``validation.jsonl`` or, where there is none, the last 5 % of the training items.
 
-    Raises :class:`InputError` for unknown names and for files that cannot be used.
+    For the real tasks (:data:`REAL_TASKS`), where ``path`` is a file, a folder or a hub id, and for the ``columns`` of
+    "own", see :func:`nlora_lab.real_tasks.load_real`. ``train_rows`` and ``test_rows`` take the first so many rows.
+
+    Raises :class:`InputError` for unknown names and for data that cannot be used.
     """
     check_task(name, difficulty)
+    for what, rows in (("train_rows", train_rows), ("test_rows", test_rows)):
+        if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
+            raise InputError(f"{what}={rows!r} must be a whole number of at least 1; leave it out for all")
+    if columns is not None and name != "own":
+        raise InputError(f"columns={columns!r}: the task {name!r} has its own; leave it out, or use task='own'")
+    if name in TASKS:
+        task = _load_generated(name, path, difficulty or DEFAULT_DIFFICULTY)
+    else:
+        from nlora_lab.real_tasks import load_real
+
+        task = load_real(name, path, columns)
+    return replace(task, train=_first(task.train, train_rows), test=_first(task.test, test_rows))
+
+
+def _first(rows: Dataset, count: int | None) -> Dataset:
+    return rows if count is None else rows.select(range(min(count, len(rows))))
+
+
+def _load_generated(name: str, path: str | Path | None, level: str) -> Task:
     from datasets import Dataset
 
-    level = difficulty or DEFAULT_DIFFICULTY
     rows: dict[str, list[Item]]
     if path is not None:
         level, rows = f"from {path}", _read_folder(Path(path))
@@ -213,12 +280,12 @@ def load_task(name: str = "word-problems", path: str | Path | None = None, diffi
         for item in (item for items in rows.values() for item in items):
             one_of("answer", item["answer"], labels)
     splits = {split: Dataset.from_list(items) for split, items in rows.items()}
-    return Task(name, level, labels=labels, **splits)
+    return Task(name, level, labels=labels, kind="choice" if labels else "text", **splits)
 
 
 def first_items(name: str, count: int) -> list[Item]:
     """The first test items of a shipped task at its default difficulty, read without ``datasets``."""
-    check_task(name, None)
+    one_of("task", name, TASKS)
     return _read(shipped("data") / "tasks" / name / "test.jsonl")[:count]
 
 

@@ -10,23 +10,33 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from nlora_lab.batches import BatchOrder, plain_batches, training_batches
+from nlora_lab.batches import plain_batches, training_batches
+from nlora_lab.building import Data, build, longest_allowed, task_of, untouched
 from nlora_lab.config import RunConfig
-from nlora_lab.devices import Device, PeakMemory, find_device, is_out_of_memory, release_memory
-from nlora_lab.evaluation import accuracy, answers, label_tokens, mean_loss
+from nlora_lab.devices import Device, PeakMemory, is_out_of_memory, release_memory, run_device
+from nlora_lab.estimates import check_fit
+from nlora_lab.evaluation import answers, mean_loss, measure
 from nlora_lab.halting import Asked, Halted, heed, never
-from nlora_lab.methods import attach, get_method, trainable_parameters
-from nlora_lab.models import LOADING, load_model
+from nlora_lab.methods import trainable_parameters
+from nlora_lab.models import LOADING, revision_of
+from nlora_lab.processes import (
+    backward,
+    check_processes,
+    clip,
+    is_sharded,
+    make_accelerator,
+    prepare,
+    trained_weights,
+    unwrap,
+)
 from nlora_lab.records import SAMPLES, Run, Step, versions
-from nlora_lab.tasks import Task, load_task
+from nlora_lab.resume import EVERY, Checkpoints, Rest, Saved
 from nlora_lab.views import PeftSubject, Subject, relative_distance
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 OnStep = Callable[[Step], bool | None]
 """Called after every step; returning True ends the run there and keeps what there is."""
@@ -39,7 +49,14 @@ PATIENCE = 0.3
 """Seconds in which stopped runs, all that trained together, may still say something to the first test items."""
 
 
-def fine_tune(cfg: RunConfig, on_step: OnStep | None = None, watch: Watch | None = None, halted: Asked = never) -> Run:
+def fine_tune(
+    cfg: RunConfig,
+    on_step: OnStep | None = None,
+    watch: Watch | None = None,
+    halted: Asked = never,
+    checkpoints: str | Path | None = None,
+    every: int = EVERY,
+) -> Run:
     """Fine-tune as ``cfg`` says and measure the result.
 
     A loss that is not finite ends the run as ``diverged``; ``on_step`` returning True, an interrupt (Ctrl-C, the
@@ -47,12 +64,17 @@ def fine_tune(cfg: RunConfig, on_step: OnStep | None = None, watch: Watch | None
     ``stopped``; too little memory ends it with an ``error``, which says what would help. In every case all steps up to
     there are in the returned :class:`Run`. Any other exception after the first step carries that :class:`Run`, as its
     attribute ``run``. Raises :class:`nlora_lab.InputError` before any training if the model, the task and the config
-    do not fit together.
+    do not fit together, or the memory will not do by :func:`nlora_lab.estimate`.
+
+    ``checkpoints``: a folder; after ``every`` so many steps, and when it is stopped, what it takes to go on is kept
+    there (:mod:`nlora_lab.resume`), and the same config with the same folder goes on from the newest that is whole,
+    as if nothing had been. Under ``accelerate launch`` every process calls this and gets the same run.
     """
-    device = find_device(cfg.device)
+    device = run_device(cfg)
     trail = Trail()
+    kept = None if checkpoints is None else Checkpoints(checkpoints, cfg, every)
     try:
-        return _fine_tune(cfg, device, trail, on_step, watch, halted)
+        return _fine_tune(cfg, device, trail, on_step, watch, halted, kept)
     except Halted:  # before the first step
         trail.stopped = True
     except Exception as error:
@@ -80,6 +102,7 @@ class Trail:
     answers: tuple[str, ...] = ()
     together: int = 1
     error: str = ""
+    revision: str = ""
     weights: dict[str, torch.Tensor] | None = None
 
     def add(self, step: Step) -> bool:
@@ -88,6 +111,21 @@ class Trail:
         self.diverged = not (math.isfinite(step.loss) and math.isfinite(step.grad_norm))
         return not self.diverged
 
+    def begin(self, model: Any, data: Data) -> None:
+        """Note what is known before the first step."""
+        self.trainable, self.revision = trainable_parameters(model), revision_of(model)
+        self.note_cut(data)
+
+    def note_cut(self, data: Data) -> None:
+        """Note how many training examples were too long."""
+        if data.training.cut:
+            self.metrics["cut"] = data.training.cut
+
+    def go_on(self, saved: Saved) -> int:
+        """Take over what was done before; how many steps that is."""
+        self.steps, self.seconds = list(saved.steps), saved.run.seconds
+        return len(self.steps)
+
     def run(self, cfg: RunConfig, device: Device) -> Run:
         """The record of it."""
         left = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -95,41 +133,54 @@ class Trail:
 
 
 def _fine_tune(
-    cfg: RunConfig, device: Device, trail: Trail, on_step: OnStep | None, watch: Watch | None, halted: Asked
+    cfg: RunConfig,
+    device: Device,
+    trail: Trail,
+    on_step: OnStep | None,
+    watch: Watch | None,
+    halted: Asked,
+    kept: Checkpoints | None,
 ) -> Run:
+    check_fit(cfg, device)
     accelerator = make_accelerator(device)
-    task = load_task(cfg.task, difficulty=cfg.difficulty)
+    check_processes(cfg, accelerator)
+    task = task_of(cfg)
     heed(halted)
-    model, tokenizer = build(cfg)
+    model, tokenizer = build(cfg, task.head)
     heed(halted)
-    if task.labels:
-        label_tokens(tokenizer, task.labels)  # they must differ, and that is to be known before training
-    model.to(accelerator.device)
-    batches = training_batches(task.train, tokenizer, BatchOrder(len(task.train), cfg.steps, cfg.batch_size, cfg.seed))
-    base = untouched(cfg)
+    data = Data(cfg, task, tokenizer, longest_allowed(cfg, model, tokenizer))
+    trail.begin(model, data)
+    subject = PeftSubject(model, base := untouched(cfg, task.head))
+    if not is_sharded(accelerator):
+        model.to(accelerator.device)
+        trail.metrics["step0_change"] = first_change(model, data, base)
     heed(halted)
-    trail.metrics["step0_change"] = first_change(model, tokenizer, task, base)
-    heed(halted)
-    trail.trainable = trainable_parameters(model)
-    subject = PeftSubject(model, base)
 
+    saved = None if kept is None else kept.newest()
+    done = 0 if saved is None else trail.go_on(saved)
+    batches = training_batches(data.training, tokenizer, Rest(data.order(), done))
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=cfg.lr, weight_decay=cfg.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cfg.rate_factor)
-    model, optimizer, batches, schedule = accelerator.prepare(model, optimizer, batches, schedule)
+    optimizer = torch.optim.AdamW(weights, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.kind == "cuda")
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cfg.rate_factor(done + step))
+    model, optimizer, batches, schedule = prepare(accelerator, model, optimizer, batches, schedule)
+    if is_sharded(accelerator) and base is None:
+        trail.metrics["step0_change"] = first_change(model, data, None)
 
     memory = PeakMemory(device.kind)
     with LOADING:  # not while another thread draws the weights of its adapter
-        torch.manual_seed(cfg.seed + 1)  # dropout
+        torch.manual_seed(cfg.seed + 1 + accelerator.process_index)  # dropout
+    if kept is not None and saved is not None:
+        kept.restore(saved, accelerator, accelerator.unwrap_model(model), optimizer)
+    weights = [p for p in model.parameters() if p.requires_grad]  # sharding has put others in their place
     model.train()
-    started = time.perf_counter()
+    called = torch.compile(model, dynamic=True) if cfg.compile else model
+    started = time.perf_counter() - trail.seconds
     try:
-        for number, batch in enumerate(batches, start=1):
-            loss = model(**batch).loss
-            accelerator.backward(loss)
+        for number, batch in enumerate(batches, start=done + 1):
+            loss = backward(accelerator, called, batch, cfg.accumulation)
             memory.look()
-            grad_norm = accelerator.clip_grad_norm_(weights, cfg.clip_norm or math.inf)
-            step = Step(number, loss.item(), cfg.rate_at(number - 1), grad_norm.item())
+            grad_norm = clip(accelerator, weights, cfg.clip_norm)
+            step = Step(number, loss.item(), cfg.rate_at(number - 1), grad_norm)
             finite = trail.add(step)
             if watch is not None:
                 watch(number - 1, subject)
@@ -138,7 +189,11 @@ def _fine_tune(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            if (on_step is not None and on_step(step)) or halted():
+            ended = (on_step is not None and on_step(step)) or halted()
+            trail.seconds = time.perf_counter() - started
+            if kept is not None and (ended or kept.due(number)):
+                kept.save(trail.run(cfg, device), accelerator, accelerator.unwrap_model(model), optimizer)
+            if ended:
                 trail.stopped = number < cfg.steps
                 break
     except KeyboardInterrupt:
@@ -147,14 +202,14 @@ def _fine_tune(
     finally:
         trail.seconds, trail.peak_memory = time.perf_counter() - started, memory.bytes
 
-    model = accelerator.unwrap_model(model)
-    trail.weights = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+    model = unwrap(accelerator, model)
+    trail.weights = trained_weights(model)
     if not trail.diverged:
         try:
             subject.ended = True
             if watch is not None:
                 watch(len(trail.steps), subject)
-            finish(trail, model, tokenizer, task, subject, halted)
+            finish(trail, model, data, subject, halted)
             memory.look()
         except KeyboardInterrupt:
             trail.stopped = True
@@ -162,47 +217,27 @@ def _fine_tune(
     return trail.run(cfg, device)
 
 
-def finish(trail: Trail, model: Any, tokenizer: Any, task: Task, subject: Subject, halted: Asked = never) -> None:
+def finish(trail: Trail, model: Any, data: Data, subject: Subject, halted: Asked = never) -> None:
     """Measure what was trained; of a stopped run, or once ``halted`` says yes, only what is quick."""
     trail.metrics["distance"] = relative_distance(subject.layers())
     if not trail.stopped:
         try:
-            trail.answers, measured = _measured(model, tokenizer, task, halted)
-            trail.metrics.update(measured)
+            given, measured = measure(model, data.tokenizer, data.task, halted=halted, max_length=data.limit)
+            trail.answers = tuple(a.said for a in given[:SAMPLES])
+            batches = plain_batches(data.validation, data.tokenizer, model.device, data.at_once)
+            trail.metrics.update(measured, validation_loss=mean_loss(model, batches, halted))
             return
         except Halted:
             trail.stopped = True
     end = time.monotonic() + PATIENCE / trail.together
     with suppress(Halted):
-        said = answers(model, tokenizer, task, "test", SAMPLES, lambda: time.monotonic() > end)
+        said = answers(model, data.tokenizer, data.task, "test", SAMPLES, lambda: time.monotonic() > end)
         trail.answers = tuple(a.said for a in said)
 
 
-def _measured(model: Any, tokenizer: Any, task: Task, halted: Asked) -> tuple[tuple[str, ...], dict[str, float]]:
-    """The first answers, and accuracy and validation loss: the loss that learning rates are chosen by."""
-    given = answers(model, tokenizer, task, "test", halted=halted)
-    loss = mean_loss(model, plain_batches(task.validation, tokenizer, model.device), halted)
-    return tuple(a.said for a in given[:SAMPLES]), {"accuracy": accuracy(given), "validation_loss": loss}
-
-
-def build(cfg: RunConfig) -> tuple[Any, Any]:
-    """The base model with the adapter of ``cfg``, seeded, on the CPU; and the tokenizer."""
-    with LOADING:  # another thread must not draw from the global generator in between
-        base, tokenizer = load_model(cfg.model)
-        torch.manual_seed(cfg.seed)
-        options = {"dropout": cfg.dropout} if cfg.dropout else {}
-        return attach(base, cfg.method, cfg.rank, cfg.alpha, cfg.init, **options), tokenizer
-
-
-def untouched(cfg: RunConfig) -> Any:
-    """The base model once more, on the CPU, for what writes its weights; else ``None``."""
-    method = get_method(cfg.method)
-    return load_model(cfg.model)[0] if method.writes_base or method.build is None else None
-
-
-def first_change(model: Any, tokenizer: Any, task: Task, base: Any) -> float:
+def first_change(model: Any, data: Data, base: Any) -> float:
     """:func:`step0_change` on the first validation items. ``base`` comes back to the CPU, where it was."""
-    probe = next(plain_batches(task.validation, tokenizer, model.device))
+    probe = next(plain_batches(data.validation, data.tokenizer, model.device, data.at_once))
     change = step0_change(model, probe, None if base is None else base.to(model.device))
     if base is not None:
         base.to("cpu")
@@ -218,10 +253,11 @@ def step0_change(model: Any, batch: dict[str, torch.Tensor], base: Any = None) -
     """
     if not hasattr(model, "disable_adapter"):
         return 0.0
-    kept = batch["attention_mask"].bool()
-    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    # (tokens, vocabulary), or (rows, labels) of a classifier
+    kept = batch["attention_mask"].bool() if batch["labels"].ndim == 2 else slice(None)
     with nullcontext() if base is not None else model.disable_adapter():
-        before = (base or model)(**inputs).logits[kept]  # (tokens, vocabulary)
+        before = (base or model)(**inputs).logits[kept]
     after = model(**inputs).logits[kept]
     return float((after - before).norm() / before.norm())
 
@@ -231,21 +267,3 @@ def memory_advice(cfg: RunConfig, device: Device, together: int = 1) -> str:
     halved = f"batch_size={max(1, cfg.batch_size // 2)}" if cfg.batch_size > 1 else "a smaller model"
     many, fewer = (f" with {together} runs at once", "fewer at once, together=False, ") if together > 1 else ("", "")
     return f"out of memory on {device.words}{many}: try {fewer}{halved}, a smaller rank, or device='cpu'"
-
-
-def make_accelerator(device: Device) -> Accelerator:
-    """An Accelerator for ``device``; slices of one batch go to each process, so the batch size is global."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DataLoaderConfiguration
-
-    # accelerate keeps one device and precision a process; a run on another one has to make it forget
-    placed, precise = PartialState._shared_state, AcceleratorState._shared_state
-    elsewhere = bool(placed) and placed["device"].type != device.kind
-    if elsewhere or (precise and precise.get("_mixed_precision") != device.precision):
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=device.kind == "cpu",
-        mixed_precision=device.precision,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )

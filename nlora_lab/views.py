@@ -119,11 +119,11 @@ class PeftSubject:
         """The adapted layers; in full fine-tuning every linear layer."""
         for name, layer in self._layers.items():
             if not self._tuned:
-                yield self._full(name, layer)
+                yield _gathered(self._full(name, layer))
             elif hasattr(layer, "update_factors"):
-                yield self._ours(name, layer)
+                yield _gathered(self._ours(name, layer))
             else:
-                yield self._lora(name, layer)
+                yield _gathered(self._lora(name, layer))
 
     def _full(self, name: str, layer: Any) -> LayerView:
         before = _matrix(self._base.get_submodule(name))
@@ -161,6 +161,24 @@ class PeftSubject:
             return Change(torch.cat([B - start[1], start[1]], 1).mul_(scale), torch.cat([A, A - start[0]]))
 
         return LayerView(name, W, *_trained(parts), change)
+
+
+def whole(value: Any) -> Any:
+    """A tensor of which each process may hold a part (FSDP), as all of it. To be called in every process."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def _gathered(view: LayerView) -> LayerView:
+    """``view``, with the tensors whole."""
+    if not hasattr(view.weight, "full_tensor") and not any(hasattr(t, "full_tensor") for t in view.factors.values()):
+        return view
+
+    def change() -> Change:
+        made = view.make_change()
+        return Change(whole(made.left), whole(made.right))
+
+    factors, gradients = ({name: whole(t) for name, t in held.items()} for held in (view.factors, view.gradients))
+    return LayerView(view.name, whole(view.weight), factors, gradients, change)
 
 
 def _adapted(model: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nlora_lab import cli
+from nlora_lab import cli, cli_run
 from nlora_lab.errors import InputError
 from nlora_lab.records import Run
 
@@ -72,14 +72,14 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, names):
 
 
 def test_rates():
-    assert cli.parse_rates("2e-4", ["a", "b"]) == {"a": 2e-4, "b": 2e-4}
-    assert cli.parse_rates("a=1, b=2e-3", ["a", "b"]) == {"a": 1.0, "b": 2e-3}
+    assert cli_run.parse_rates("2e-4", ["a", "b"]) == {"a": 2e-4, "b": 2e-4}
+    assert cli_run.parse_rates("a=1, b=2e-3", ["a", "b"]) == {"a": 1.0, "b": 2e-3}
     for twice in ("a=1,a=2,b=1", "1,2"):
         with pytest.raises(InputError, match="two rates"):
-            cli.parse_rates(twice, ["a", "b"])
-    assert cli.parse_rates("a=1,5", ["a", "b"]) == {"a": 1.0, "b": 5.0}
+            cli_run.parse_rates(twice, ["a", "b"])
+    assert cli_run.parse_rates("a=1,5", ["a", "b"]) == {"a": 1.0, "b": 5.0}
     with pytest.raises(InputError, match="no rate"):
-        cli.parse_rates("a=1", ["a", "b"])
+        cli_run.parse_rates("a=1", ["a", "b"])
 
 
 def test_notebooks_from_a_wheel_are_copied_once(tmp_path, monkeypatch):

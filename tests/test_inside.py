@@ -30,12 +30,12 @@ def short():
     task = load_task(QUICK["task"])
     task = replace(task, train=task.train.select(range(64)), validation=task.validation.select(range(16)))
 
-    def distance(trail, model, tokenizer, task, subject, halted):
+    def distance(trail, model, data, subject, halted):
         trail.metrics["distance"] = relative_distance(subject.layers())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "finish", distance)
-        patch.setattr(training, "load_task", lambda *args, **kwargs: task)
+        patch.setattr(training, "task_of", lambda cfg: task)
         yield
 
 

@@ -13,7 +13,7 @@ import torch
 from test_recordings import run
 
 import nlora_lab as nl
-from nlora_lab import exports, racing
+from nlora_lab import building, exports, racing
 from nlora_lab.inside import InsideRecorder
 from nlora_lab.labs import words
 from nlora_lab.labs.fine_tune import TABS, FineTuneLab
@@ -352,6 +352,7 @@ def test_out_of_memory_is_told_with_a_remedy_and_nothing_is_lost(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(racing.training, "build", full)
+    monkeypatch.setattr(building, "build", full)
     runs = trained(lab, "slora")
     assert [bool(r.error) for r in runs] == [False, True]
     assert "out of memory on CPU" in lab._controls.status.value
@@ -362,13 +363,13 @@ def test_out_of_memory_is_told_with_a_remedy_and_nothing_is_lost(monkeypatch):
 
 def test_stop_before_the_first_step_starts_nothing_more(monkeypatch):
     lab = FineTuneLab(figures="image")
-    real = racing.training.build
+    real = building.build
 
-    def stop_then_build(cfg):
+    def stop_then_build(*args):
         lab.stop.click()
-        return real(cfg)
+        return real(*args)
 
-    monkeypatch.setattr(racing.training, "build", stop_then_build)
+    monkeypatch.setattr(building, "build", stop_then_build)
     runs = trained(lab, "lora", "slora", steps=50)
     assert all(r.stopped and len(r.steps) <= 1 for r in runs)
     assert "Stopped" in lab._controls.status.value

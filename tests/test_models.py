@@ -3,14 +3,16 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nlora_lab.errors import ModelError
+from nlora_lab import models
+from nlora_lab.errors import InputError, ModelError
 from nlora_lab.files import shipped
-from nlora_lab.models import linear_layers, load_model
+from nlora_lab.models import linear_layers, load_model, revision_of
 
 EMBEDDED = shipped("data") / "embedded"
 
@@ -152,3 +154,208 @@ def test_offline_a_hub_id_fails_at_once_with_a_remedy(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     with pytest.raises(ModelError, match="out of reach"):
         load_model("nobody/nothing")
+
+
+# --- real architectures, and classifiers ---
+
+SIZES = {
+    "vocab_size": 896, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64, "initializer_range": 0.2,
+}  # fmt: skip
+FEWER_KEYS = {**SIZES, "num_key_value_heads": 2}
+GPT2 = {"vocab_size": 896, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1}
+CAUSAL = {
+    "Llama": FEWER_KEYS, "Mistral": FEWER_KEYS, "Gemma": {**FEWER_KEYS, "head_dim": 8}, "Qwen2": FEWER_KEYS,
+    "GPT2": {**GPT2, "eos_token_id": 2},
+}  # fmt: skip
+ENCODERS = ("Bert", "Roberta", "Deberta", "DebertaV2")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a tiny random model of an architecture, with the embedded tokenizer (888 tokens, and 896 rows)."""
+
+    def save(name, task="", **changes):
+        import transformers
+
+        sizes = {**CAUSAL.get(name, SIZES), **changes}
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{name}Config")(**sizes)
+        kind = task or ("MaskedLM" if name in ENCODERS else {"GPT2": "LMHeadModel"}.get(name, "CausalLM"))
+        model = getattr(transformers, f"{name}{kind if kind == 'LMHeadModel' else 'For' + kind}")(config)
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(EMBEDDED / file, folder)
+        return str(folder)
+
+    return save
+
+
+def seeded(*args, **kwargs):
+    torch.manual_seed(1)
+    return load_model(*args, **kwargs)[0]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_causal_model_of_each_architecture(saved, name):
+    folder = saved(name)
+    model, tokenizer = load_model(folder)
+    ids = tokenizer("Ana has 12 pears.", return_tensors="pt")["input_ids"]
+    assert model(ids).logits.shape == (*ids.shape, 896)
+    assert len(tokenizer) < model.get_input_embeddings().weight.shape[0] == 896
+    assert revision_of(model) == ""
+    assert tokenizer.pad_token_id is not None
+
+
+@pytest.mark.parametrize("head", [1, 3])
+@pytest.mark.parametrize("name", [*CAUSAL, *ENCODERS])
+def test_a_classifier_of_each_architecture(saved, name, head):
+    folder = saved(name)
+    torch.manual_seed(1)
+    model, tokenizer = load_model(folder, head=head)
+    batch = tokenizer(["Ana has 12 pears.", "Bo"], padding=True, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    logits = model(**batch).logits
+    assert logits.shape == (2, head)
+    assert model.config.problem_type == ("regression" if head == 1 else "single_label_classification")
+    assert model.config.pad_token_id == tokenizer.pad_token_id is not None
+    assert not model.training
+    alone = model(**tokenizer("Bo", return_tensors="pt", return_token_type_ids=False)).logits  # padding changes nothing
+    assert torch.allclose(alone[0], logits[1], atol=1e-4)
+    again = seeded(folder, head=head)
+    assert torch.equal(again(**batch).logits, logits)  # the seed decides the head
+    body = dict(model.base_model.named_parameters())
+    causal = load_file(f"{folder}/model.safetensors")
+    known = [key for key in body if f"{model.base_model_prefix}.{key}" in causal]
+    assert len(known) > 10
+    assert all(torch.equal(body[key], causal[f"{model.base_model_prefix}.{key}"]) for key in known)
+
+
+def test_a_head_in_the_weights_is_kept_if_it_fits_and_made_anew_if_not(saved):
+    folder = saved("Bert", "SequenceClassification", num_labels=3)
+    stored = load_file(f"{folder}/model.safetensors")
+    same, other = seeded(folder, head=3), seeded(folder, head=2)
+    assert torch.equal(same.classifier.weight, stored["classifier.weight"])
+    assert torch.equal(same.bert.pooler.dense.weight, stored["bert.pooler.dense.weight"])
+    assert other.classifier.weight.shape == (2, 32)
+    assert torch.equal(other.bert.pooler.dense.weight, stored["bert.pooler.dense.weight"])
+    assert other.config.num_labels == 2
+
+
+@pytest.mark.parametrize("head", [0, 2])
+def test_only_the_head_may_be_missing_or_of_another_size(saved, head):
+    file = f"{saved('Llama')}/model.safetensors"
+    whole = load_file(file)
+    lost = "model.layers.1.mlp.up_proj.weight"
+    save_file({k: v for k, v in whole.items() if k != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"lack 1 tensors, {lost}"):
+        load_model(file.rpartition("/")[0], head=head)
+    save_file({**whole, lost: whole[lost][:8].clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=lost if head else "cannot be loaded"):
+        load_model(file.rpartition("/")[0], head=head)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_no_language_model(saved, name):
+    with pytest.raises(ModelError, match=r"is no causal language model .* choose a classification task"):
+        load_model(saved(name))
+
+
+def test_an_encoder_that_was_turned_into_a_decoder_is_one(saved):
+    model, _ = load_model(saved("Roberta", "CausalLM", is_decoder=True))
+    assert type(model).__name__ == "RobertaForCausalLM"
+
+
+def test_a_type_without_a_classifier_is_named():
+    from transformers import GitConfig
+
+    with pytest.raises(ModelError, match="no classifier for the type 'git'"):
+        models._check_kind("x", GitConfig(), 2)
+
+
+def test_an_encoder_needs_a_padding_token_and_no_end(saved):
+    config = Path(saved("Bert")) / "tokenizer_config.json"
+    tokens = json.loads(config.read_text())
+    del tokens["eos_token"]
+    config.write_text(json.dumps(tokens))
+    assert load_model(str(config.parent), head=2)[1].eos_token is None
+    del tokens["pad_token"]
+    config.write_text(json.dumps(tokens))
+    with pytest.raises(ModelError, match="no padding token; set pad_token"):
+        load_model(str(config.parent), head=2)
+
+
+def test_a_causal_classifier_without_padding_pads_with_the_end(saved):
+    config = Path(saved("Llama")) / "tokenizer_config.json"
+    tokens = json.loads(config.read_text())
+    del tokens["pad_token"]
+    config.write_text(json.dumps(tokens))
+    model, tokenizer = load_model(str(config.parent), head=2)
+    assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+
+
+def test_the_dtype_is_the_one_asked_for_whatever_was_stored(saved):
+    folder = saved("Llama")
+    half = load_model(folder, dtype="bfloat16")[0]
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    half.save_pretrained(folder)
+    for dtype in (None, "float32"):
+        assert {p.dtype for p in load_model(folder, dtype=dtype)[0].parameters()} == {torch.float32}
+    weights = load_file(f"{folder}/model.safetensors")
+    weights["model.norm.weight"][3] = float("inf")
+    save_file(weights, f"{folder}/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.norm\.weight .* NaN or infinity"):
+        load_model(folder, dtype="bfloat16")
+
+
+def test_nan_is_found_piece_by_piece():
+    for at in (0, 2**24 - 1, 2**24, 2**24 + 2):
+        weight = torch.zeros(1, 2**24 + 3, dtype=torch.bfloat16)
+        assert models._is_finite(weight)
+        weight[0, at] = float("nan")
+        assert not models._is_finite(weight)
+
+
+def test_the_attention_asked_for(saved):
+    folder = saved("Llama")
+    for attention in ("sdpa", "eager"):
+        assert load_model(folder, attention=attention)[0].config._attn_implementation == attention
+    with pytest.raises(ModelError, match=r"attention='sdpa' does not work for .* use 'eager'"):
+        load_model(saved("Deberta"), head=2, attention="sdpa")
+
+
+@pytest.mark.parametrize(("package", "card"), [(False, False), (False, True), (True, False)])
+def test_flash_attention_needs_its_package_and_a_card(monkeypatch, package, card):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: object() if package else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
+    with pytest.raises(ModelError, match=r"needs .*; use attention='sdpa'") as caught:
+        load_model(attention="flash_attention_2")
+    assert ("pip install flash-attn" in str(caught.value), "a CUDA card" in str(caught.value)) == (
+        not package,
+        not card,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"head": -1}, "head=-1"), ({"head": True}, "head=True"), ({"head": 2.0}, r"head=2\.0"),
+        ({"dtype": "float16"}, "dtype='float16' is not known"), ({"attention": "fast"}, "attention='fast'"),
+        ({"revision": "v1"}, "for models on the hub only"), ({"revision": ""}, "revision=''"),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_none_is_named(options, names):
+    with pytest.raises(InputError, match=names):
+        load_model(**options)
+
+
+def test_a_new_head_is_not_reported_as_a_fault(saved, capsys):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    folder = saved("Llama")
+    capsys.readouterr()
+    load_model(folder, head=2)
+    assert capsys.readouterr() == ("", "")
+    assert logging.get_verbosity() == before

@@ -12,7 +12,7 @@ from adapter_kit import adapted as adapted_model
 from adapter_kit import base_model as plain_model
 from torch import nn
 
-from nlora_lab import heat, racing, training
+from nlora_lab import building, heat, racing, training
 from nlora_lab.config import RunConfig
 from nlora_lab.devices import Device
 from nlora_lab.evaluation import greedy
@@ -213,8 +213,8 @@ def test_frozen_factors_get_no_gradient(ids):
 def test_a_stack_writes_text_as_the_model_of_peft_does(embedded):
     _, tokenizer = embedded
     prompts = ["Ana has 3 pears. She buys 4 more. Q: How many pears does Ana have? A:", "Ben has 2 hats."]
-    model, _ = training.build(RunConfig(method="nlora-released"))  # changed from the start
-    base = training.load_model()[0]
+    model, _ = building.build(RunConfig(method="nlora-released"))  # changed from the start
+    base = building.load_model()[0]
     stack = Stack(base, [adapter := Lifted(model, base)]).eval()
     with stack.solo(adapter):
         said = greedy(stack, tokenizer, prompts, 12)

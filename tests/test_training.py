@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nlora_lab import methods, training
+from nlora_lab import building, methods, training
 from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS
@@ -73,7 +73,7 @@ def test_the_seed_decides_the_weights_too():
     models = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        models.append(methods.attach(training.load_model()[0], "slora"))
+        models.append(methods.attach(building.load_model()[0], "slora"))
     weights = [torch.cat([p.flatten() for n, p in m.named_parameters() if "nlora_N" in n]) for m in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

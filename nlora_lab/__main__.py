@@ -1,0 +1,7 @@
+"""``python -m nlora_lab`` is ``nlora-lab``: for launchers that start modules."""
+
+import sys
+
+from nlora_lab.cli import main
+
+sys.exit(main())

@@ -1,0 +1,138 @@
+"""What a run is made of: its base model, the adapter on it, and its batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nlora_lab.batches import BatchOrder, Encoded, LengthOrder, encode_task, pack
+from nlora_lab.config import RunConfig
+from nlora_lab.devices import Device, run_device
+from nlora_lab.errors import InputError
+from nlora_lab.evaluation import label_tokens
+from nlora_lab.glue import GLUE
+from nlora_lab.methods import attach, get_method
+from nlora_lab.models import EMBEDDED, LOADING, load_model
+from nlora_lab.portions import READ_ROWS, read_at_once
+from nlora_lab.tasks import TASKS, Task, load_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def task_of(cfg: RunConfig) -> Task:
+    """The task of ``cfg``, as many rows as it asks for; its prompts go through a chat template if there is one."""
+    task = load_task(
+        cfg.task, cfg.data, cfg.difficulty, columns=cfg.columns, train_rows=cfg.train_rows, test_rows=cfg.test_rows
+    )
+    return replace(task, chat=True) if cfg.task not in TASKS and task.kind == "text" else task
+
+
+def base_dtype(cfg: RunConfig, device: Device) -> str:
+    """The dtype of the weights as loaded: bfloat16 where they stay frozen and the device has units for it.
+
+    What writes the base weights (full fine-tuning, PiSSA, OLoRA) keeps them in float32: steps and differences would
+    be lost in bfloat16's eight bits. So does the embedded model, unless ``precision`` says otherwise: it is small.
+    """
+    method = get_method(cfg.method)
+    frozen = method.build is not None and not method.writes_base
+    wanted = cfg.precision == "bf16" or (cfg.precision is None and cfg.model != EMBEDDED and device.precision == "bf16")
+    return "bfloat16" if frozen and wanted else "float32"
+
+
+def load_base(cfg: RunConfig, head: int = 0) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model of ``cfg`` on the CPU without an adapter, and its tokenizer; ``head``: see :func:`load_model`."""
+    return load_model(
+        cfg.model, head=head, revision=cfg.revision, dtype=base_dtype(cfg, run_device(cfg)), attention=cfg.attention
+    )
+
+
+def build(cfg: RunConfig, head: int | None = None) -> tuple[Any, Any]:
+    """The base model with the adapter of ``cfg``, seeded, on the CPU; and the tokenizer.
+
+    ``head``: the outputs of a classification head, 0 for a language model; ``None`` asks the task.
+    """
+    outputs = head_of(cfg) if head is None else head
+    with LOADING:  # another thread must not draw from the global generator in between
+        torch.manual_seed(cfg.seed)  # a new head is drawn while loading
+        base, tokenizer = load_base(cfg, outputs)
+        torch.manual_seed(cfg.seed)
+        options: dict[str, Any] = {"dropout": cfg.dropout} if cfg.dropout else {}
+        if cfg.target_modules is not None:
+            options["target_modules"] = [name.strip() for name in cfg.target_modules.split(",") if name.strip()]
+        if outputs:
+            options["task_type"] = "SEQ_CLS"
+        model = attach(base, cfg.method, cfg.rank, cfg.alpha, cfg.init, **options)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()  # a new head comes in the dtype of the base
+    if cfg.checkpointing:
+        # transformers 5.2x is giving the method another name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model, tokenizer
+
+
+def untouched(cfg: RunConfig, head: int = 0) -> Any:
+    """The base model once more, on the CPU, for what writes its weights; else ``None``."""
+    method = get_method(cfg.method)
+    return load_base(cfg, head)[0] if method.writes_base or method.build is None else None
+
+
+def head_of(cfg: RunConfig) -> int:
+    """The outputs of the head that the task of ``cfg`` needs; only of the user's own rows it takes a look."""
+    if cfg.task in GLUE:
+        return max(1, len(GLUE[cfg.task].labels))  # without labels it is a score
+    return task_of(cfg).head if cfg.task == "own" else 0
+
+
+def longest_allowed(cfg: RunConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """``max_length``, but no more tokens than the model has positions for."""
+    limits = [cfg.max_length, getattr(model.config, "max_position_embeddings", None)]
+    if tokenizer.model_max_length < 1e9:  # transformers' word for "no limit" is 1e30
+        limits.append(tokenizer.model_max_length)
+    known = [limit for limit in limits if limit]
+    return min(known, default=None)
+
+
+@dataclass
+class Data:
+    """The rows of a run as the model takes them."""
+
+    cfg: RunConfig
+    task: Task
+    tokenizer: Any
+    limit: int | None
+
+    def __post_init__(self) -> None:
+        if self.task.kind == "choice":
+            label_tokens(self.tokenizer, self.task.labels)  # they must differ, and that is to be known before training
+        if self.cfg.batching == "packed" and self.task.head:
+            raise InputError("batching='packed' is for text; a classifier reads one example a row: use 'length'")
+
+    @cached_property
+    def training(self) -> Encoded:
+        """The training rows; packed, if the config says so."""
+        encoded = encode_task(self.task.train, self.task, self.tokenizer, self.limit)
+        return pack(encoded, self.cfg.max_length or encoded.longest) if self.cfg.batching == "packed" else encoded
+
+    @cached_property
+    def validation(self) -> Encoded:
+        """The rows that learning rates are chosen by."""
+        return encode_task(self.task.validation, self.task, self.tokenizer, self.limit)
+
+    @property
+    def at_once(self) -> int:
+        """How many validation rows go through the model at a time."""
+        return READ_ROWS if self.task.head else read_at_once(self.validation.longest, len(self.tokenizer))
+
+    def order(self) -> BatchOrder | LengthOrder:
+        """Which rows make up each step's batch."""
+        c = self.cfg
+        if c.batching == "length":
+            lengths = [len(row["input_ids"]) for row in self.training.rows]
+            return LengthOrder(lengths, c.steps, c.batch_size, c.seed)
+        return BatchOrder(len(self.training.rows), c.steps, c.batch_size, c.seed)
