@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nlora_lab.exports import save_adapter, save_merged, tuned_model
     from nlora_lab.health import doctor
     from nlora_lab.inside import InsideRecorder
-    from nlora_lab.labs import FineTuneLab, NystromLab, SpectrumLab, SvdLab
+    from nlora_lab.labs import FineTuneLab, MemoryLab, NystromLab, SpectrumLab, SvdLab
     from nlora_lab.lowrank import (
         LowRank,
         error_curve,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from nlora_lab.symmetry import permute_heads, permute_neurons
     from nlora_lab.tables import save_table
     from nlora_lab.tasks import Task, load_task
+    from nlora_lab.tokens import Tokens, tokens_of
     from nlora_lab.tracking import track
     from nlora_lab.training import fine_tune
 
@@ -73,6 +74,7 @@ _HOME = {
     "InsideRecorder": "inside",
     "LowRank": "lowrank",
     "METHODS": "methods",
+    "MemoryLab": "labs",
     "Method": "methods",
     "NystromLab": "labs",
     "Recipe": "recipes",
@@ -82,6 +84,7 @@ _HOME = {
     "SpectrumLab": "labs",
     "SvdLab": "labs",
     "Task": "tasks",
+    "Tokens": "tokens",
     "WrongAnswer": "exercises",
     "answers": "evaluation",
     "at_best": "choosing",
@@ -143,6 +146,7 @@ _HOME = {
     "step0_meter": "meters",
     "sweep": "sweeps",
     "table": "records",
+    "tokens_of": "tokens",
     "track": "tracking",
     "truncated_svd": "lowrank",
     "tuned_model": "exports",
@@ -161,6 +165,7 @@ __all__ = [
     "InputError",
     "InsideRecorder",
     "LowRank",
+    "MemoryLab",
     "Method",
     "ModelError",
     "NystromLab",
@@ -171,6 +176,7 @@ __all__ = [
     "SpectrumLab",
     "SvdLab",
     "Task",
+    "Tokens",
     "WrongAnswer",
     "answers",
     "at_best",
@@ -232,6 +238,7 @@ __all__ = [
     "step0_meter",
     "sweep",
     "table",
+    "tokens_of",
     "track",
     "truncated_svd",
     "tuned_model",

@@ -61,14 +61,12 @@ def build(cfg: RunConfig, head: int | None = None) -> tuple[Any, Any]:
         base, tokenizer = load_base(cfg, outputs)
         torch.manual_seed(cfg.seed)
         options: dict[str, Any] = {"dropout": cfg.dropout} if cfg.dropout else {}
-        if cfg.target_modules is not None:
-            options["target_modules"] = [name.strip() for name in cfg.target_modules.split(",") if name.strip()]
-        if outputs:
-            options["task_type"] = "SEQ_CLS"
-        model = attach(base, cfg.method, cfg.rank, cfg.alpha, cfg.init, **options)
+        model = attach(base, cfg.method, cfg.rank, cfg.alpha, cfg.init, target_modules=targets_of(cfg), **options)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()  # a new head comes in the dtype of the base
+    if outputs:
+        _widen_inputs(model)
     if cfg.checkpointing:
         # transformers 5.2x is giving the method another name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -76,10 +74,32 @@ def build(cfg: RunConfig, head: int | None = None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _widen_inputs(model: Any) -> None:
+    """Let a head in float32 sit on a body in bfloat16 outside of autocast too, as adapters do."""
+
+    def widen(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.to(module.weight.dtype) if torch.is_tensor(x) else x for x in inputs)
+
+    for name, module in model.named_modules():
+        if ".modules_to_save." in name and module._parameters.get("weight") is not None:
+            module.register_forward_pre_hook(widen)
+
+
+def targets_of(cfg: RunConfig) -> str | list[str]:
+    """The layers to adapt, as PEFT takes them."""
+    if cfg.target_modules is None:
+        return "all-linear"
+    return [name.strip() for name in cfg.target_modules.split(",") if name.strip()]
+
+
 def untouched(cfg: RunConfig, head: int = 0) -> Any:
     """The base model once more, on the CPU, for what writes its weights; else ``None``."""
     method = get_method(cfg.method)
-    return load_base(cfg, head)[0] if method.writes_base or method.build is None else None
+    if method.build is not None and not method.writes_base:
+        return None
+    with LOADING:
+        torch.manual_seed(cfg.seed)  # the same new head as in build
+        return load_base(cfg, head)[0]
 
 
 def head_of(cfg: RunConfig) -> int:
@@ -92,6 +112,9 @@ def head_of(cfg: RunConfig) -> int:
 def longest_allowed(cfg: RunConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """``max_length``, but no more tokens than the model has positions for."""
     limits = [cfg.max_length, getattr(model.config, "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa's begin behind the padding's
     if tokenizer.model_max_length < 1e9:  # transformers' word for "no limit" is 1e30
         limits.append(tokenizer.model_max_length)
     known = [limit for limit in limits if limit]

@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--ranks", default="4,8,16,32", help="ranks to measure at, with commas (default: %(default)s)")
     scan.add_argument("--device", help="cuda or cpu (default: the best one here)")
     scan.add_argument("--no-cache", action="store_true", help="compute everything anew and keep nothing")
+    scan.add_argument("--revision", help="of a hub id: branch, tag or commit (default: the main branch)")
+    scan.add_argument(
+        "--no-keep", dest="keep", action="store_false", help="of a hub id: delete each downloaded shard once it is done"
+    )
     scan.add_argument("--csv", type=Path, metavar="FILE", help="write the whole table here")
     scan.add_argument("--json", action="store_true", help="the whole table as JSON on stdout")
     scan.set_defaults(command=_scan)
@@ -180,7 +184,10 @@ def _scan(options: argparse.Namespace) -> int:
         if options.csv == Path() or options.csv.is_dir():
             raise InputError(f"--csv {str(options.csv)!r} is no file; for example: --csv scan.csv")
         check_writable(options.csv.parent, f"--csv {options.csv}")
-    table = scan(options.source, ranks, device=options.device, cache=not options.no_cache, progress=True)
+    table = scan(
+        options.source, ranks, device=options.device, cache=not options.no_cache, progress=True,
+        revision=options.revision, keep=options.keep,
+    )  # fmt: skip
     if options.csv is not None:
         table.to_csv(options.csv, index=False)
     if options.json:

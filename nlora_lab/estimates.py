@@ -148,12 +148,15 @@ def estimate(cfg: RunConfig, device: str | None = None, *, head: int | None = No
 
     ``device``: "cuda", "mps" or "cpu" (default: the run's own), whose speed is measured in under half a second; or a
     card that need not be here: T4, L4, A100, A100-80GB, H100. ``head``: the outputs of a classification head; ``None``
-    asks the task. ``config``: a transformers config to use instead of the model's own, as where that is out of reach.
+    asks the task. ``config``: a transformers config, or shapes, to use instead of the model's own, as where that is
+    out of reach.
 
     Raises :class:`nlora_lab.InputError` for an unknown device, a rank above a layer's smaller side, and a model whose
     config cannot be found (:class:`nlora_lab.ModelError`).
     """
-    arch = architecture(cfg.model, cfg.revision) if config is None else sizes(meta_body(config))
+    arch = config if isinstance(config, Architecture) else None
+    if arch is None:
+        arch = architecture(cfg.model, cfg.revision) if config is None else sizes(meta_body(config))
     place = place_of(cfg, device)
     head = head_outputs(cfg) if head is None else head
     lengths, assumed = lengths_of(cfg, arch)

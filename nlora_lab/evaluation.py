@@ -62,7 +62,7 @@ def answers(
         _prefix(task, shots)  # a head takes none, and this says so
         return _headed(task, rows, _outputs(model, tokenizer, task, rows, max_length, halted))
     ids = prompt_ids(_prefixed(task, rows, shots), tokenizer, uses_chat(task, tokenizer))
-    new = 0 if task.kind == "choice" else max_new_tokens or _longest_target(tokenizer, rows)
+    new = 0 if task.kind == "choice" else max_new_tokens or longest_answer(tokenizer, rows)
     if max_length is not None:  # with room for the answer, but never most of the prompt for it
         room = max(max_length - new, max_length // 2, 1)
         ids = [last_tokens(one, room, tokenizer) for one in ids]
@@ -159,7 +159,7 @@ def _token_bytes(model: Any) -> int:
 
 
 def _spans(lengths: Sequence[int], new: int, cached: int = 0) -> Iterator[tuple[int, int]]:
-    """Where batches start and end: in order, as many prompts as :mod:`nlora_lab.portions` allows, padding counted in."""
+    """Where batches start and end, in order: as many prompts as :mod:`nlora_lab.portions` allows, with padding."""
     start, longest, tokens = 0, 0, tokens_at_once(cached)
     for i, length in enumerate(lengths):
         longest = max(longest, length)
@@ -170,7 +170,8 @@ def _spans(lengths: Sequence[int], new: int, cached: int = 0) -> Iterator[tuple[
         yield start, len(lengths)
 
 
-def _longest_target(tokenizer: PreTrainedTokenizerBase, rows: Any) -> int:
+def longest_answer(tokenizer: PreTrainedTokenizerBase, rows: Any) -> int:
+    """Tokens that an answer to one of ``rows`` may have: the longest target's, and a few more."""
     ids = tokenizer(list(rows["target"]), add_special_tokens=False)["input_ids"]
     return max(map(len, ids)) + 8  # room for a wrong answer that runs a little long
 

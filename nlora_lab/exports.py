@@ -124,14 +124,15 @@ def _known(name: str) -> str:
 
 
 def _outputs(adapter: Path) -> int:
-    """How many outputs the trained head has that was saved with an adapter."""
+    """How many outputs the trained head has that was saved with an adapter: those of its last, narrowest layer."""
     from safetensors import safe_open
 
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        heads = [n for n in file.keys() if n.endswith((".score.weight", ".classifier.weight", ".out_proj.weight"))]  # noqa: SIM118
-        if not heads:
-            raise InputError(f"{str(adapter)!r} is of a classifier and holds no trained head; save it again")
-        return int(file.get_slice(heads[0]).get_shape()[0])
+        shapes = [file.get_slice(n).get_shape() for n in file.keys() if "lora_" not in n]  # noqa: SIM118
+    heads = [shape[0] for shape in shapes if len(shape) == 2]
+    if not heads:
+        raise InputError(f"{str(adapter)!r} is of a classifier and holds no trained head; save it again")
+    return int(min(heads))
 
 
 def _save_difference(model: Any, run: Run, folder: Path) -> None:
@@ -147,6 +148,9 @@ def _save_difference(model: Any, run: Run, folder: Path) -> None:
     for name, now in model.named_parameters():
         if not now.requires_grad:
             continue
+        if ".modules_to_save." in name:  # a classifier's head
+            weights[name.replace(".modules_to_save.default.", ".")] = now.detach().contiguous()
+            continue
         then, left = before[name].detach(), ".lora_B." in name
         joined = torch.cat([now.detach(), -then if left else then], dim=1 if left else 0)
         weights[name.replace(".default.", ".")] = joined.contiguous()
@@ -154,7 +158,8 @@ def _save_difference(model: Any, run: Run, folder: Path) -> None:
     # s = alpha / r stays what it was when both are doubled
     LoraConfig(
         r=2 * config.r, lora_alpha=2 * config.lora_alpha, target_modules=sorted(config.target_modules),
-        task_type=config.task_type, base_model_name_or_path=config.base_model_name_or_path, inference_mode=True,
+        modules_to_save=config.modules_to_save, task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path, inference_mode=True,
     ).save_pretrained(str(folder))  # fmt: skip
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 

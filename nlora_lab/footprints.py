@@ -49,6 +49,11 @@ class Architecture:
     rms: bool
     linears: tuple[tuple[str, int, int], ...]
 
+    @property
+    def narrowest(self) -> int:
+        """The smaller side of the narrowest linear layer: no rank is above it."""
+        return min(min(m, n) for _, m, n in self.linears)
+
     def numbers(self, head: int = 0) -> int:
         """All of the model's numbers: with the output head of a language model, or ``head`` classes."""
         return self.body + (head * self.hidden if head else 0 if self.tied else self.vocabulary * self.hidden)
@@ -168,11 +173,18 @@ def adapter(arch: Architecture, cfg: RunConfig, head: int = 0) -> Adapter:
 
 
 def _targets(arch: Architecture, wanted: str | None) -> tuple[tuple[str, int, int], ...]:
-    """PEFT's rule for a list of names: the last part, or the whole, of a layer's dotted name."""
+    """PEFT's rule for a list of names: the last parts, or the whole, of a layer's dotted name.
+
+    The names of ``arch`` are those inside the body, and the whole name starts with the body's own.
+    """
     if wanted is None:
         return arch.linears
     names = [word.strip() for word in wanted.split(",") if word.strip()]
-    found = tuple(row for row in arch.linears if any(row[0] == w or row[0].endswith(f".{w}") for w in names))
+
+    def meant(name: str) -> bool:
+        return any(f".{name}".endswith(f".{w}") or w.endswith(f".{name}") for w in names)
+
+    found = tuple(row for row in arch.linears if meant(row[0]))
     if not found:
         raise InputError(f"target_modules={wanted!r} matches no layer of this model; name some of its layers")
     return found

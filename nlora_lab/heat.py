@@ -202,7 +202,7 @@ class Heat:
         track.stack.train()
         try:
             for number, batches in enumerate(track.feed, start=1):
-                track.backward(number, lanes, batches)
+                track.backward(number, lanes, batches, self.desk.over)
                 for lane in lanes:
                     if self.desk.watch is not None:
                         self.desk.watch(lane.cfg, number - 1, lane.subject)
@@ -261,12 +261,16 @@ class Track:
     feed: Feed
     memory: PeakMemory
 
-    def backward(self, number: int, lanes: Sequence[Lane], batches: Mapping[int, Batch]) -> None:
-        """Give every lane its gradients, clipped, and its trail the step ``number``, whether finite or not."""
+    def backward(self, number: int, lanes: Sequence[Lane], batches: Mapping[int, Batch], halted: Asked) -> None:
+        """Give every lane its gradients, clipped, and its trail the step ``number``, whether finite or not.
+
+        ``halted`` is asked between lanes that do not go through the model at once: with many, a step takes seconds.
+        """
         # neighbours of one width are multiplied together
         lanes = sorted(lanes, key=lambda lane: lane.adapter.width)
         losses = []
         for some in self._at_once(lanes, batches):
+            heed(halted)
             losses.append(self._losses(some, self.feed.join(batches, some)))
             self.memory.look()
         norms = torch.stack([lane.clip() for lane in lanes])

@@ -208,14 +208,13 @@ def check_init(method: Method, init: str | None) -> None:
     check_core_init(init)
 
 
-def check_rank(model: nn.Module, rank: int) -> None:
-    """Raise :class:`InputError`, naming the narrowest layer, if ``rank`` is above its smaller side."""
-    from nlora_lab.models import linear_layers
+def check_rank(model: nn.Module, rank: int, target_modules: Any = "all-linear") -> None:
+    """Raise :class:`InputError`, naming the narrowest of the targets, if ``rank`` is above its smaller side."""
+    from nlora_lab.models import linear_layers, target_layers
 
-    layers = linear_layers(model)
-    if not layers:
+    if target_modules == "all-linear" and not linear_layers(model):
         raise InputError("the model has no linear layer to put an adapter on; choose another model")
-    _check_rank_of(layers, rank)
+    _check_rank_of(target_layers(model, target_modules), rank)
 
 
 def _check_rank_of(layers: dict[str, Any], rank: int) -> None:
@@ -227,22 +226,41 @@ def _check_rank_of(layers: dict[str, Any], rank: int) -> None:
         raise InputError(f"rank={rank} is above {limit}, the smaller side of {where}; choose a rank from 1 to {limit}")
 
 
+def _check_olora(layers: dict[str, Any]) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    for where, layer in layers.items():
+        if isinstance(layer, Conv1D):
+            raise InputError(
+                f"{where} is a Conv1D, which PEFT's OLoRA cannot start from; choose pissa, or another model"
+            )
+
+
 def attach(
     model: Any, method: str, rank: int = 8, alpha: float | None = None, init: str | None = None, **options: Any
 ) -> Any:
     """``model`` made ready to be tuned by ``method``: a ``PeftModel``, or itself for "full".
 
-    ``options`` go to the PEFT config (``target_modules``, by default every linear layer but the
-    output head; ``dropout``; …). ``alpha=None`` means the rank: a scale of 1, for rslora of √rank. Draws
-    from torch's global generator: seed it before.
+    ``options`` go to the PEFT config (``target_modules``, by default every linear layer but the output head, which
+    trains as it is in a sequence classifier; ``dropout``; …). ``alpha=None`` means the rank: a scale of 1, for
+    rslora of √rank. Draws from torch's global generator: seed it before.
     """
+    from nlora_lab.models import HEADS, head_modules, linear_layers, target_layers
+
     entry = get_method(method)
     check_init(entry, init)
     if entry.build is None:
         return model.requires_grad_(True)
-    options = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
-    if options["target_modules"] == "all-linear":
-        check_rank(model, rank)
+    head = head_modules(model)
+    options = {"target_modules": "all-linear", "task_type": "SEQ_CLS" if head else "CAUSAL_LM", **options}
+    check_rank(model, rank, options["target_modules"])
+    if method == "olora":
+        _check_olora(target_layers(model, options["target_modules"]))
+    if head and options["target_modules"] == "all-linear":
+        options["target_modules"] = list(linear_layers(model))  # PEFT would take some heads for targets as well
+    unknown = [name for name in head if not name.endswith(HEADS)]
+    if unknown:
+        options.setdefault("modules_to_save", unknown)  # PEFT trains no other
     from peft import get_peft_model
 
     with warnings.catch_warnings():
@@ -266,8 +284,9 @@ def parameter_table(
     id. Anything but a model is built on the meta device, without weights and without an output head.
     ``target_modules``: as in PEFT. ``methods``: names, by default all.
 
-    Columns: ``method``, ``label``, ``trains``, ``trainable`` (numbers), ``share`` (of the model's own numbers,
-    0 to 1; the body's where it was built from a config), ``beyond_lora`` (numbers more than LoRA's at this rank).
+    Columns: ``method``, ``label``, ``trains``, ``trainable`` (numbers, those of a classifier's head among them),
+    ``share`` (of the model's own numbers, 0 to 1; the body's where it was built from a config), ``beyond_lora``
+    (numbers more than LoRA's at this rank).
 
     Raises :class:`nlora_lab.InputError` for an unknown method, targets that match nothing, and a rank above a
     layer's smaller side, naming the layer.
@@ -275,7 +294,7 @@ def parameter_table(
     import pandas as pd
     from torch import nn
 
-    from nlora_lab.models import meta_body, target_layers
+    from nlora_lab.models import head_modules, meta_body, target_layers
 
     entries = [get_method(name) for name in (METHODS if methods is None else methods)]
     model: Any = model_or_config if isinstance(model_or_config, nn.Module) else meta_body(model_or_config)
@@ -285,10 +304,11 @@ def parameter_table(
     _check_rank_of(layers, rank)
     shapes = [layer_shape(layer) for layer in layers.values()]
     everything = sum(p.numel() for p in model.parameters())
-    lora = sum(_two_factors(m, n, rank) for m, n in shapes)
+    head = sum(p.numel() for name in head_modules(model) for p in model.get_submodule(name).parameters())
+    lora = head + sum(_two_factors(m, n, rank) for m, n in shapes)
     rows = []
     for entry in entries:
-        count = everything if entry.build is None else sum(entry.cost(m, n, rank) for m, n in shapes)
+        count = everything if entry.build is None else head + sum(entry.cost(m, n, rank) for m, n in shapes)
         row = {"method": entry.name, "label": entry.label, "trains": entry.trains, "trainable": count}
         rows.append({**row, "share": count / everything, "beyond_lora": count - lora})
     return pd.DataFrame(rows)

@@ -27,6 +27,7 @@ LOADING = threading.RLock()
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+HEADS = ("score", "classifier")  # what PEFT calls a classifier's head
 
 
 def check_model(name: str) -> str | Path:
@@ -106,8 +107,11 @@ def load_model(
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, …
         raise ModelError(_explain(name, source, error, revision, attention)) from error
     check_whole(name, model, tokenizer, head)
+    model._drawn = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not head and model.loss_type is None:
+        model.loss_type = "ForCausalLM"  # as transformers assumes with a warning, of GPT-2 for one
     if head:  # a causal model's classifier looks for the last token before the padding
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if commit:
@@ -279,16 +283,34 @@ def _quiet(loading: bool, reports: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def head_modules(model: Any) -> list[str]:
+    """The modules that a sequence classifier's head is made of, by name; of any other model none.
+
+    Those that PEFT trains beside an adapter, ``score`` or ``classifier`` (DistilBERT's ``pre_classifier`` too); where
+    there is neither, all that stands beside the body. A pooler is left to the adapters, as PEFT does it, unless
+    :func:`load_model` had to draw it at random: then it has to train, and to be saved, like the rest of the head.
+    """
+    if "ForSequenceClassification" not in type(model).__name__:
+        return []
+    beside = [
+        n for n, m in model.named_children() if n != model.base_model_prefix and any(True for _ in m.parameters())
+    ]
+    head = [name for name in beside if name.endswith(HEADS)] or beside
+    drawn = [name for name in getattr(model, "_drawn", []) if not f"{name}.".startswith(tuple(f"{h}." for h in head))]
+    return [*drawn, *head]
+
+
 def linear_layers(model: Any) -> dict[str, Any]:
-    """The linear layers an adapter can sit on, by dotted name: every ``nn.Linear`` but the output head."""
+    """The linear layers an adapter can sit on, by dotted name: every ``nn.Linear`` but the output head's."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    within = tuple(f"{name}." for name in head_modules(model))
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and not f"{name}.".startswith(within)
     }
 
 

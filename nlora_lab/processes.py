@@ -161,9 +161,30 @@ def trained_weights(model: Any) -> dict[str, Tensor]:
     return {n: whole(p.detach()).cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def shared_out(accelerator: Accelerator, rows: int) -> slice:
-    """The rows that this process measures: its part, or all where the processes must go in step (FSDP)."""
-    if accelerator.num_processes == 1 or is_sharded(accelerator):
-        return slice(0, rows)
-    each = math.ceil(rows / accelerator.num_processes)
-    return slice(accelerator.process_index * each, (accelerator.process_index + 1) * each)
+def several() -> bool:
+    """Whether other processes take part in this run."""
+    from accelerate.state import PartialState
+
+    return bool(PartialState._shared_state.get("num_processes", 1) > 1)
+
+
+def part_of(rows: int) -> range | None:
+    """The rows that this process is to measure; ``None`` for all: where it is the only one, where each holds a part of
+    the weights, so that all must go in step (FSDP), and where there are not enough rows.
+    """
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    shared = PartialState._shared_state
+    count, index = shared.get("num_processes", 1), shared.get("process_index", 0)
+    if count == 1 or rows < count or shared.get("distributed_type") == DistributedType.FSDP:
+        return None
+    each = math.ceil(rows / count)
+    return range(min(index * each, rows), min((index + 1) * each, rows))
+
+
+def everybodys(found: list[Any]) -> list[Any]:
+    """What all processes have found, in their order. To be called in every process."""
+    from accelerate.utils import gather_object
+
+    return list(gather_object(found))

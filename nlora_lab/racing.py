@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nlora_lab import training
-from nlora_lab.building import base_dtype, head_of, load_base
+from nlora_lab.building import base_dtype, head_of, load_base, targets_of
 from nlora_lab.config import RunConfig
 from nlora_lab.devices import find_device, run_device
 from nlora_lab.errors import InputError
@@ -132,12 +132,17 @@ def check(configs: Sequence[RunConfig], halted: Asked = never) -> None:
     """
     for device in {cfg.device for cfg in configs}:
         find_device(device)
-    for name in {cfg.model for cfg in configs}:
+    alike: dict[Any, list[RunConfig]] = {}  # in model and task: the head is the task's
+    for cfg in configs:
+        alike.setdefault((cfg.model, cfg.revision, cfg.task, cfg.data, cfg.columns), []).append(cfg)
+    for own in alike.values():
         heed(halted)
-        own = [cfg for cfg in configs if cfg.model == name]
         for cfg in own:
             check_fit(cfg, run_device(cfg))
-        model = load_base(own[0], head_of(own[0]))[0] if _loads_quickly(name) else meta_body(name)
+        if not _loads_quickly(own[0].model):
+            meta_body(own[0].model)  # for its shapes, the ranks have been looked at with the memory
+            continue
+        model = load_base(own[0], head_of(own[0]))[0]
         for cfg in own:
             if get_method(cfg.method).build is not None:
-                check_rank(model, cfg.rank)
+                check_rank(model, cfg.rank, targets_of(cfg))

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nlora_lab.building import Data, build, longest_allowed, task_of, untouched
 from nlora_lab.config import RunConfig
 from nlora_lab.devices import Device, PeakMemory, is_out_of_memory, release_memory, run_device
 from nlora_lab.estimates import check_fit
-from nlora_lab.evaluation import answers, mean_loss, measure
+from nlora_lab.evaluation import Answer, accuracy, answers, longest_answer, mean_loss, measure
 from nlora_lab.halting import Asked, Halted, heed, never
 from nlora_lab.methods import trainable_parameters
 from nlora_lab.models import LOADING, revision_of
@@ -28,9 +28,12 @@ from nlora_lab.processes import (
     backward,
     check_processes,
     clip,
+    everybodys,
     is_sharded,
     make_accelerator,
+    part_of,
     prepare,
+    several,
     trained_weights,
     unwrap,
 )
@@ -222,17 +225,31 @@ def finish(trail: Trail, model: Any, data: Data, subject: Subject, halted: Asked
     trail.metrics["distance"] = relative_distance(subject.layers())
     if not trail.stopped:
         try:
-            given, measured = measure(model, data.tokenizer, data.task, halted=halted, max_length=data.limit)
+            given, measured = _measured(model, data, halted)
             trail.answers = tuple(a.said for a in given[:SAMPLES])
             batches = plain_batches(data.validation, data.tokenizer, model.device, data.at_once)
             trail.metrics.update(measured, validation_loss=mean_loss(model, batches, halted))
             return
         except Halted:
             trail.stopped = True
+    if several():  # their clocks would not end them at the same word, and some would wait for the others for ever
+        return
     end = time.monotonic() + PATIENCE / trail.together
     with suppress(Halted):
         said = answers(model, data.tokenizer, data.task, "test", SAMPLES, lambda: time.monotonic() > end)
         trail.answers = tuple(a.said for a in said)
+
+
+def _measured(model: Any, data: Data, halted: Asked) -> tuple[list[Answer], dict[str, float]]:
+    """The answers to the test items and the task's measures of them; several processes answer a part each."""
+    task, tokenizer = data.task, data.tokenizer
+    part = part_of(len(task.test)) if task.kind == "text" else None
+    if part is None:
+        return measure(model, tokenizer, task, halted=halted, max_length=data.limit)
+    mine, longest = replace(task, test=task.test.select(part)), longest_answer(tokenizer, task.test)
+    said = answers(model, tokenizer, mine, halted=halted, max_new_tokens=longest, max_length=data.limit) if part else []
+    given = everybodys(said)
+    return given, {"accuracy": accuracy(given)}
 
 
 def first_change(model: Any, data: Data, base: Any) -> float:

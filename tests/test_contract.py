@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,12 @@ from adapter_kit import (
     tolerance,
     variant_id,
 )
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from support import ARCHITECTURES
 
 from nlora_lab.adapters import NLoraLayer, save_as_lora
+from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS, layer_shape
 from nlora_lab.models import linear_layers
 
@@ -56,8 +58,14 @@ def test_the_suite_covers_the_table():
 
 @pytest.mark.parametrize(("method", "architecture"), list(BROKEN_IN_PEFT))
 def test_what_peft_cannot_do_it_still_cannot(method, architecture, ids):
+    with pytest.raises(InputError, match="cannot start from"):
+        adapted(architecture, (method, None))
+    config = METHODS[method].build(4, None, None, target_modules="all-linear")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(base_model(architecture), config)
     with pytest.raises(RuntimeError):
-        logits(adapted(architecture, (method, None)), ids)
+        logits(model, ids)
 
 
 @over(VARIANTS)

@@ -27,6 +27,7 @@ def test_the_course_is_complete():
         "05_fine_tuning_lab.ipynb",
         "06_learning_rate_and_init.ipynb",
         "07_reading_the_paper.ipynb",
+        "08_real_models.ipynb",
     ]
 
 

@@ -16,7 +16,7 @@ from nlora_lab.batches import IGNORED
 from nlora_lab.config import RunConfig
 from nlora_lab.devices import find_device
 from nlora_lab.errors import InputError
-from nlora_lab.processes import backward, check_processes, count_targets, make_accelerator, shared_out, split
+from nlora_lab.processes import backward, check_processes, count_targets, make_accelerator, part_of, split
 from nlora_lab.records import Run
 from nlora_lab.training import fine_tune
 
@@ -126,10 +126,22 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_with_the_remedy():
         check_processes(RunConfig(batch_size=12), Old())
 
 
-def test_rows_to_measure_are_shared_out_once_each():
-    class Member(Crew):
-        def __init__(self, index):
-            self.process_index = index
+@pytest.mark.parametrize("rows", [3, 4, 10, 11])
+def test_rows_to_measure_are_shared_out_once_each(rows, monkeypatch):
+    from accelerate.state import PartialState
 
-    rows = list(range(10))
-    assert [row for i in range(3) for row in rows[shared_out(Member(i), 10)]] == rows
+    parts = []
+    for index in range(3):
+        state = {"num_processes": 3, "process_index": index, "distributed_type": "MULTI_GPU"}
+        monkeypatch.setattr(PartialState, "_shared_state", state)
+        parts.append(part_of(rows))
+    assert [row for part in parts for row in part] == list(range(rows))
+    assert part_of(2) is None
+
+
+def test_who_is_alone_or_goes_in_step_measures_all(monkeypatch):
+    from accelerate.state import PartialState
+
+    for state in ({}, {"num_processes": 1}, {"num_processes": 2, "distributed_type": "FSDP"}):
+        monkeypatch.setattr(PartialState, "_shared_state", state)
+        assert part_of(10) is None

@@ -108,7 +108,7 @@ def test_what_another_program_said_is_marked_alike(tokenizer):
     assert [a.correct for a in given] == [True, True] + [False] * 10
 
 
-def test_new_tokens_are_the_longest_target_and_some_or_as_many_as_asked(tokenizer):
+def test_new_tokens_are_thelongest_answer_and_some_or_as_many_as_asked(tokenizer):
     task, parrot = task_for(SUMS), Parrot(tokenizer, lambda _: " x")
     longest = max(len(ids) for ids in tokenizer(list(task.test["target"]), add_special_tokens=False)["input_ids"])
     answers(parrot, tokenizer, task)
@@ -151,7 +151,7 @@ def test_many_long_prompts_go_in_smaller_batches_in_their_order():
 def test_generated_tasks_go_a_hundred_at_a_time(tokenizer, name, difficulty):
     rows = load_task(name, difficulty=difficulty).train
     lengths = [len(ids) for ids in tokenizer(list(rows["prompt"]))["input_ids"]]
-    spans = evaluation._spans(lengths, evaluation._longest_target(tokenizer, rows))
+    spans = evaluation._spans(lengths, evaluation.longest_answer(tokenizer, rows))
     assert {end - start for start, end in spans} == {100}
 
 

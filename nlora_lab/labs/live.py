@@ -53,6 +53,7 @@ class LiveRace:
         self._recorders: dict[int, Any] = {}
         self._runs: list[Run] = []
         self._remark = ""
+        self._unseen = False  # a curve has begun that the figure has no line for yet
 
     def start(self, configs: Sequence[RunConfig]) -> None:
         """Begin, unless something is being trained already."""
@@ -61,7 +62,7 @@ class LiveRace:
                 return  # Run pressed twice
             self.error = None
             self._halt.clear()
-            self.running, self._runs, self._remark = True, [], ""
+            self.running, self._runs, self._remark, self._unseen = True, [], "", False
             try:
                 self.listener.changed()
             except BaseException:
@@ -126,9 +127,12 @@ class LiveRace:
 
     def _on_step(self, config: RunConfig, step: Step) -> bool:
         with self.lock:
-            if id(config) not in self.curves:
+            new = id(config) not in self.curves
+            if new:
                 self.curves[id(config)] = (config, [])
-                self.listener.changed()
+            elif self._unseen:
+                self.listener.changed()  # once for all that made their first step together
+            self._unseen = new
             self.curves[id(config)][1].append(step)
             self._pace.done += 1
             if self._pace.due():
@@ -151,7 +155,9 @@ class LiveRace:
             self._remark = self.listener.finished(run, self._recorders.get(id(run.config))) or self._remark
             self._pace.total -= run.config.steps - len(run.steps)
             self.listener.progress(self._pace.done, max(1, self._pace.total))
-            self.listener.changed()
+            if not self._halt.is_set():  # or the others' last pictures would hold up the end, which draws anyway
+                self._unseen = False
+                self.listener.changed()
 
 
 class Pace:

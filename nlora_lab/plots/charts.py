@@ -35,6 +35,8 @@ class Chart:
 
     def png(self) -> bytes:
         """The chart as PNG bytes."""
+        from matplotlib.ticker import MaxNLocator
+
         figure = new_figure(7.2, 3.0, 100)
         axes = figure.add_subplot()
         dashes = list(MPL_DASH.values())
@@ -46,6 +48,8 @@ class Chart:
             hue = HUES[i % len(HUES)]
             style: dict[str, Any] = {"color": hue, "linestyle": dashes[i % len(dashes)], "linewidth": 1.8}
             axes.plot(x, y, label=name, **style)
+            if all(float(place).is_integer() for place in x):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # no layer 0.5
         axes.set(xlabel=self.xlabel, ylabel=self.ylabel, yscale="log" if self.log else "linear")
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         axes.spines[["top", "right"]].set_visible(False)
