@@ -41,7 +41,8 @@ class RunConfig:
         precision: "float32", or "bf16": frozen weights in bfloat16, what is trained in float32, under autocast.
             ``None`` is what the device does best with the model as it is kept (:func:`nlora_lab.devices.find_device`).
         attention: transformers' name of the implementation; ``None`` is its choice for the device.
-        accumulation: make each step of so many smaller batches, one after the other: less memory, the same step.
+        accumulation: make each step of so many smaller batches, one after the other: less memory, the same step. Over
+            several processes, of so many in all.
         checkpointing: keep no activations inside the layers but compute them again for the backward pass: less
             memory, about a third more time.
         compile: ``torch.compile`` the model for training.

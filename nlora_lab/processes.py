@@ -100,14 +100,21 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 def check_processes(cfg: RunConfig, accelerator: Accelerator) -> None:
     """Raise :class:`InputError` where the batch cannot be shared out, or the launch asks for FSDP's old kind."""
-    parts = accelerator.num_processes * cfg.accumulation
-    if cfg.batch_size % parts:
+    if cfg.batch_size % accelerator.num_processes:
         raise InputError(
-            f"batch_size={cfg.batch_size} cannot be divided by {accelerator.num_processes} processes and "
-            f"accumulation={cfg.accumulation}; choose a multiple of {parts}"
+            f"batch_size={cfg.batch_size} cannot be divided by {accelerator.num_processes} processes; "
+            f"choose a multiple of {accelerator.num_processes}"
         )
     if is_sharded(accelerator) and not accelerator.is_fsdp2:
         raise InputError("FSDP version 1 cannot shard frozen and trained weights together; add --fsdp_version 2")
+
+
+def parts_of(cfg: RunConfig, accelerator: Accelerator) -> int:
+    """In how many parts a process's share of a batch goes through the model: ``accumulation`` is that of all together.
+
+    So the rows that are on a card at a time stay the same, however many cards there are.
+    """
+    return math.ceil(cfg.accumulation / accelerator.num_processes)
 
 
 def backward(accelerator: Accelerator, model: Any, batch: Batch, parts: int = 1) -> Tensor:

@@ -32,6 +32,7 @@ from nlora_lab.processes import (
     is_sharded,
     make_accelerator,
     part_of,
+    parts_of,
     prepare,
     several,
     trained_weights,
@@ -154,6 +155,7 @@ def _fine_tune(
     data = Data(cfg, task, tokenizer, longest_allowed(cfg, model, tokenizer))
     trail.begin(model, data)
     subject = PeftSubject(model, base := untouched(cfg, task.head))
+    heed(halted)
     if not is_sharded(accelerator):
         model.to(accelerator.device)
         trail.metrics["step0_change"] = first_change(model, data, base)
@@ -177,10 +179,11 @@ def _fine_tune(
     weights = [p for p in model.parameters() if p.requires_grad]  # sharding has put others in their place
     model.train()
     called = torch.compile(model, dynamic=True) if cfg.compile else model
+    parts = parts_of(cfg, accelerator)
     started = time.perf_counter() - trail.seconds
     try:
         for number, batch in enumerate(batches, start=done + 1):
-            loss = backward(accelerator, called, batch, cfg.accumulation)
+            loss = backward(accelerator, called, batch, parts)
             memory.look()
             grad_norm = clip(accelerator, weights, cfg.clip_norm)
             step = Step(number, loss.item(), cfg.rate_at(number - 1), grad_norm)

@@ -16,7 +16,8 @@ from nlora_lab.batches import IGNORED
 from nlora_lab.config import RunConfig
 from nlora_lab.devices import find_device
 from nlora_lab.errors import InputError
-from nlora_lab.processes import backward, check_processes, count_targets, make_accelerator, part_of, split
+from nlora_lab.processes import backward, check_processes, count_targets, make_accelerator, part_of, parts_of, split
+from nlora_lab.recipes import recipes
 from nlora_lab.records import Run
 from nlora_lab.training import fine_tune
 
@@ -115,15 +116,31 @@ class Crew:
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused_with_the_remedy():
-    with pytest.raises(InputError, match=r"batch_size=16 cannot be divided by 3 processes.*multiple of 6"):
-        check_processes(RunConfig(accumulation=2), Crew())
-    check_processes(RunConfig(batch_size=12, accumulation=2), Crew())
+    with pytest.raises(InputError, match=r"batch_size=16 cannot be divided by 3 processes.*multiple of 3"):
+        check_processes(RunConfig(), Crew())
+    check_processes(RunConfig(batch_size=12), Crew())
 
     class Old(Crew):
         distributed_type = "DistributedType.FSDP"
 
     with pytest.raises(InputError, match="--fsdp_version 2"):
         check_processes(RunConfig(batch_size=12), Old())
+
+
+def test_the_rows_on_a_card_stay_the_same_however_many_cards_there_are():
+    assert parts_of(RunConfig(batch_size=12, accumulation=12), Crew()) == 4
+    assert parts_of(RunConfig(batch_size=12, accumulation=4), Crew()) == 2
+    assert parts_of(RunConfig(batch_size=12), Crew()) == 1
+
+
+@pytest.mark.parametrize("name", ["paper-gsm8k", "paper-gsm8k-small-batch", "colab-gsm8k"])
+def test_the_recipes_can_be_launched_on_four_cards(name):
+    class Four(Crew):
+        num_processes = 4
+
+    cfg = recipes[name].config("nlora")
+    check_processes(cfg, Four())
+    assert cfg.batch_size // 4 >= parts_of(cfg, Four())
 
 
 @pytest.mark.parametrize("rows", [3, 4, 10, 11])

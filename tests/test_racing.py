@@ -10,7 +10,7 @@ import torch
 from support import tiny_gpt2, tiny_llama
 
 import nlora_lab as nl
-from nlora_lab import heat, racing, training
+from nlora_lab import building, heat, racing, training
 from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError
 from nlora_lab.exports import tuned_model
@@ -177,7 +177,7 @@ def test_halted_between_two_steps_ends_the_race_and_keeps_it(together):
 @pytest.mark.parametrize("stage", ["check", "build", "first_change"])
 @pytest.mark.parametrize("together", [True, False])
 def test_halted_while_loading_ends_the_race_with_nothing(monkeypatch, stage, together):
-    home = racing if stage == "check" else training
+    home = racing if stage == "check" else building if stage == "build" and together else training
     real, begun = getattr(home, stage), []
     monkeypatch.setattr(home, stage, lambda *args: begun.append(stage) or real(*args))
     configs = [RunConfig(method=m, **QUICK) for m in ("lora", "slora")]

@@ -166,7 +166,7 @@ def test_an_error_before_the_first_step_carries_nothing(monkeypatch):
     assert not hasattr(caught.value, "run")
 
 
-@pytest.mark.parametrize("stage", ["load_task", "build", "untouched", "first_change"])
+@pytest.mark.parametrize("stage", ["task_of", "build", "untouched", "first_change"])
 def test_halted_while_loading_is_a_stopped_run_without_a_step(monkeypatch, stage):
     real, begun = getattr(training, stage), []
     monkeypatch.setattr(training, stage, lambda *args, **kwargs: begun.append(stage) or real(*args, **kwargs))
