@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from nlora_lab.errors import InputError
 from nlora_lab.evaluation import label_tokens
 from nlora_lab.glue import GLUE
 from nlora_lab.methods import attach, get_method
-from nlora_lab.models import EMBEDDED, LOADING, load_model
+from nlora_lab.models import EMBEDDED, LOADING, load_model, revision_of
 from nlora_lab.portions import READ_ROWS, read_at_once
 from nlora_lab.tasks import TASKS, Task, load_task
 
@@ -62,6 +63,8 @@ def build(cfg: RunConfig, head: int | None = None) -> tuple[Any, Any]:
         torch.manual_seed(cfg.seed)
         options: dict[str, Any] = {"dropout": cfg.dropout} if cfg.dropout else {}
         model = attach(base, cfg.method, cfg.rank, cfg.alpha, cfg.init, target_modules=targets_of(cfg), **options)
+    for tuned in getattr(model, "peft_config", {}).values():
+        tuned.revision = revision_of(base) or None  # the adapter is saved with the commit it belongs to
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()  # a new head comes in the dtype of the base
@@ -109,9 +112,9 @@ def head_of(cfg: RunConfig) -> int:
     return task_of(cfg).head if cfg.task == "own" else 0
 
 
-def longest_allowed(cfg: RunConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """``max_length``, but no more tokens than the model has positions for."""
-    limits = [cfg.max_length, getattr(model.config, "max_position_embeddings", None)]
+def longest_allowed(cfg: RunConfig | None, model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """``max_length``, but no more tokens than the model has positions for; these alone without a config."""
+    limits = [cfg.max_length if cfg is not None else None, getattr(model.config, "max_position_embeddings", None)]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa's begin behind the padding's
@@ -129,6 +132,8 @@ class Data:
     task: Task
     tokenizer: Any
     limit: int | None
+    positions: int | None = None
+    """What the model itself has room for: answers are not cut at what the training rows are."""
 
     def __post_init__(self) -> None:
         if self.task.kind == "choice":
@@ -147,6 +152,14 @@ class Data:
         """The rows that learning rates are chosen by."""
         return encode_task(self.task.validation, self.task, self.tokenizer, self.limit)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the training rows: what was learnt from others is not to be gone on from."""
+        seen = hashlib.sha256()
+        for row in self.training.rows:
+            seen.update(repr((row["input_ids"], row["labels"])).encode())
+        return seen.hexdigest()
+
     @property
     def at_once(self) -> int:
         """How many validation rows go through the model at a time."""
@@ -159,3 +172,27 @@ class Data:
             lengths = [len(row["input_ids"]) for row in self.training.rows]
             return LengthOrder(lengths, c.steps, c.batch_size, c.seed)
         return BatchOrder(len(self.training.rows), c.steps, c.batch_size, c.seed)
+
+
+@torch.no_grad()
+def check_packing(model: Any, data: Data) -> None:
+    """Raise :class:`InputError` if ``model`` lets packed examples see one another, as several architectures do.
+
+    Tried: two examples in one row, and whether the second one's logits stay when the first is another.
+    """
+    tokens = torch.tensor([3, 5, 7, 11, 13, 17]) % len(data.tokenizer)
+    pairs = [torch.cat([first, tokens])[None] for first in (tokens, tokens.flip(0))]
+    positions = torch.arange(len(tokens)).repeat(2)[None]
+    was_training, seen = model.training, []
+    model.eval()
+    try:
+        for ids in pairs:
+            seen.append(model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, len(tokens) :])
+    except TypeError:  # it takes no positions
+        seen = []
+    finally:
+        model.train(was_training)
+    if not seen or not torch.allclose(seen[0], seen[1], atol=1e-3 * float(seen[0].abs().max())):
+        raise InputError(
+            f"batching='packed': in {data.cfg.model!r} packed examples see one another; use batching='length'"
+        )

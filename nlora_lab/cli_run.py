@@ -107,6 +107,7 @@ def _race(options: argparse.Namespace) -> int:
         if folder is not None:
             check_writable(folder, f"--{name} {folder}")
     from nlora_lab.devices import run_device
+    from nlora_lab.halting import ended_by_signal
     from nlora_lab.processes import is_main
     from nlora_lab.progress import ProgressLine
     from nlora_lab.racing import race
@@ -129,7 +130,8 @@ def _race(options: argparse.Namespace) -> int:
                 progress.say(said)
 
     try:
-        race(configs, on_step, on_run, checkpoints=options.checkpoints, every=options.every or EVERY)
+        with ended_by_signal(options.checkpoints is not None) as halted:
+            race(configs, on_step, on_run, halted, checkpoints=options.checkpoints, every=options.every or EVERY)
     finally:  # whatever ends the race, what was computed is shown
         progress.close()
         if runs and is_main():
@@ -202,13 +204,20 @@ def parse_rates(text: str, methods: Sequence[str]) -> dict[str, float]:
 
 def report(runs: Sequence[Run]) -> str:
     """The table, and what it cannot say."""
-    from nlora_lab.records import STEP0_NOISE
+    from nlora_lab.records import ALWAYS_MEASURED, STEP0_NOISE
 
     lines = [render_table(runs)]
     for run in runs:
         change = run.metrics.get("step0_change", 0.0)
         if change > STEP0_NOISE:
             lines.append(f"{run.config.method} changed the model's logits by {change:.1%} before the first step.")
+        told = {k: v for k, v in run.metrics.items() if k not in (*ALWAYS_MEASURED, "cut")}
+        if told:
+            lines.append(f"{run.config.method}: {', '.join(f'{k} {v:.3f}' for k, v in told.items())}.")
+        if run.metrics.get("cut"):
+            lines.append(
+                f"{run.config.method}: {run.metrics['cut']:.0f} training rows were longer than max-length, and cut."
+            )
         if run.error:
             lines.append(f"{run.config.method} ended early: {run.error}.")
     if any(run.device.startswith("CPU") for run in runs):

@@ -132,6 +132,12 @@ class RunConfig:
             )
         if self.batching == "packed" and self.max_length is None:
             raise InputError("batching='packed' needs max_length, the tokens of a packed row; try max_length=1024")
+        if self.batching == "packed" and self.attention == "flash_attention_2" and self.batch_size != self.accumulation:
+            # transformers tells packed examples apart for it only where one row goes through at a time
+            raise InputError(
+                f"batching='packed' with flash_attention_2 takes one row at a time: accumulation={self.batch_size}, "
+                "or attention='sdpa'"
+            )
 
     @property
     def label(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ MEMORY_FACTOR, TIME_FACTOR = 1.4, 1.5
 running: benchmarks/results/estimates.json. Evaluation was not compared, and no card."""
 SPARE = 0.05  # of the free memory, for what no formula sees
 UPDATE = 7  # numbers that AdamW reads and writes for each trained one: weight, gradient, two averages
+
+
+OVERRIDE = "NLORA_LAB_MEMORY_CHECK"  # "off": run although it will not fit by the estimate
 
 
 @dataclass(frozen=True)
@@ -188,8 +192,16 @@ def check_fit(cfg: RunConfig, device: Device | str | None = None) -> None:
     """Raise :class:`InputError`, with numbers and a remedy, if ``cfg`` will not fit into the memory free now.
 
     Quick (no speed is measured, architectures are kept), and silent where the architecture cannot be told from a
-    config: then loading the model says why.
+    config: then loading the model says why. Over several processes each holds its share of the batch; where they share
+    the weights too (FSDP), nothing is refused. ``NLORA_LAB_MEMORY_CHECK=off`` in the environment tries it anyway.
     """
+    if os.environ.get(OVERRIDE) == "off" or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and cfg.batch_size % processes == 0:
+        parts = -(-cfg.accumulation // processes)
+        size = cfg.batch_size // processes
+        cfg = replace(cfg, batch_size=size, accumulation=parts if size % parts == 0 else 1)
     try:
         arch = architecture(cfg.model, cfg.revision)
         place = device if isinstance(device, Device) else place_of(cfg, device)
@@ -200,7 +212,10 @@ def check_fit(cfg: RunConfig, device: Device | str | None = None) -> None:
     budget = free_memory(place)
     if held.total > budget * (1 - SPARE):
         words = advice(arch, cfg, place, head)
-        raise InputError(f"{_why(held, budget, False, place.words)} Try {'; or '.join(words) or 'a smaller model'}.")
+        raise InputError(
+            f"{_why(held, budget, False, place.words)} Try {'; or '.join(words) or 'a smaller model'}. "
+            f"To try it all the same, set {OVERRIDE}=off"
+        )
 
 
 def place_of(cfg: RunConfig, wanted: str | None = None) -> Device:

@@ -203,11 +203,34 @@ def _continued(
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # none of the prompts ends because of this
 
     batch = _left_padded(model, tokenizer, ids)
-    out = model.generate(
-        **batch, max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id,
-        stopping_criteria=[go_on],
-    )  # fmt: skip
+    with _plain_greedy(model, tokenizer):
+        out = model.generate(
+            **batch, max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id,
+            stopping_criteria=[go_on],
+        )  # fmt: skip
     return list(tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+@contextmanager
+def _plain_greedy(model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Without what the checkpoint prefers: a penalty for repetition is not greedy, and costs right answers."""
+    from transformers import GenerationConfig
+
+    inner = getattr(getattr(model, "base_model", None), "model", None)
+    owners: list[Any] = [m for m in (model, inner) if _has_settings(m)]
+    before = [owner.generation_config for owner in owners]
+    ends = getattr(before[0], "eos_token_id", None) if before else None
+    try:
+        for owner in owners:
+            owner.generation_config = GenerationConfig(eos_token_id=ends or tokenizer.eos_token_id, use_cache=True)
+        yield
+    finally:
+        for owner, own in zip(owners, before, strict=True):
+            owner.generation_config = own
+
+
+def _has_settings(model: Any) -> bool:
+    return getattr(model, "generation_config", None) is not None
 
 
 def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], lead: str = " ") -> list[int]:

@@ -105,7 +105,8 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None)
     name = model or config.base_model_name_or_path
     if not name:
         raise InputError(f"{str(adapter)!r} does not name its base model; say model='…'")
-    base, tokenizer = load_model(_known(name), head=_outputs(source) if config.task_type == "SEQ_CLS" else 0)
+    head = _outputs(source) if config.task_type == "SEQ_CLS" else 0
+    base, tokenizer = load_model(_known(name), head=head, revision=None if model else config.revision)
     folder = expanded(path)
     try:
         merged = PeftModel.from_pretrained(base, str(source)).merge_and_unload()

@@ -6,8 +6,15 @@ import re
 from decimal import Decimal
 
 ANSWER = re.compile(r"The answer is (-?\d+)\.")
-MARKED = re.compile(r"(?:####|[Tt]he (?:final )?answer is:?)[ \t]*([^\n]+)")
-NUMBER = re.compile(r"[\s$*]*(-?)[\s$]*(\d[\d,]*(?:\.\d+)?|\.\d+)(?=[\s.*]*$|%|\.?\s+[A-Za-z])")
+MARKED = re.compile(
+    r"(?:####|[Tt]he (?:final )?answer is:?)[ \t]*([^\n]+?)[ \t]*(?=####|[Tt]he (?:final )?answer is|$)", re.MULTILINE
+)
+WRAPPED = re.compile(r"\\(?:boxed|text)\{([^{}]*)\}")
+NUMBER = re.compile(
+    r"[\s$*]*(-?)[\s$]*(\d[\d,]*(?:\.\d+)?|\.\d+)"
+    # the end, perhaps with a remark in brackets; or a unit, which is longer than the x of a formula
+    r"(?=[\s.*$]*(?:\([^()]*\))?[\s.]*$|%|\.?\s+[A-Za-z]{2,}|[A-Za-z]{2,}[\s.]*$)"
+)
 NOTE = re.compile(r"<<[^<>]*>>")
 NEXT_QUESTION = "\nQuestion:"
 
@@ -27,7 +34,7 @@ def marked_answer(text: str) -> str | None:
     found = MARKED.findall(text.split(NEXT_QUESTION)[0])
     if not found:
         return None
-    said = found[-1].strip()
+    said = WRAPPED.sub(r"\1", found[-1].replace("−", "-")).strip()
     return plain_number(said) or said.removesuffix(".").strip() or None
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 Asked = Callable[[], bool]
 """Whether someone wants the end; asked often, so it should answer at once."""
@@ -21,3 +25,30 @@ def heed(halted: Asked) -> None:
     """Raise :class:`Halted` if ``halted`` says yes."""
     if halted():
         raise Halted
+
+
+@contextmanager
+def ended_by_signal(wanted: bool = True) -> Iterator[Asked]:
+    """What is to be asked, and says yes once Ctrl-C was pressed or the process is to end (SIGTERM, as a queue sends).
+
+    So a run ends between two steps, with a checkpoint. A second Ctrl-C interrupts at once. Where not ``wanted``, or in
+    another thread than the main one, which alone hears signals, nothing is changed.
+    """
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield never
+        return
+    heard = threading.Event()
+    before: dict[int, Any] = {}
+
+    def hear(number: int, frame: Any) -> None:
+        if heard.is_set():
+            raise KeyboardInterrupt
+        heard.set()
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        before[name] = signal.signal(name, hear)
+    try:
+        yield heard.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

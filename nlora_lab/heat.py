@@ -24,6 +24,7 @@ from nlora_lab.devices import PeakMemory, is_out_of_memory, release_memory, run_
 from nlora_lab.halting import Asked, heed
 from nlora_lab.lifted import CannotStack, Lifted
 from nlora_lab.methods import trainable_parameters
+from nlora_lab.models import revision_of
 from nlora_lab.processes import make_accelerator
 from nlora_lab.records import Run, Step
 from nlora_lab.stack import Stack, StackSubject
@@ -148,7 +149,8 @@ class Heat:
             raise CannotStack("several processes share the batches of a run")
         task = task_of(self.shared)
         base, tokenizer = load_base(self.shared)
-        data = Data(self.shared, task, tokenizer, longest_allowed(self.shared, base, tokenizer))
+        limits = longest_allowed(self.shared, base, tokenizer), longest_allowed(None, base, tokenizer)
+        data = Data(self.shared, task, tokenizer, *limits)
         stack, adapters = self._build(base)
         for lane_trail in self.trails.values():
             lane_trail.note_cut(data)
@@ -178,7 +180,7 @@ class Heat:
             except CannotStack:
                 self.alone.append(i)
                 continue
-            self.trails[i] = Trail(trainable=trainable_parameters(model))
+            self.trails[i] = Trail(trainable=trainable_parameters(model), revision=revision_of(base))
         places = [adapter.layers for adapter in adapters.values()]
         common = max(places, key=places.count, default=None)
         for i in [i for i, adapter in adapters.items() if adapter.layers != common]:

@@ -114,7 +114,7 @@ def parts_of(cfg: RunConfig, accelerator: Accelerator) -> int:
 
     So the rows that are on a card at a time stay the same, however many cards there are.
     """
-    return math.ceil(cfg.accumulation / accelerator.num_processes)
+    return math.ceil(cfg.accumulation / int(accelerator.num_processes))
 
 
 def backward(accelerator: Accelerator, model: Any, batch: Batch, parts: int = 1) -> Tensor:
@@ -166,6 +166,14 @@ def clip(accelerator: Accelerator, weights: Iterable[Tensor], most: float | None
 def trained_weights(model: Any) -> dict[str, Tensor]:
     """Copies of what trains, by name, on the CPU; whole in every process."""
     return {n: whole(p.detach()).cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def any_of(accelerator: Accelerator, wanted: bool) -> bool:
+    """Whether one process at least wants it: they go on, or end, together."""
+    if accelerator.num_processes == 1:
+        return wanted
+    votes = accelerator.reduce(torch.tensor(float(wanted), device=accelerator.device), "sum")
+    return bool(votes > 0)
 
 
 def several() -> bool:

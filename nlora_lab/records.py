@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # of the JSON record; raised whenever a field changes its meaning (2: the history may leave out step and lr)
 LAST = 20  # steps that `final_loss` averages over
 SAMPLES = 3  # test items whose answers a record keeps
+ALWAYS_MEASURED = ("accuracy", "validation_loss", "step0_change", "distance")
 STEP0_NOISE = 1e-4  # a smaller step0_change is rounding (PiSSA, DoRA) or a tiny random N (LoRA-XS)
 
 
@@ -115,6 +116,9 @@ class Run:
             "stopped": self.stopped,
             "together": self.together,
             "error": self.error,
+            # what only some tasks and models have
+            **{k: _finite(v) for k, v in self.metrics.items() if k not in ALWAYS_MEASURED},
+            **({"revision": self.revision} if self.revision else {}),
         }
 
     def to_json(self, digits: int | None = None) -> str:

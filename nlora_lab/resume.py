@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 KEPT = 2  # the newest, and the one before it
 EVERY = 100  # steps, unless something else is asked for
-SEAL = "digests.json"
+SEAL, ROWS = "digests.json", "rows.txt"
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,32 @@ class Checkpoints:
         """Whether there is to be one after ``step`` updates."""
         return step % self.every == 0 or step == self.cfg.steps
 
-    def newest(self) -> Saved | None:
-        """The last one that is whole; ``None`` where there is none."""
+    def newest(self, digest: str | None = None, revision: str = "") -> Saved | None:
+        """The last one that is whole; ``None`` where there is none.
+
+        Raises :class:`nlora_lab.InputError` for one that was trained on other rows than those of ``digest``, or from
+        another commit of the model than ``revision``.
+        """
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             if not _is_whole(folder):
                 continue
             run = Run.load(folder / "run.json")
             if run_key(run.config) == run_key(self.cfg):
+                self._check_same(folder, run, digest, revision)
                 return Saved(folder, run)
         return None
 
-    def save(self, run: Run, accelerator: Accelerator, model: Any, optimizer: Any) -> None:
+    def _check_same(self, folder: Path, run: Run, digest: str | None, revision: str) -> None:
+        remedy = f"give its place back, or remove {self.folder} to begin anew"
+        if digest is not None and (folder / ROWS).read_text(encoding="utf-8") != digest:
+            raise InputError(f"the training rows are others than those of {folder}; {remedy}")
+        if revision and run.revision != revision:
+            raise InputError(
+                f"the model is at commit {revision}, and that of {folder} was at {run.revision}; say "
+                f"revision={run.revision!r} in a run of its own, or remove {self.folder} to begin anew"
+            )
+
+    def save(self, run: Run, digest: str, accelerator: Accelerator, model: Any, optimizer: Any) -> None:
         """Write one after the last step of ``run``. To be called in every process.
 
         One that cannot be written is a warning: the run is worth more than its checkpoint.
@@ -96,6 +111,7 @@ class Checkpoints:
             if accelerator.is_main_process:
                 torch.save(state, part / "state.pt")
                 run.save(part / "run.json")
+                (part / ROWS).write_text(digest, encoding="utf-8")
                 _seal(part)
                 shutil.rmtree(place, ignore_errors=True)
                 part.rename(place)

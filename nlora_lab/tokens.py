@@ -48,9 +48,7 @@ def tokens_of(source: RunConfig | Task, tokenizer: Any = None, row: int = 0, max
     if tokenizer is None:
         if isinstance(source, Task):
             raise InputError("a task alone has no tokenizer; give one, or a RunConfig")
-        from nlora_lab.models import load_model
-
-        _, tokenizer = load_model(source.model, head=task.head, revision=source.revision)
+        tokenizer = _tokenizer(source)
     if task.head:
         raise InputError(f"task {task.name!r} is a classifier's: its loss is about a label, not about tokens")
     if not 0 <= row < len(task.train):
@@ -58,6 +56,20 @@ def tokens_of(source: RunConfig | Task, tokenizer: Any = None, row: int = 0, max
     (example,) = encode_task(task.train.select([row]), task, tokenizer, limit).rows
     learned = tuple(label != IGNORED for label in example["labels"])
     return Tokens(_texts(example["input_ids"], tokenizer), learned)
+
+
+def _tokenizer(cfg: RunConfig) -> Any:
+    """That of the run's model, without the model."""
+    from transformers import AutoTokenizer
+
+    from nlora_lab.models import check_model
+
+    try:
+        source, revision = check_model(cfg.model), cfg.revision or "main"
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, …
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"the tokenizer of {cfg.model!r} cannot be loaded ({reason}); check the name") from error
 
 
 def _of_run(cfg: RunConfig) -> tuple[Task, int | None]:

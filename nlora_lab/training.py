@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nlora_lab.batches import plain_batches, training_batches
-from nlora_lab.building import Data, build, longest_allowed, task_of, untouched
+from nlora_lab.building import Data, build, check_packing, longest_allowed, task_of, untouched
 from nlora_lab.config import RunConfig
 from nlora_lab.devices import Device, PeakMemory, is_out_of_memory, release_memory, run_device
 from nlora_lab.estimates import check_fit
@@ -25,6 +25,7 @@ from nlora_lab.halting import Asked, Halted, heed, never
 from nlora_lab.methods import trainable_parameters
 from nlora_lab.models import LOADING, revision_of
 from nlora_lab.processes import (
+    any_of,
     backward,
     check_processes,
     clip,
@@ -145,14 +146,17 @@ def _fine_tune(
     halted: Asked,
     kept: Checkpoints | None,
 ) -> Run:
-    check_fit(cfg, device)
     accelerator = make_accelerator(device)
+    check_fit(cfg, device)
     check_processes(cfg, accelerator)
     task = task_of(cfg)
     heed(halted)
     model, tokenizer = build(cfg, task.head)
     heed(halted)
-    data = Data(cfg, task, tokenizer, longest_allowed(cfg, model, tokenizer))
+    positions = longest_allowed(None, model, tokenizer)
+    data = Data(cfg, task, tokenizer, longest_allowed(cfg, model, tokenizer), positions)
+    if cfg.batching == "packed":
+        check_packing(model, data)
     trail.begin(model, data)
     subject = PeftSubject(model, base := untouched(cfg, task.head))
     heed(halted)
@@ -161,14 +165,14 @@ def _fine_tune(
         trail.metrics["step0_change"] = first_change(model, data, base)
     heed(halted)
 
-    saved = None if kept is None else kept.newest()
+    saved = None if kept is None else kept.newest(data.digest, trail.revision)
     done = 0 if saved is None else trail.go_on(saved)
     batches = training_batches(data.training, tokenizer, Rest(data.order(), done))
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.kind == "cuda")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cfg.rate_factor(done + step))
     model, optimizer, batches, schedule = prepare(accelerator, model, optimizer, batches, schedule)
-    if is_sharded(accelerator) and base is None:
+    if is_sharded(accelerator) and (base is None or not hasattr(model, "peft_config")):
         trail.metrics["step0_change"] = first_change(model, data, None)
 
     memory = PeakMemory(device.kind)
@@ -195,10 +199,11 @@ def _fine_tune(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            ended = (on_step is not None and on_step(step)) or halted()
+            asked = (on_step is not None and bool(on_step(step))) or halted()
+            ended = any_of(accelerator, asked)
             trail.seconds = time.perf_counter() - started
             if kept is not None and (ended or kept.due(number)):
-                kept.save(trail.run(cfg, device), accelerator, accelerator.unwrap_model(model), optimizer)
+                kept.save(trail.run(cfg, device), data.digest, accelerator, accelerator.unwrap_model(model), optimizer)
             if ended:
                 trail.stopped = number < cfg.steps
                 break
@@ -248,15 +253,21 @@ def _measured(model: Any, data: Data, halted: Asked) -> tuple[list[Answer], dict
     task, tokenizer = data.task, data.tokenizer
     part = part_of(len(task.test)) if task.kind == "text" else None
     if part is None:
-        return measure(model, tokenizer, task, halted=halted, max_length=data.limit)
+        return measure(model, tokenizer, task, halted=halted, max_length=data.positions)
     mine, longest = replace(task, test=task.test.select(part)), longest_answer(tokenizer, task.test)
-    said = answers(model, tokenizer, mine, halted=halted, max_new_tokens=longest, max_length=data.limit) if part else []
+    said = (
+        answers(model, tokenizer, mine, halted=halted, max_new_tokens=longest, max_length=data.positions)
+        if part
+        else []
+    )
     given = everybodys(said)
     return given, {"accuracy": accuracy(given)}
 
 
 def first_change(model: Any, data: Data, base: Any) -> float:
     """:func:`step0_change` on the first validation items. ``base`` comes back to the CPU, where it was."""
+    if not hasattr(model, "disable_adapter"):
+        return 0.0  # full fine-tuning starts at the model itself
     probe = next(plain_batches(data.validation, data.tokenizer, model.device, data.at_once))
     change = step0_change(model, probe, None if base is None else base.to(model.device))
     if base is not None:
@@ -286,4 +297,7 @@ def memory_advice(cfg: RunConfig, device: Device, together: int = 1) -> str:
     """What ended a run, of so many together, and what would help, in a sentence."""
     halved = f"batch_size={max(1, cfg.batch_size // 2)}" if cfg.batch_size > 1 else "a smaller model"
     many, fewer = (f" with {together} runs at once", "fewer at once, together=False, ") if together > 1 else ("", "")
-    return f"out of memory on {device.words}{many}: try {fewer}{halved}, a smaller rank, or device='cpu'"
+    parts = cfg.accumulation * 2
+    same = f"accumulation={parts}, " if cfg.batch_size % parts == 0 else ""  # the same step, in smaller parts
+    saving = same if cfg.checkpointing else f"{same}checkpointing=True, "
+    return f"out of memory on {device.words}{many}: try {fewer}{saving}{halved}, a smaller rank, or device='cpu'"

@@ -129,7 +129,7 @@ class PeftSubject:
         before = _matrix(self._base.get_submodule(name))
 
         def change() -> Change:
-            now = _matrix(layer)
+            now = whole(_matrix(layer))
             return Change(now - before.to(now.device))  # the base that was kept aside stays on the CPU
 
         return LayerView(name, before, *_trained({"W": layer.weight}, _flip(layer)), change)
@@ -158,7 +158,8 @@ class PeftSubject:
             if start is None:
                 return Change(B * scale, A)
             # B A − B0 A0 from differences, as in nlora_lab.adapters.products: nothing large is subtracted
-            return Change(torch.cat([B - start[1], start[1]], 1).mul_(scale), torch.cat([A, A - start[0]]))
+            b, a = whole(B), whole(A)  # the start is from before they were sharded
+            return Change(torch.cat([b - start[1], start[1]], 1).mul_(scale), torch.cat([a, a - start[0]]))
 
         return LayerView(name, W, *_trained(parts), change)
 

@@ -27,6 +27,8 @@ RUNS = [
     {"method": "nlora", **TINY, "lr": 1e-4, "accumulation": 2},
     {"method": "inttune", **TINY, "task": "entailment", "clip_norm": 1.0},
     {"method": "dora", **TINY, "batching": "packed", "max_length": 96},
+    {"method": "pissa", **TINY},
+    {"method": "full", **TINY},
 ]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
           "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
@@ -63,7 +65,8 @@ def test_two_processes_make_the_run_of_one_with_the_same_global_batch(way, alone
         assert two.trainable == one.trainable
         for name in ("validation_loss", "distance"):
             assert two.metrics[name] == pytest.approx(one.metrics[name], rel=2e-3)
-        assert two.metrics["step0_change"] == pytest.approx(one.metrics["step0_change"], abs=1e-5)
+        if way == "DDP" or one.config.method != "pissa":  # whose base would have to be whole on every card
+            assert two.metrics["step0_change"] == pytest.approx(one.metrics["step0_change"], abs=1e-5)
         assert two.accuracy == one.accuracy
         assert two.answers == one.answers
 

@@ -377,3 +377,23 @@ def test_the_loader_follows_an_order_by_length(embedded):
     for rows, batch in zip(order, training_batches(encoded, tokenizer, order), strict=True):
         expected = Collate(tokenizer.pad_token_id)([encoded.rows[i] for i in rows])
         assert torch.equal(batch["input_ids"], expected["input_ids"])
+
+
+def test_a_model_in_which_packed_examples_see_one_another_is_found_out(embedded):
+    from types import SimpleNamespace
+
+    from transformers import BloomConfig, BloomForCausalLM, OPTConfig, OPTForCausalLM
+
+    from nlora_lab.building import check_packing
+
+    data = SimpleNamespace(tokenizer=range(97), cfg=SimpleNamespace(model="a/b"))
+    check_packing(tiny_llama(), data)
+    torch.manual_seed(0)
+    opt = OPTForCausalLM(OPTConfig(
+        vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32,
+        max_position_embeddings=64, init_std=0.3,
+    ))  # fmt: skip
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3))
+    for model in (opt, bloom):
+        with pytest.raises(InputError, match="see one another"):
+            check_packing(model, data)

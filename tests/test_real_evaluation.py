@@ -108,7 +108,7 @@ def test_what_another_program_said_is_marked_alike(tokenizer):
     assert [a.correct for a in given] == [True, True] + [False] * 10
 
 
-def test_new_tokens_are_thelongest_answer_and_some_or_as_many_as_asked(tokenizer):
+def test_new_tokens_are_the_longest_target_and_some_or_as_many_as_asked(tokenizer):
     task, parrot = task_for(SUMS), Parrot(tokenizer, lambda _: " x")
     longest = max(len(ids) for ids in tokenizer(list(task.test["target"]), add_special_tokens=False)["input_ids"])
     answers(parrot, tokenizer, task)
@@ -307,3 +307,23 @@ def test_a_task_from_a_file_is_learned_and_measured(tokenizer, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     assert measure(model, tokenizer, task)[1] == {"accuracy": 1.0}
+
+
+def test_greedy_does_not_heed_what_a_checkpoint_prefers(embedded):
+    model, tokenizer = copy.deepcopy(embedded[0]), embedded[1]
+    plain = greedy(model, tokenizer, ["3+4=", "Ana has 3 pears."], 12)
+    model.generation_config.repetition_penalty = 3.0
+    model.generation_config.suppress_tokens = list(range(20, 80))
+    assert greedy(model, tokenizer, ["3+4=", "Ana has 3 pears."], 12) == plain
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("the answer is 20+5=25 #### 25", "25"), ("The answer is: 18. #### 18", "18"), ("#### 5 #### 6", "6"),
+        ("#### 18$", "18"), ("#### 10km", "10"), ("#### 12 (dozen)", "12"), (r"#### \boxed{18}", "18"),
+        ("#### −5", "-5"), ("The answer is: 5 x + 2", "5 x + 2"), ("#### 3x+2", "3x+2"), ("#### 1/2", "1/2"),
+    ],
+)  # fmt: skip
+def test_answers_are_read_however_they_are_dressed(said, read):
+    assert marked_answer(said) == read

@@ -75,6 +75,39 @@ def test_another_config_has_checkpoints_of_its_own(tmp_path):
     assert Checkpoints(tmp_path, CFG).newest() is not None
 
 
+def test_other_rows_and_another_commit_are_not_gone_on_from(tmp_path, monkeypatch):
+    rows = [{"prompt": f"{i} + 1 =", "target": f" {i + 1}", "answer": f"{i + 1}"} for i in range(40)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = RunConfig(steps=4, batch_size=4, task="own", data=str(data), columns="prompt,target", test_rows=2)
+    stopped_after(2, tmp_path / "kept", cfg=cfg)
+    monkeypatch.setattr("nlora_lab.training.revision_of", lambda model: "c0ffee")
+    with pytest.raises(InputError, match="at commit c0ffee"):
+        fine_tune(cfg, checkpoints=tmp_path / "kept")
+    monkeypatch.undo()
+    data.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    with pytest.raises(InputError, match="training rows are others"):
+        fine_tune(cfg, checkpoints=tmp_path / "kept")
+
+
+def test_ctrl_c_on_the_command_line_leaves_a_checkpoint(tmp_path):
+    asked = ["run", "--method", "lora", "--steps", "500", "--batch-size", "2", "--checkpoints", str(tmp_path)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "nlora_lab", *asked, "--every", "400", "--json"], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    cfg = RunConfig(method="lora", steps=500, batch_size=2)
+    for line in child.stderr:  # a line every ten seconds, once it trains
+        if "step" in line:
+            break
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=120)
+    assert child.returncode == 130
+    (row,) = json.loads(out)["runs"]
+    assert row["stopped"]
+    assert len(Checkpoints(tmp_path, cfg).newest().steps) == row["steps"] > 0
+
+
 SLOW = """
     import sys, time, torch
     from nlora_lab.config import RunConfig
