@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         power_law,
         stable_rank,
     )
+    from nlora_lab.measuring import measure_saved
     from nlora_lab.meters import first_step, step0_meter
     from nlora_lab.methods import METHODS, Method, attach, parameter_table, variant
     from nlora_lab.models import load_model, revision_of
@@ -119,6 +120,7 @@ _HOME = {
     "marchenko_pastur": "measures",
     "marchenko_pastur_values": "measures",
     "measure": "evaluation",
+    "measure_saved": "measuring",
     "method_bars": "plots",
     "method_scatter": "plots",
     "nystrom": "lowrank",
@@ -211,6 +213,7 @@ __all__ = [
     "marchenko_pastur",
     "marchenko_pastur_values",
     "measure",
+    "measure_saved",
     "method_bars",
     "method_scatter",
     "nystrom",

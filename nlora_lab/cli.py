@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.cli_export import add_export
+from nlora_lab.cli_measure import add_measure
 from nlora_lab.cli_recipes import add_recipes
 from nlora_lab.cli_results import add_commands
 from nlora_lab.cli_run import add_race, add_run
@@ -97,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands)
 
     add_run(commands)
+
+    add_measure(commands)
 
     add_recipes(commands)
     add_export(commands)
