@@ -95,6 +95,7 @@ def _outcome_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter", type=Path, metavar="FOLDER", help="save what was trained here, as PEFT does")
     add("--checkpoints", type=Path, metavar="FOLDER", help="keep here what it takes to go on, and go on from there")
     add("--every", type=int, help="steps between two checkpoints (default: 100)")
+    add("--one-by-one", action="store_true", help="never several in one loop: less memory")
     add("--json", action="store_true", help="only JSON on stdout")
 
 
@@ -131,7 +132,10 @@ def _race(options: argparse.Namespace) -> int:
 
     try:
         with ended_by_signal(options.checkpoints is not None) as halted:
-            race(configs, on_step, on_run, halted, checkpoints=options.checkpoints, every=options.every or EVERY)
+            race(
+                configs, on_step, on_run, halted, together=not options.one_by_one, checkpoints=options.checkpoints,
+                every=options.every or EVERY,
+            )  # fmt: skip
     finally:  # whatever ends the race, what was computed is shown
         progress.close()
         if runs and is_main():

@@ -234,18 +234,30 @@ def _has_settings(model: Any) -> bool:
 
 
 def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], lead: str = " ") -> list[int]:
-    """The first token of each label, after a space (``lead``); they must differ, or :class:`InputError`."""
-    ids = [tokenizer(f"{lead}{label}", add_special_tokens=False)["input_ids"][0] for label in labels]
-    if len(set(ids)) != len(ids):
+    """The token of each label, after a space (``lead``), that tells it from the others; or :class:`InputError`."""
+    return _told_apart(tokenizer, labels, lead)[1]
+
+
+def _told_apart(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], lead: str) -> tuple[list[int], list[int]]:
+    """The tokens with which every label begins, and the next one of each.
+
+    With some tokenizers (Llama 2's) every text begins with a token of its own for the space before it.
+    """
+    ids = [list(tokenizer(f"{lead}{label}", add_special_tokens=False)["input_ids"]) for label in labels]
+    shared: list[int] = []
+    while all(len(one) > len(shared) + 1 for one in ids) and len({one[len(shared)] for one in ids}) == 1:
+        shared.append(ids[0][len(shared)])
+    nexts = [one[len(shared)] for one in ids]
+    if len(set(nexts)) != len(nexts):
         raise InputError(f"the labels {', '.join(labels)} share a first token in this tokenizer; rename them")
-    return ids
+    return shared, nexts
 
 
 def _choose(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], labels: Sequence[str], lead: str
 ) -> list[str]:
-    ids = label_tokens(tokenizer, labels, lead)
-    batch = _left_padded(model, tokenizer, prompts)
+    shared, ids = _told_apart(tokenizer, labels, lead)
+    batch = _left_padded(model, tokenizer, [[*prompt, *shared] for prompt in prompts])
     # generate() derives positions from the mask; a plain forward pass has to be told
     positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     logits = model(**batch, position_ids=positions).logits[:, -1, ids]  # (B, labels)

@@ -296,7 +296,11 @@ def step0_change(model: Any, batch: dict[str, torch.Tensor], base: Any = None) -
 def memory_advice(cfg: RunConfig, device: Device, together: int = 1) -> str:
     """What ended a run, of so many together, and what would help, in a sentence."""
     halved = f"batch_size={max(1, cfg.batch_size // 2)}" if cfg.batch_size > 1 else "a smaller model"
-    many, fewer = (f" with {together} runs at once", "fewer at once, together=False, ") if together > 1 else ("", "")
+    many, fewer = (
+        (f" with {together} runs at once", "fewer at once, together=False (--one-by-one), ")
+        if together > 1
+        else ("", "")
+    )
     parts = cfg.accumulation * 2
     same = f"accumulation={parts}, " if cfg.batch_size % parts == 0 else ""  # the same step, in smaller parts
     saving = same if cfg.checkpointing else f"{same}checkpointing=True, "

@@ -15,7 +15,7 @@ from nlora_lab import evaluation, portions
 from nlora_lab.batches import plain_batches
 from nlora_lab.encoding import encode_task, prompt_ids
 from nlora_lab.errors import InputError
-from nlora_lab.evaluation import accuracy, answers, asked, greedy, marked, mean_loss, measure
+from nlora_lab.evaluation import accuracy, answers, asked, greedy, label_tokens, marked, mean_loss, measure
 from nlora_lab.finals import marked_answer, whole_answer
 from nlora_lab.glue import measured
 from nlora_lab.halting import Halted
@@ -327,3 +327,17 @@ def test_greedy_does_not_heed_what_a_checkpoint_prefers(embedded):
 )  # fmt: skip
 def test_answers_are_read_however_they_are_dressed(said, read):
     assert marked_answer(said) == read
+
+
+def test_labels_behind_a_token_for_the_space_are_told_apart(embedded):
+    class Dummy:
+        """Puts a token of its own before every text, as Llama 2's tokenizer does."""
+
+        def __call__(self, text, **_):
+            return {"input_ids": [9, *embedded[1](text, add_special_tokens=False)["input_ids"]]}
+
+    labels = ("yes", "no", "maybe")
+    assert evaluation._told_apart(Dummy(), labels, " ")[0] == [9]
+    assert label_tokens(Dummy(), labels) == label_tokens(embedded[1], labels)
+    with pytest.raises(InputError, match="share a first token"):
+        label_tokens(Dummy(), ("yes", "yes it is"))
