@@ -285,11 +285,12 @@ def step0_change(model: Any, batch: dict[str, torch.Tensor], base: Any = None) -
     if not hasattr(model, "disable_adapter"):
         return 0.0
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    # (tokens, vocabulary), or (rows, labels) of a classifier
-    kept = batch["attention_mask"].bool() if batch["labels"].ndim == 2 else slice(None)
     with nullcontext() if base is not None else model.disable_adapter():
-        before = (base or model)(**inputs).logits[kept]
-    after = model(**inputs).logits[kept]
+        before = (base or model)(**inputs).logits
+    after = model(**inputs).logits
+    if after.ndim == 3:  # (rows, tokens, vocabulary), where a classifier's are (rows, labels)
+        kept = batch["attention_mask"].bool()
+        before, after = before[kept], after[kept]
     return float((after - before).norm() / before.norm())
 
 

@@ -239,8 +239,8 @@ def short():
     task = replace(task, train=task.train.select(range(64)), validation=task.validation.select(range(8)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "finish", lambda *args, **kwargs: None)
-        for module in (training, curvature):
-            patch.setattr(module, "load_task", lambda *args, **kwargs: task)
+        patch.setattr(training, "task_of", lambda cfg: task)
+        patch.setattr(curvature, "load_task", lambda *args, **kwargs: task)
         yield
 
 

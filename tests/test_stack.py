@@ -328,7 +328,7 @@ def test_under_autocast_a_race_is_the_runs_one_by_one_to_its_rounding(unmeasured
         return Device("cpu", "bf16", "CPU, bfloat16 autocast")
 
     for module in (heat, racing, training):
-        monkeypatch.setattr(module, "find_device", half)
+        monkeypatch.setattr(module, "run_device", half)
     names = ("lora", "slora", "nlora-core", "pissa", "dora", "inttune")
     runs = race([RunConfig(method=m, lr=1e-3, **QUICK) for m in names])
     for run in runs:
