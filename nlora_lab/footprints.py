@@ -204,7 +204,7 @@ class Memory:
     logits: smaller batch × length × vocabulary × 12: log-probabilities, their gradient, and the logits' gradient,
         4 bytes each, are there together. None for a classification head.
     evaluation: the larger of the cache of keys and values while answers are generated, and three times the logits of
-        50 rows, by which the untrained adapter is compared with the model.
+        the rows read at once (:mod:`nlora_lab.portions`), by which the untrained adapter is compared with the model.
 
     training: weights + adapter + optimizer + the larger of (activations + logits, and with accumulation gradients) and
         (gradients, and the embedding's once more for full fine-tuning): activations are gone by the time the last
