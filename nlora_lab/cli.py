@@ -113,11 +113,10 @@ def _sweep(options: argparse.Namespace) -> int:
     grid: Any
     parts: Iterable[Any]
     if options.grid == "recorded":
-        from nlora_lab.recorded import finalists, recorded_grid, recorded_parts, recorded_store, recordings_of
+        from nlora_lab.recorded import recorded_parts, recorded_store, whole_grid
 
         store = recorded_store() if options.store is None else RunStore(options.store)
-        grid = [*recorded_grid(), *finalists(recordings_of(store))]
-        parts = recorded_parts(store)
+        grid, parts = whole_grid(store), recorded_parts(store)
     else:
         grid = _grid_file(Path(options.grid))
         if options.store is None:

@@ -21,6 +21,7 @@ def add_export(commands: Any) -> None:
         help="lora: plain LoRA, exactly, which stock PEFT loads; merged: the model with the adapter in its weights",
     )
     export.add_argument("--model", help="for merged: the base model (default: the one the adapter names)")
+    export.add_argument("--dtype", help="for merged: float32 or bfloat16 (default: that of the base's checkpoint)")
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where it goes")
     export.set_defaults(command=_export)
 
@@ -38,5 +39,5 @@ def _export(options: argparse.Namespace) -> int:
     if options.form == "lora":
         print(save_as_lora(options.folder, options.out))
     else:
-        print(save_merged(options.folder, options.out, options.model))
+        print(save_merged(options.folder, options.out, options.model, options.dtype))
     return 0

@@ -119,6 +119,13 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def stored_dtype(model: Any) -> Any:
+    """The torch dtype that the config of ``model`` named when it was loaded; float32 where it named none."""
+    import torch
+
+    return getattr(model, "_stored_dtype", None) or torch.float32
+
+
 def revision_of(model: Any) -> str:
     """The commit hash that ``model`` was loaded from on the hub; "" for a local one."""
     return str(getattr(getattr(model, "config", None), "_commit_hash", None) or "")
@@ -161,6 +168,7 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
     # False, not the default: that one asks on stdin whether to run the model's own code
     safe = {"trust_remote_code": False, "revision": revision}
     config = AutoConfig.from_pretrained(source, **safe)
+    stored = config.dtype  # which loading overwrites
     _check_kind(name, config, head)
     tokenizer = AutoTokenizer.from_pretrained(source, **safe)
     if head:
@@ -171,6 +179,7 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
         source, config=config, use_safetensors=True, ignore_mismatched_sizes=bool(head), output_loading_info=True,
         **safe, **options,
     )  # fmt: skip
+    model._stored_dtype = stored
     return model, tokenizer, info
 
 

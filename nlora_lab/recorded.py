@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from nlora_lab.config import RunConfig
 from nlora_lab.files import shipped
-from nlora_lab.methods import METHODS
+from nlora_lab.methods import METHODS, get_method
 from nlora_lab.models import EMBEDDED
 from nlora_lab.recordings import Recordings
 from nlora_lab.records import SAMPLES
@@ -21,6 +21,8 @@ from nlora_lab.store import RunStore, run_key
 from nlora_lab.tasks import TASKS
 
 BEFORE = "before/embedded.json"
+WORDS = next(iter(TASKS))
+STARTS = METHODS["slora"].inits[1:]  # of N, but the default
 SHARED = 2e-4  # the NLoRA paper's rate, tried with every method
 RANK, STEPS, BATCH = 8, 250, 16
 LADDER = [float(f"{c}e{e}") for e in range(-5, 1) for c in (1, 2, 5)]  # a learner reads 1, 2, 5 without counting
@@ -44,11 +46,9 @@ FIRST = ("lora", "slora", "nlora")  # the lab opens on them
 RANKS = (1, 2, 4, 32, 16)  # the ends first
 AROUND = {"lora": (5e-3, 1e-2, 2e-2), "slora": (5e-3, 1e-2, 2e-2), "nlora": (5e-5, 1e-4, 5e-4)}  # their best rates
 WIDER = {"lora": (2e-3, 5e-2), "slora": (2e-3, 5e-2), "nlora": (2e-5, 1e-3)}  # at other ranks the best may lie further
+WIDEST = {"lora": (1e-1,), "slora": (1e-1,), "nlora": (2e-3,)}  # and at rank 1 further still
 SEEDS = (0, 1, 2)
-FINAL_SEEDS = (
-    3,
-    4,
-)  # these as well at each method's best rate, and at the shared one for what the paper compares there
+FIVE_SEEDS = (*SEEDS, 3, 4)  # where a verdict is asked for: fewer pairs allow none
 AT_ONE_RATE = (*FIRST, "nlora-released", "inttune")
 
 
@@ -74,24 +74,23 @@ def _config(task: str, method: str, lr: float, seed: int, rank: int = RANK, init
 
 
 def recorded_grid() -> list[RunConfig]:
-    """Every config of the grid but the further seeds of :func:`finalists`."""
-    words, inits = next(iter(TASKS)), METHODS["slora"].inits[1:]
+    """Every config of the grid that does not hang on what the others found (see :func:`finalists`, :func:`ranked`)."""
     grid = _opening()
-    grid += [_config(words, "slora", lr, s, init=init) for s in SEEDS[1:] for init in inits for lr in (SHARED, 1e-2)]
+    grid += [_config(WORDS, "slora", lr, s, init=init) for s in SEEDS[1:] for init in STARTS for lr in (SHARED, 1e-2)]
     grid += [_config(task, m, lr, s) for s in SEEDS for task in TASKS for m in SPAN for lr in rates(m)]
     return list(dict.fromkeys(grid))
 
 
 def _opening() -> list[RunConfig]:
     """One seed of every method and rate, and what the lab's other sliders ask for."""
-    words, others = next(iter(TASKS)), [name for name in SPAN if name not in FIRST]
-    inits = METHODS["slora"].inits[1:]
+    others = [name for name in SPAN if name not in FIRST]
     grid = [_config(task, m, lr, 0) for task in TASKS for m in FIRST for lr in rates(m)]
-    grid += [_config(words, m, lr, 0) for m in others for lr in rates(m)]
-    grid += [_config(words, m, lr, seed) for seed in SEEDS[1:] for m in FIRST for lr in (SHARED, *AROUND[m])]
+    grid += [_config(WORDS, m, lr, 0) for m in others for lr in rates(m)]
+    grid += [_config(WORDS, m, lr, seed) for seed in SEEDS[1:] for m in FIRST for lr in (SHARED, *AROUND[m])]
     for tried in (AROUND, WIDER):
-        grid += [_config(words, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED, *tried[m])]
-    grid += [_config(words, "slora", lr, 0, init=init) for init in inits for lr in (SHARED, *AROUND["slora"])]
+        grid += [_config(WORDS, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED, *tried[m])]
+    grid += [_config(WORDS, m, lr, 0, 1) for m in FIRST for lr in WIDEST[m]]
+    grid += [_config(WORDS, "slora", lr, 0, init=init) for init in STARTS for lr in (SHARED, *AROUND["slora"])]
     grid += [_config(task, m, lr, 0) for task in TASKS for m in others for lr in rates(m)]
     return grid
 
@@ -99,18 +98,47 @@ def _opening() -> list[RunConfig]:
 def finalists(known: Recordings) -> list[RunConfig]:
     """Five seeds at the best rate of each method so far, by validation loss, and three at the rates beside it.
 
-    What the paper compares has five at the shared rate too.
+    Five as well for each start of N and for the first methods at every rank, at the best rate of each, and at the
+    shared rate for what the paper compares there.
     """
     final, near = [], []
-    for task, method in ((task, m) for task in TASKS for m in SPAN):
+    for task, method in product(TASKS, SPAN):
         best = known.best(task, method, RANK)
         if best is None:
             continue
-        final += [_config(task, method, best.lr, seed) for seed in (*SEEDS, *FINAL_SEEDS)]
+        final += [_config(task, method, best.lr, seed) for seed in FIVE_SEEDS]
         beside = [lr for pair in pairwise(rates(method)) if best.lr in pair for lr in pair if lr != best.lr]
         near += [_config(task, method, lr, seed) for lr in beside for seed in SEEDS]
-    final += [_config(t, m, SHARED, seed) for t in TASKS for m in AT_ONE_RATE for seed in (*SEEDS, *FINAL_SEEDS)]
-    return list(dict.fromkeys([*final, *near]))
+    final += [_config(t, m, SHARED, seed) for t in TASKS for m in AT_ONE_RATE for seed in FIVE_SEEDS]
+    return list(dict.fromkeys([*final, *_cells(known), *near]))
+
+
+def _cells(known: Recordings) -> list[RunConfig]:
+    """Five seeds of what the ledger compares away from rank 8 and from the default start of N."""
+    at_both = [("lora", 1, None), ("slora", 1, None), *(("slora", RANK, init) for init in STARTS)]
+    at_own = [*at_both, *((method, rank, None) for rank in RANKS for method in FIRST)]
+    bests = {cell: best.lr for cell in at_own if (best := known.best(WORDS, *cell)) is not None}
+    asked = [*bests.items(), *((cell, SHARED) for cell in at_both if cell in bests)]
+    return [_config(WORDS, method, lr, seed, rank, init) for (method, rank, init), lr in asked for seed in FIVE_SEEDS]
+
+
+def ranked(known: Recordings) -> list[RunConfig]:
+    """The methods after the first at the other ranks, one seed: at their best rate of rank 8, and at the one beside it.
+
+    That is the next higher one below rank 8 and the next lower one above it: with a scale of 1 every number moves the
+    weights, so the more there are, the sooner a rate is too high.
+    """
+    others = [name for name in SPAN if name not in FIRST and get_method(name).build is not None]
+    bests = {name: best.lr for name in others if (best := known.best(WORDS, name, RANK)) is not None}
+    at_best = [_config(WORDS, name, lr, 0, rank) for rank in RANKS for name, lr in bests.items()]
+    beside = [_config(WORDS, name, _beside(lr, rank < RANK), 0, rank) for rank in RANKS for name, lr in bests.items()]
+    return [*at_best, *beside]
+
+
+def _beside(rate: float, higher: bool) -> float:
+    """The next rate of the ladder."""
+    steps = [lr for lr in LADDER if (lr > rate if higher else lr < rate)]
+    return min(steps) if higher else max(steps)
 
 
 def recorded_parts(store: RunStore) -> Iterator[list[RunConfig]]:
@@ -130,8 +158,14 @@ def _settle(store: RunStore) -> Iterator[list[RunConfig]]:
 
 
 def _missing(store: RunStore) -> list[RunConfig]:
-    there = store.keys()
-    return [cfg for cfg in finalists(recordings_of(store)) if run_key(cfg) not in there]
+    there, known = store.keys(), recordings_of(store)
+    return [cfg for cfg in [*finalists(known), *ranked(known)] if run_key(cfg) not in there]
+
+
+def whole_grid(store: RunStore) -> list[RunConfig]:
+    """Every config that is asked for, as far as what is in ``store`` already says where."""
+    known = recordings_of(store)
+    return list(dict.fromkeys([*recorded_grid(), *finalists(known), *ranked(known)]))
 
 
 def recorded_store() -> RunStore:

@@ -27,6 +27,7 @@ from real_kit import (
     write_lines,
     write_table,
 )
+from safetensors.torch import load_file
 
 import nlora_lab as nl
 from nlora_lab.building import build
@@ -449,6 +450,27 @@ def test_a_bfloat16_run_is_saved_and_loaded(place, tmp_path):
         assert nl.save_adapter(run, tmp_path / name / "direct", "merged")
         loaded = load_model(str(tmp_path / name / "direct"), head=2 * (task == "mrpc"))[0]
         assert apart(logits_of(loaded, batch), expected) < 0.1
+
+
+def test_a_merged_checkpoint_has_the_dtype_of_the_original_one_or_the_one_asked_for(place, tmp_path):
+    base = tmp_path / "base"
+    model, tokenizer = load_model(config(place, "Llama").model)
+    model.to(torch.bfloat16).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    run = nl.fine_tune(replace(config(place, "Llama", "nlora", precision="float32"), model=str(base)))
+    tuned, _ = nl.tuned_model(run)
+    expected = logits_of(tuned, batch_of(run, tokenizer))
+    nl.save_adapter(run, tmp_path / "adapter")
+    as_asked = nl.save_merged(tmp_path / "adapter", tmp_path / "whole", dtype="float32")
+    as_stored = nl.save_merged(tmp_path / "adapter", tmp_path / "half")
+    direct = nl.save_adapter(run, tmp_path / "direct", "merged")
+    for folder, dtype, close in (
+        (as_asked, torch.float32, CLOSE), (as_stored, torch.bfloat16, 0.1), (direct, torch.bfloat16, 0.1),
+    ):  # fmt: skip
+        assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {dtype}
+        assert apart(logits_of(load_model(str(folder))[0], batch_of(run, tokenizer)), expected) < close
+    with pytest.raises(InputError, match="dtype='int8' is not known; choose one of: float32, bfloat16"):
+        nl.save_merged(tmp_path / "adapter", tmp_path / "no", dtype="int8")
 
 
 # --- several at once ---

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from nlora_lab.config import RunConfig
 from nlora_lab.methods import METHODS
 from nlora_lab.recorded import recorded_store, recordings_of
 from nlora_lab.records import Run
@@ -22,10 +23,15 @@ CHANCE = random.randrange(10**6)  # another handful each time; pytest shows it w
 
 
 def pick(number: int, wanted: Callable[[Run], bool]) -> list[Run]:
-    """Of the runs at rates that no task calls too high for the method."""
+    """Of the runs at rates that no task calls too high for the method, at rank 8 or at the run's own rank and start."""
     runs, known = list(recorded_store()), recordings_of(None)
     best = {m: [p.lr for t in TASKS if (p := known.best(t, m, 8)) is not None] for m in METHODS}
-    calm = [r for r in runs if not r.error and r.config.lr <= min(best[r.config.method], default=0.0) and wanted(r)]
+
+    def too_high(c: RunConfig) -> bool:
+        own = known.best(c.task, c.method, c.rank, c.init)
+        return own is None or c.lr > min([own.lr, *best[c.method]])
+
+    calm = [r for r in runs if not r.error and wanted(r) and not too_high(r.config)]
     return random.Random(CHANCE).sample(sorted(calm, key=lambda r: r.config.command), number)
 
 

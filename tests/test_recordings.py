@@ -16,14 +16,16 @@ from nlora_lab.recorded import (
     SHARED,
     before,
     finalists,
+    ranked,
     rates,
     recorded_grid,
     recorded_parts,
     recorded_store,
+    whole_grid,
 )
 from nlora_lab.recordings import Recordings, Spread, running_mean
 from nlora_lab.records import Step
-from nlora_lab.store import RunStore
+from nlora_lab.store import RunStore, run_key
 from nlora_lab.tasks import TASKS, first_items
 
 
@@ -113,6 +115,37 @@ def test_finalists_are_five_seeds_at_the_best_rate_and_three_beside_it():
         *((1e-2, seed) for seed in range(5)), *((lr, seed) for lr in (5e-3, 2e-2) for seed in range(3)),
     }  # fmt: skip
     assert {(c.task, c.method, c.rank, c.steps) for c in asked} == {("word-problems", "lora", 8, 250)}
+
+
+def test_a_start_of_n_and_rank_one_have_five_seeds_at_rates_of_their_own():
+    start = {"method": "slora", "init": "identity"}
+    runs = [run(lr, validation=loss, **start) for lr, loss in ((5e-3, 0.5), (2e-2, 0.1))]
+    runs += [run(lr, validation=loss, rank=1) for lr, loss in ((2e-2, 0.4), (1e-1, 0.3))]
+    asked = [c for c in finalists(Recordings(runs)) if c.lr != SHARED]
+    assert {(c.method, c.rank, c.init, c.lr, c.seed) for c in asked} == {
+        *(("slora", 8, "identity", 2e-2, seed) for seed in range(5)),
+        *(("lora", 1, None, 1e-1, seed) for seed in range(5)),
+    }  # fmt: skip
+
+
+def test_the_other_methods_are_tried_at_every_rank_around_their_best_rate():
+    known = Recordings(run(1e-2, validation=0.1, method=name) for name in METHODS)
+    asked = ranked(known)
+    assert {c.method for c in asked} == set(METHODS) - {*FIRST, "full"}
+    of_one = {(c.rank, c.lr, c.seed) for c in asked if c.method == "dora"}
+    assert of_one == {(r, lr, 0) for r in (1, 2, 4) for lr in (1e-2, 2e-2)} | {
+        (r, lr, 0) for r in (16, 32) for lr in (1e-2, 5e-3)
+    }
+    assert ranked(Recordings([])) == []
+
+
+def test_all_that_is_asked_for_is_recorded():
+    store = recorded_store()
+    asked = whole_grid(store)
+    assert len({run_key(c) for c in asked}) == len(asked)
+    there = store.keys()
+    missing = [c.command for c in asked if run_key(c) not in there]
+    assert not missing
 
 
 def test_the_parts_follow_the_finalists_until_they_stand_still(tmp_path):
