@@ -90,12 +90,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def release_memory(device: Device) -> None:
+def release_memory() -> None:
     """Give back what nothing refers to any more, after an allocation has failed."""
     import gc
 
     import torch
 
     gc.collect()
-    if device.kind == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # without a card it does nothing

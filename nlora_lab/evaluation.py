@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nlora_lab.batches import Collate
+from nlora_lab.devices import is_out_of_memory, release_memory
 from nlora_lab.encoding import as_asked, encode_task, last_tokens, prompt_ids, uses_chat
 from nlora_lab.errors import InputError
 from nlora_lab.finals import final_number as final_number
@@ -72,10 +74,11 @@ def answers(
             heed(halted)
             if task.kind == "choice":
                 lead = "" if uses_chat(task, tokenizer) else " "
-                said += _choose(model, tokenizer, ids[start:end], task.labels, lead)
+                ask = partial(_choose, model, tokenizer, labels=task.labels, lead=lead)
             else:
                 left = max_length - max(map(len, ids[start:end])) if max_length is not None else new
-                said += _continued(model, tokenizer, ids[start:end], max(1, min(new, left)), halted)
+                ask = partial(_continued, model, tokenizer, new_tokens=max(1, min(new, left)), halted=halted)
+            said += ask(ids[start:end]) if _is_sharded(model) else _by_halves(ask, ids[start:end])
     return marked(task, rows, said)
 
 
@@ -168,6 +171,24 @@ def _spans(lengths: Sequence[int], new: int, cached: int = 0) -> Iterator[tuple[
             start, longest = i, length
     if lengths:
         yield start, len(lengths)
+
+
+def _by_halves(ask: Callable[[list[list[int]]], list[str]], ids: list[list[int]]) -> list[str]:
+    """``ask(ids)``; where the memory does not suffice for all of them at once, by halves."""
+    try:
+        return ask(ids)
+    except (MemoryError, RuntimeError) as error:
+        if len(ids) == 1 or not is_out_of_memory(error):
+            raise
+    # only here: the error held what was computed
+    release_memory()
+    half = len(ids) // 2
+    return _by_halves(ask, ids[:half]) + _by_halves(ask, ids[half:])
+
+
+def _is_sharded(model: Any) -> bool:
+    """Whether other processes hold parts of the weights (FSDP), so that all have to ask the same number of times."""
+    return any(type(weight).__name__ == "DTensor" for weight in model.parameters())
 
 
 def longest_answer(tokenizer: PreTrainedTokenizerBase, rows: Any) -> int:

@@ -205,6 +205,7 @@ class Memory:
         4 bytes each, are there together. None for a classification head.
     evaluation: the larger of the cache of keys and values while answers are generated, and three times the logits of
         the rows read at once (:mod:`nlora_lab.portions`), by which the untrained adapter is compared with the model.
+        On a card the cache is that of one prompt, for no more are answered together than there is room for.
 
     training: weights + adapter + optimizer + the larger of (activations + logits, and with accumulation gradients) and
         (gradients, and the embedding's once more for full fine-tuning): activations are gone by the time the last
@@ -264,7 +265,7 @@ def memory(arch: Architecture, cfg: RunConfig, lengths: Lengths, setting: Settin
     logits = 0 if head else 3 * FLOAT * tokens * arch.vocabulary
     gradients, optimizer = FLOAT * added.trained, 2 * FLOAT * added.trained
     own = 0 if full else FLOAT * (added.trained + added.frozen)
-    evaluation = _evaluation(arch, lengths, setting.autocast, head)
+    evaluation = _evaluation(arch, lengths, setting, head)
     backward = activations + logits + (gradients if cfg.accumulation > 1 else 0)
     # a tied embedding gets one gradient from the head and one from the lookup, before they are added
     last = gradients + (FLOAT * arch.vocabulary * arch.hidden if full else 0)
@@ -338,12 +339,12 @@ def _inputs(added: Adapter, autocast: bool) -> int:
     return sum(n for _, n in (rows if autocast else set(rows)))
 
 
-def _evaluation(arch: Architecture, lengths: Lengths, autocast: bool, head: int) -> int:
+def _evaluation(arch: Architecture, lengths: Lengths, setting: Setting, head: int) -> int:
     if head:
         return 0
-    width = HALF if autocast else FLOAT
-    each = arch.layers * 2 * arch.cached * width
-    cache = answered_at_once(lengths, each) * (lengths.prompt + lengths.answer) * each
+    each = arch.layers * 2 * arch.cached * setting.width
+    together = answered_at_once(lengths, each) if setting.on_cpu else 1  # a CPU does not say that it has no more
+    cache = together * (lengths.prompt + lengths.answer) * each
     read = read_at_once(lengths.longest, arch.vocabulary)
     return max(cache, 3 * FLOAT * read * lengths.longest * arch.vocabulary)
 

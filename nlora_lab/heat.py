@@ -121,7 +121,7 @@ class Heat:
             if not is_out_of_memory(error):  # what was trained is kept, as alone, and the error is heard
                 self._fail(f"{type(error).__name__}: {error}", [i for i in self._unfinished() if self._begun(i)])
                 raise
-        release_memory(self.device)  # here the frames that held the model are gone
+        release_memory()  # here the frames that held the model are gone
         for i in self._unfinished():
             self.trails.setdefault(i, Trail())
         unfinished = self._unfinished()

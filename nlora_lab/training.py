@@ -89,7 +89,7 @@ def fine_tune(
                 error.run = trail.run(cfg, device)  # type: ignore[attr-defined]
             raise
         trail.error = memory_advice(cfg, device)
-    release_memory(device)  # here the frames that held the model are gone
+    release_memory()  # here the frames that held the model are gone
     return trail.run(cfg, device)
 
 

@@ -46,13 +46,15 @@ def test_the_bars_are_the_estimates(lab):
     lab.rank.value, lab.parts.value = 16, 2
     for name, e in lab.estimates.items():
         assert lab.drawing().held[name] == {part: getattr(e, part) for part in PARTS}
+        assert lab.drawing().peaks[name] == e.total
+        assert lab.drawing().fits(name) is e.fits
         assert e.cfg.rank == 16
         assert e.cfg.accumulation == 2
 
 
 def test_the_card_is_the_line_and_decides_what_fits(lab):
-    lab.checkpointing.value, lab.parts.value = True, 16
-    assert lab.drawing().fits("nlora")  # rank 8, weights in bfloat16, on a T4
+    lab.checkpointing.value, lab.parts.value, lab.rank.value = True, 16, 4
+    assert lab.drawing().fits("nlora")  # weights in bfloat16, on a T4
     lab.rank.value = 128
     assert not lab.drawing().fits("nlora")
     lab.card.value = "A100"

@@ -341,3 +341,24 @@ def test_labels_behind_a_token_for_the_space_are_told_apart(embedded):
     assert label_tokens(Dummy(), labels) == label_tokens(embedded[1], labels)
     with pytest.raises(InputError, match="share a first token"):
         label_tokens(Dummy(), ("yes", "yes it is"))
+
+
+def test_prompts_that_do_not_fit_together_are_asked_by_halves(tokenizer):
+    class Small(Parrot):
+        def generate(self, input_ids, attention_mask, max_new_tokens, **options):
+            if len(input_ids) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().generate(input_ids, attention_mask, max_new_tokens, **options)
+
+    def says(text):
+        number = int(text.split()[1].split("+")[0])
+        return f" #### {number + 1 + number % 2}"
+
+    task, small = task_for(SUMS, final=marked_answer), Small(tokenizer, says)
+    small.room = 3
+    given = answers(small, tokenizer, task)
+    assert [a.correct for a in given] == [True, False] * 6
+    assert [rows for rows, _, _ in small.batches] == [3, 3, 3, 3]
+    small.room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        answers(small, tokenizer, task)

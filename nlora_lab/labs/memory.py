@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from nlora_lab.config import RunConfig
 from nlora_lab.errors import InputError, one_of
-from nlora_lab.estimates import Estimate, estimate, free_memory, lengths_of, place_of, setting_of
+from nlora_lab.estimates import SPARE, Estimate, estimate, free_memory, lengths_of, place_of, setting_of
 from nlora_lab.footprints import Architecture, architecture, memory, sizes
 from nlora_lab.labs.figures import Figures
 from nlora_lab.labs.panel import WORDS, FigurePanel
@@ -25,7 +25,7 @@ MODELS = {"Llama-2-7B": "paper-gsm8k", "SmolLM2-135M": "colab-gsm8k", "the embed
 
 
 class MemoryLab(FigurePanel):
-    """The memory of a training run by what holds it, one bar a method, beside what a card has.
+    """The memory of a training run by what holds it, one bar a method, beside what a card can give.
 
     Nothing is loaded: it is all computed from the model's shapes (:func:`nlora_lab.estimate`). The controls ``model``,
     ``card``, ``rank``, ``batch`` (rows a step), ``parts`` (the smaller batches it is made of), ``length`` (tokens a
@@ -89,20 +89,21 @@ class MemoryLab(FigurePanel):
     def told(self) -> str:
         """What each needs and which of them fit, in a line."""
         drawn = self.drawing()
-        needs = [f"{METHODS[m].label} {size_words(sum(parts.values()))}" for m, parts in drawn.held.items()]
+        needs = [f"{METHODS[name].label} {size_words(peak)}" for name, peak in drawn.peaks.items()]
         fitting = [METHODS[name].label for name in drawn.held if drawn.fits(name)]
         return f"{self.model.value} on {drawn.card}: {', '.join(needs)}; fits: {', '.join(fitting) or 'none'}"
 
     def drawing(self) -> MemoryDrawing:
         """The figure's data as the controls say now."""
         shape, card = self._shape(), CARDS[self.card.value]
-        held = {}
+        held, peaks = {}, {}
         for name in self.methods:
             cfg = self.config(name)
             place = place_of(cfg, self.card.value)
             found = memory(shape, cfg, lengths_of(cfg, shape)[0], setting_of(cfg, shape, place))
             held[name] = {part: float(getattr(found, part)) for part in PARTS}
-        return MemoryDrawing(held, float(free_memory(place)), card.words)
+            peaks[name] = float(found.total)
+        return MemoryDrawing(held, peaks, free_memory(place) * (1 - SPARE), card.words)
 
     def _shape(self) -> Architecture:
         if self.model.value == "yours" and self._yours is not None:

@@ -19,6 +19,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "logits": ("logits", "#c0448f", "-"),
 }
 """By a field of an estimate: what it is called, its hue, and a pattern, so that colour is not alone."""
+PEAK = "the most at one time"  # activations are gone by the time the last gradients are there
 
 
 def size_words(size: float) -> str:
@@ -28,9 +29,13 @@ def size_words(size: float) -> str:
 
 @dataclass(frozen=True)
 class MemoryDrawing:
-    """The figure of :class:`nlora_lab.MemoryLab`: bytes by method and part, and the ``budget`` as a line."""
+    """The figure of :class:`nlora_lab.MemoryLab`: bytes by method and part, and the ``budget`` as a line.
+
+    ``peaks``: what each method holds at the worst moment, which decides whether it fits: not all parts are there then.
+    """
 
     held: Mapping[str, Mapping[str, float]]
+    peaks: Mapping[str, float]
     budget: float
     card: str
 
@@ -40,16 +45,17 @@ class MemoryDrawing:
         return [f"{METHODS[name].label}{'' if self.fits(name) else ' (does not fit)'}" for name in self.held]
 
     def fits(self, method: str) -> bool:
-        """Whether the parts together stay below the budget."""
-        return sum(self.held[method].values()) <= self.budget
+        """Whether the worst moment stays below the budget."""
+        return self.peaks[method] <= self.budget
 
     @property
     def _end(self) -> float:
-        return 1.08 * max(self.budget, *(sum(parts.values()) for parts in self.held.values())) / GIB
+        ends = [*self.peaks.values(), *(sum(parts.values()) for parts in self.held.values())]
+        return 1.08 * max(self.budget, *ends) / GIB
 
     @property
     def _line_words(self) -> str:
-        return f"{self.card}: {size_words(self.budget)} free"
+        return f"{self.card}: {size_words(self.budget)} to use"
 
     def plotly(self) -> tuple[list[Any], dict[str, Any]]:
         """One trace a part, stacked."""
@@ -66,9 +72,16 @@ class MemoryDrawing:
         ]  # fmt: skip
         traces.append(
             go.Scatter(
+                y=places, x=[peak / GIB for peak in self.peaks.values()], mode="markers", name=PEAK,
+                marker={"symbol": "line-ns", "size": 44, "line": {"color": "black", "width": 2}},
+                hovertemplate=f"{PEAK}: %{{x:.2f}} GiB<extra></extra>",
+            )
+        )  # fmt: skip
+        traces.append(
+            go.Scatter(
                 x=[self.budget / GIB] * 2, y=[-0.95, len(places) - 0.5], mode="lines", showlegend=False,
                 line={"color": "#d55e00", "width": 2, "dash": "dash"},
-                hovertemplate=f"{self.card}: %{{x:.1f}} GiB free<extra></extra>",
+                hovertemplate=f"{self.card}: %{{x:.1f}} GiB to use<extra></extra>",
             )
         )  # fmt: skip
         layout = blank_layout(120 + 60 * len(places))
@@ -102,6 +115,10 @@ class MemoryDrawing:
                 self.labels, sizes, left=left, color=hue, label=name, height=0.6, hatch=hatch * 3, edgecolor="white"
             )
             left = [start + size for start, size in zip(left, sizes, strict=True)]
+        axes.plot(
+            [peak / GIB for peak in self.peaks.values()], self.labels, linestyle="none", marker="|", markersize=36,
+            markeredgewidth=1.8, color="black", label=PEAK,
+        )  # fmt: skip
         axes.axvline(self.budget / GIB, color="#d55e00", linestyle="--")
         right = self.budget / GIB < 0.6 * self._end  # the side on which the words have room
         axes.annotate(
@@ -109,7 +126,16 @@ class MemoryDrawing:
             ha="left" if right else "right", va="center", fontsize=8, color="#d55e00",
         )  # fmt: skip
         axes.set(xlabel="GiB, all parts together", xlim=(0, self._end), ylim=(len(self.held) - 0.5, -0.95))
-        axes.legend(frameon=False, fontsize=7.5, ncols=6, loc="lower left", bbox_to_anchor=(-0.12, 1), handlelength=1.2)
+        axes.legend(
+            frameon=False,
+            fontsize=7.5,
+            ncols=7,
+            loc="lower left",
+            bbox_to_anchor=(-0.12, 1),
+            handlelength=1.2,
+            markerscale=0.25,
+            columnspacing=1.2,
+        )
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(labelsize=8, colors=INK, left=False)
         return png_bytes(figure)
