@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -37,7 +37,7 @@ SPAN = {  # each method's own useful range of rates, from starved to past the cl
     "slora": (5e-4, 5e-2),
     "nlora": (1e-5, 2e-3),
     "nlora-pivoted": (1e-4, 1e-2),
-    "nlora-core": (5e-4, 2e-2),
+    "nlora-core": (5e-4, 5e-2),
     "nlora-balanced": (1e-4, 1e-2),
     "nlora-released": (5e-4, 5e-2),
     "inttune": (2e-3, 5e-1),
@@ -46,7 +46,7 @@ FIRST = ("lora", "slora", "nlora")  # the lab opens on them
 RANKS = (1, 2, 4, 32, 16)  # the ends first
 AROUND = {"lora": (5e-3, 1e-2, 2e-2), "slora": (5e-3, 1e-2, 2e-2), "nlora": (5e-5, 1e-4, 5e-4)}  # their best rates
 WIDER = {"lora": (2e-3, 5e-2), "slora": (2e-3, 5e-2), "nlora": (2e-5, 1e-3)}  # at other ranks the best may lie further
-WIDEST = {"lora": (1e-1,), "slora": (1e-1,), "nlora": (2e-3,)}  # and at rank 1 further still
+DRIFT = {1: 1, 2: 1, 4: 0, 16: -1, 32: -1}  # by so many rungs the best rate of the first methods moves from rank 8
 SEEDS = (0, 1, 2)
 FIVE_SEEDS = (*SEEDS, 3, 4)  # where a verdict is asked for: fewer pairs allow none
 AT_ONE_RATE = (*FIRST, "nlora-released", "inttune")
@@ -89,7 +89,6 @@ def _opening() -> list[RunConfig]:
     grid += [_config(WORDS, m, lr, seed) for seed in SEEDS[1:] for m in FIRST for lr in (SHARED, *AROUND[m])]
     for tried in (AROUND, WIDER):
         grid += [_config(WORDS, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED, *tried[m])]
-    grid += [_config(WORDS, m, lr, 0, 1) for m in FIRST for lr in WIDEST[m]]
     grid += [_config(WORDS, "slora", lr, 0, init=init) for init in STARTS for lr in (SHARED, *AROUND["slora"])]
     grid += [_config(task, m, lr, 0) for task in TASKS for m in others for lr in rates(m)]
     return grid
@@ -98,8 +97,9 @@ def _opening() -> list[RunConfig]:
 def finalists(known: Recordings) -> list[RunConfig]:
     """Five seeds at the best rate of each method so far, by validation loss, and three at the rates beside it.
 
-    Five as well for each start of N and for the first methods at every rank, at the best rate of each, and at the
-    shared rate for what the paper compares there.
+    Five as well beside NLoRA's best, which is said to be the shared rate; for each start of N and for the first methods
+    at every rank, at the best rate of each; and at the shared rate for what the paper compares there. Where the best of
+    those few rates is the last one tried, the next one too.
     """
     final, near = [], []
     for task, method in product(TASKS, SPAN):
@@ -108,7 +108,7 @@ def finalists(known: Recordings) -> list[RunConfig]:
             continue
         final += [_config(task, method, best.lr, seed) for seed in FIVE_SEEDS]
         beside = [lr for pair in pairwise(rates(method)) if best.lr in pair for lr in pair if lr != best.lr]
-        near += [_config(task, method, lr, seed) for lr in beside for seed in SEEDS]
+        near += [_config(task, method, lr, s) for lr in beside for s in (FIVE_SEEDS if method == "nlora" else SEEDS)]
     final += [_config(t, m, SHARED, seed) for t in TASKS for m in AT_ONE_RATE for seed in FIVE_SEEDS]
     return list(dict.fromkeys([*final, *_cells(known), *near]))
 
@@ -119,26 +119,27 @@ def _cells(known: Recordings) -> list[RunConfig]:
     at_own = [*at_both, *((method, rank, None) for rank in RANKS for method in FIRST)]
     bests = {cell: best.lr for cell in at_own if (best := known.best(WORDS, *cell)) is not None}
     asked = [*bests.items(), *((cell, SHARED) for cell in at_both if cell in bests)]
-    return [_config(WORDS, method, lr, seed, rank, init) for (method, rank, init), lr in asked for seed in FIVE_SEEDS]
+    grid = [_config(WORDS, method, lr, seed, rank, init) for (method, rank, init), lr in asked for seed in FIVE_SEEDS]
+    for (method, rank, init), lr in bests.items():
+        tried = [point.lr for point in known.valley(WORDS, method, rank, init)]
+        further = [_rung(lr, step) for step, end in ((-1, tried[0]), (1, tried[-1])) if lr == end]
+        grid += [_config(WORDS, method, rate, 0, rank, init) for rate in further]
+    return grid
 
 
 def ranked(known: Recordings) -> list[RunConfig]:
-    """The methods after the first at the other ranks, one seed: at their best rate of rank 8, and at the one beside it.
+    """One run of each further method at each other rank, at its best rate of rank 8, moved as that of the first moves.
 
-    That is the next higher one below rank 8 and the next lower one above it: with a scale of 1 every number moves the
-    weights, so the more there are, the sooner a rate is too high.
+    With a scale of 1 every number moves the weights, so the more there are, the sooner a rate is too high.
     """
     others = [name for name in SPAN if name not in FIRST and get_method(name).build is not None]
     bests = {name: best.lr for name in others if (best := known.best(WORDS, name, RANK)) is not None}
-    at_best = [_config(WORDS, name, lr, 0, rank) for rank in RANKS for name, lr in bests.items()]
-    beside = [_config(WORDS, name, _beside(lr, rank < RANK), 0, rank) for rank in RANKS for name, lr in bests.items()]
-    return [*at_best, *beside]
+    return [_config(WORDS, name, _rung(lr, DRIFT[rank]), 0, rank) for rank in RANKS for name, lr in bests.items()]
 
 
-def _beside(rate: float, higher: bool) -> float:
-    """The next rate of the ladder."""
-    steps = [lr for lr in LADDER if (lr > rate if higher else lr < rate)]
-    return min(steps) if higher else max(steps)
+def _rung(rate: float, steps: int) -> float:
+    """The rate so many rungs of the ladder above another one."""
+    return LADDER[LADDER.index(rate) + steps]
 
 
 def recorded_parts(store: RunStore) -> Iterator[list[RunConfig]]:
@@ -147,19 +148,19 @@ def recorded_parts(store: RunStore) -> Iterator[list[RunConfig]]:
     Where the finalists are is known only when the part before them is there, and they may move while they are made.
     """
     yield _opening()
-    yield from _settle(store)
+    yield from _settle(store, finalists)
     yield recorded_grid()
-    yield from _settle(store)
+    yield from _settle(store, lambda known: [*finalists(known), *ranked(known)])
 
 
-def _settle(store: RunStore) -> Iterator[list[RunConfig]]:
-    while missing := _missing(store):
+def _settle(store: RunStore, asked: Callable[[Recordings], list[RunConfig]]) -> Iterator[list[RunConfig]]:
+    """What is missing of ``asked``, until what was made no longer changes it."""
+    while True:
+        there = store.keys()
+        missing = [cfg for cfg in asked(recordings_of(store)) if run_key(cfg) not in there]
+        if not missing:
+            return
         yield missing
-
-
-def _missing(store: RunStore) -> list[RunConfig]:
-    there, known = store.keys(), recordings_of(store)
-    return [cfg for cfg in [*finalists(known), *ranked(known)] if run_key(cfg) not in there]
 
 
 def whole_grid(store: RunStore) -> list[RunConfig]:
