@@ -13,10 +13,11 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
-from nlora_lab.errors import InputError
+from nlora_lab.errors import StoreError
 
 BEAT = 10.0  # seconds between two signs of life of a claim
 SILENCE = 60.0  # a claim whose holder cannot be looked up is given up after this long without one
@@ -48,9 +49,9 @@ class Claim:
             if out is None:
                 return False
             with out:
-                out.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}))
+                out.write(json.dumps({"host": _host(), "pid": os.getpid(), "born": _born(os.getpid())}))
         except OSError as error:
-            raise InputError(f"{mine} cannot be written ({error}); make room, or choose another store") from error
+            raise StoreError(f"{mine} cannot be written ({error}); make room, or choose another store") from error
         self._mine = mine
         if any(self._lives(file) for file in self._files().values() if file != mine):
             self.release()  # somebody began anew while we looked at what was there before
@@ -73,6 +74,11 @@ class Claim:
             if not self._lives(file):
                 file.unlink(missing_ok=True)
 
+    def drop(self) -> None:
+        """Take all its files away, of the living too: for what nobody needs to make any more."""
+        for file in self._files().values():
+            file.unlink(missing_ok=True)
+
     def alive(self) -> bool:
         """Whether a living process holds it."""
         return any(self._lives(file) for file in self._files().values())
@@ -89,7 +95,7 @@ class Claim:
         try:
             age = _now(self.folder) - file.stat().st_mtime
             holder = json.loads(file.read_text(encoding="utf-8"))
-            if holder["host"] == socket.gethostname():
+            if holder["host"] == _host():
                 born = _born(holder["pid"])
                 if born == 0.0 or abs(born - holder["born"]) < DRIFT:
                     return born != 0.0
@@ -126,9 +132,16 @@ def _left_behind(file: Path) -> bool:
     return _now(file.parent) - file.stat().st_mtime > FORGOTTEN
 
 
+@lru_cache
 def _host() -> str:
-    """This machine's name, as a word without dots."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    """Where process numbers mean the same, as a word without dots.
+
+    Machines and containers may share a name; this start of the kernel, and the names its processes have, they do not.
+    """
+    known = [socket.gethostname()]
+    with suppress(OSError):  # not Linux: the name alone
+        known += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256(" ".join(known).encode()).hexdigest()[:8]
 
 
 def create_new(file: Path) -> TextIO | None:

@@ -13,6 +13,14 @@ class ModelError(InputError):
     """A model folder or hub id that cannot be loaded."""
 
 
+class StoreError(InputError):
+    """A store of runs that cannot be written."""
+
+
+class FitError(InputError):
+    """What is asked for will not fit into the memory that is free."""
+
+
 def one_of(what: str, value: object, allowed: Iterable[object]) -> None:
     """Raise :class:`InputError` unless ``value`` is one of ``allowed``; the message lists them."""
     choices = list(allowed)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.devices import DEVICES, Device, run_device
-from nlora_lab.errors import InputError, ModelError
+from nlora_lab.errors import FitError, InputError, ModelError
 from nlora_lab.footprints import (
     FLOAT,
     HALF,
@@ -189,7 +190,7 @@ def estimate(cfg: RunConfig, device: str | None = None, *, head: int | None = No
 
 
 def check_fit(cfg: RunConfig, device: Device | str | None = None) -> None:
-    """Raise :class:`InputError`, with numbers and a remedy, if ``cfg`` will not fit into the memory free now.
+    """Raise :class:`FitError`, with numbers and a remedy, if ``cfg`` will not fit into the memory free now.
 
     Quick (no speed is measured, architectures are kept), and silent where the architecture cannot be told from a
     config: then loading the model says why. Over several processes each holds its share of the batch; where they share
@@ -197,25 +198,42 @@ def check_fit(cfg: RunConfig, device: Device | str | None = None) -> None:
     """
     if os.environ.get(OVERRIDE) == "off" or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         return
+    place = device if isinstance(device, Device) else place_of(cfg, device)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and cfg.batch_size % processes == 0:
         parts = -(-cfg.accumulation // processes)
         size = cfg.batch_size // processes
         cfg = replace(cfg, batch_size=size, accumulation=parts if size % parts == 0 else 1)
     try:
-        arch = architecture(cfg.model, cfg.revision)
-        place = device if isinstance(device, Device) else place_of(cfg, device)
-        head = head_outputs(cfg)
-        held = memory(arch, cfg, lengths_of(cfg, arch)[0], setting_of(cfg, arch, place), head)
+        arch, held = _held(cfg, place)
     except ModelError:
         return
     budget = free_memory(place)
     if held.total > budget * (1 - SPARE):
-        words = advice(arch, cfg, place, head)
-        raise InputError(
+        words = advice(arch, cfg, place, head_outputs(cfg))
+        raise FitError(
             f"{_why(held, budget, False, place.words)} Try {'; or '.join(words) or 'a smaller model'}. "
             f"To try it all the same, set {OVERRIDE}=off"
         )
+
+
+def how_many_fit(cfgs: Iterable[RunConfig]) -> int | None:
+    """How many such runs fit side by side into the memory free now, each as large as the largest; at least one.
+
+    ``None`` where no architecture can be told from a config. Raises :class:`InputError` for a rank above a layer's
+    smaller side.
+    """
+    room: list[int] = []
+    for cfg in cfgs:
+        place = place_of(cfg)
+        with suppress(ModelError):
+            room.append(int(free_memory(place) * (1 - SPARE) // _held(cfg, place)[1].total))
+    return max(1, min(room)) if room else None
+
+
+def _held(cfg: RunConfig, place: Device) -> tuple[Architecture, Memory]:
+    arch = architecture(cfg.model, cfg.revision)
+    return arch, memory(arch, cfg, lengths_of(cfg, arch)[0], setting_of(cfg, arch, place), head_outputs(cfg))
 
 
 def place_of(cfg: RunConfig, wanted: str | None = None) -> Device:

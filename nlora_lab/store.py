@@ -18,9 +18,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nlora_lab.claims import Claim, clear_scratch, create_new, scratch
+from nlora_lab.claims import Claim, clear_scratch, scratch
 from nlora_lab.config import RunConfig
-from nlora_lab.errors import InputError
+from nlora_lab.errors import InputError, StoreError
 from nlora_lab.files import check_writable, expanded, write_whole
 from nlora_lab.methods import METHODS
 from nlora_lab.records import Run, table
@@ -136,7 +136,7 @@ class RunStore:
                 copy += 1
                 place = self.path / f"{key}~{copy}.json"
         except (OSError, ValueError) as error:
-            raise InputError(f"{place} cannot be written ({error}); make room, or choose another store") from error
+            raise StoreError(f"{place} cannot be written ({error}); make room, or choose another store") from error
         finally:
             with suppress(OSError, ValueError):
                 part.unlink(missing_ok=True)
@@ -195,12 +195,15 @@ class RunStore:
             claim.release()
 
     def tidy(self) -> None:
-        """Take away what the dead have left: half-written files, and claims on runs that are finished."""
+        """Take away what the dead have left: half-written files, and claims on runs that are finished.
+
+        Such a claim is worth nothing whoever holds it, and one that was cut short does not say who does.
+        """
         clear_scratch(self.path)
         finished = self.keys()
         for key in {file.name.removesuffix(".claim").rpartition(".")[0] for file in self.path.glob("*.claim")}:
             if key in finished:
-                Claim(self.path, key).clear()
+                Claim(self.path, key).drop()
 
 
 def _publish(part: Path, place: Path) -> bool:
@@ -209,16 +212,10 @@ def _publish(part: Path, place: Path) -> bool:
         os.link(part, place)
     except FileExistsError:
         return False
-    except OSError:  # a file system without links, or one that cannot be written, which the next line finds out
-        out = create_new(place)
-        if out is None:
+    except OSError:  # a file system without links, or one that cannot be written, which the next lines find out
+        if place.exists():
             return False
-        try:
-            with out:
-                out.write(part.read_text(encoding="utf-8"))
-        except BaseException:
-            place.unlink(missing_ok=True)
-            raise
+        part.rename(place)  # whoever makes this run holds its claim, so nobody writes it at this moment
     return True
 
 

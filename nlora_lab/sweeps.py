@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from nlora_lab.claims import Claim
 from nlora_lab.config import RunConfig
 from nlora_lab.devices import find_device
-from nlora_lab.errors import InputError, one_of
+from nlora_lab.errors import FitError, InputError, one_of
+from nlora_lab.estimates import OVERRIDE
 from nlora_lab.methods import BUILT_IN, METHODS
 from nlora_lab.progress import ProgressLine
 from nlora_lab.records import Run, table, versions
@@ -28,7 +32,10 @@ from nlora_lab.store import RunStore, parse, run_key, write_packed
 if TYPE_CHECKING:
     import pandas as pd
 
-DEATHS = 2  # a run during which this many workers died is recorded as failed
+DEATHS = 2  # a run during which this many workers died, of it or for want of memory, is recorded as failed
+KILLS = 20  # a run during which this many were killed by somebody is given up for this time
+KILLED = (-signal.SIGTERM, -9)
+LAST_WORDS = 2000  # bytes of a worker's stderr that are told when it cannot begin
 TOGETHER = 8  # runs in one race on a card; on a CPU a race of big batches saves next to nothing
 WORKER = [sys.executable, "-m", "nlora_lab.worker"]
 Grid = Mapping[str, Any] | Iterable[RunConfig]
@@ -38,8 +45,9 @@ def expand(grid: Grid) -> list[RunConfig]:
     """Every config of a grid, each once: ``{"method": ["lora", "nlora"], "lr": [1e-3, 1e-2], "seed": range(3)}``.
 
     A value that is no list stands for itself. ``init`` is left out for methods without a choice, so that a grid
-    over inits can hold them. A list of :class:`RunConfig` is returned as it is, without doubles. Raises
-    :class:`nlora_lab.InputError` for a field that :class:`RunConfig` lacks, an empty list, and every bad value.
+    over inits can hold them, and the rank of full fine-tuning, which has none. A list of :class:`RunConfig` is returned
+    as it is, without doubles. Raises :class:`nlora_lab.InputError` for a field that :class:`RunConfig` lacks, an empty
+    list, and every bad value.
     """
     if not isinstance(grid, Mapping):
         if not isinstance(grid, Iterable):
@@ -66,8 +74,11 @@ def expand(grid: Grid) -> list[RunConfig]:
     configs = []
     for values in product(*axes.values()):
         asked = dict(zip(axes, values, strict=True))
-        if asked.get("method", "lora") in METHODS and not METHODS[asked.get("method", "lora")].inits:
+        method = METHODS.get(asked.get("method", "lora"))
+        if method is not None and not method.inits:
             asked.pop("init", None)
+        if method is not None and method.build is None:
+            asked.pop("rank", None)
         configs.append(RunConfig(**asked))
     return expand(configs)
 
@@ -91,12 +102,14 @@ def sweep(
     ``KeyboardInterrupt``, and calling it again makes what is missing. Several sweeps, here or on other machines, may
     work on one store at the same time.
 
-    A run that ended with an error, for want of memory or because its process was killed, counts as done;
-    ``retry=True`` makes it again where it has no other record, which then takes the place of the failed one.
+    A run that ended with an error, for want of memory or because its process crashed twice, counts as done;
+    ``retry=True`` makes it again where it has no other record, which then takes the place of the failed one. One whose
+    process somebody killed is tried again.
 
-    Raises :class:`nlora_lab.InputError` before anything is trained for a bad grid, a store that cannot be written and a
-    number of workers below 1; :class:`RuntimeError` at the end if runs failed for another reason than
-    memory, with what the first of them said.
+    Raises :class:`nlora_lab.InputError` before anything is trained for a bad grid, a store that cannot be written, a
+    number of workers below 1, and if nothing of the grid fits into the memory by estimate; :class:`RuntimeError` at the
+    end if runs failed for another reason than memory or will not fit, with what was said of the first of them, and at
+    once where the store can no longer be written.
     """
     store = store if isinstance(store, RunStore) else RunStore(store)
     configs = expand(grid)
@@ -106,21 +119,40 @@ def sweep(
     there = store.keys() - (store.failed() if retry else set())
     missing = [cfg for cfg in configs if run_key(cfg) not in there]
     if missing:
-        from nlora_lab.racing import check
-
         for cfg in missing:
             if cfg.method not in BUILT_IN:
                 raise InputError(
                     f"method={cfg.method!r} is of this process alone, and the workers are others; use nl.race for it"
                 )
-        check(missing)
+        too_large = _check(missing)
         store.check_writable()
         if retry:
             _drop_failed(missing, store)
-        _Crew(missing, store, min(workers or default_workers(), len(missing)), together, progress).work()
-        store.tidy()
+        fitting = [cfg for cfg in missing if run_key(cfg) not in too_large]
+        size = min(default_workers(fitting) if workers is None else workers, len(fitting))
+        try:
+            _Crew(fitting, store, size, together, progress).work(too_large)
+        finally:
+            store.tidy()
     found = {run_key(run.config): run for run in sorted(store, key=lambda run: not run.error)}  # the last counts
     return table(found[run_key(cfg)] for cfg in configs if run_key(cfg) in found)
+
+
+def _check(configs: Sequence[RunConfig]) -> dict[str, str]:
+    """Raise :class:`InputError` for what cannot run here; return why some will not fit, by key, if others do."""
+    from nlora_lab.estimates import check_fit
+    from nlora_lab.racing import check
+
+    too_large: dict[str, str] = {}
+    for cfg in configs:
+        try:
+            check_fit(cfg)
+        except FitError as error:
+            too_large[run_key(cfg)] = str(error)
+    if len(too_large) == len(configs):
+        raise FitError(next(iter(too_large.values())))
+    check([cfg for cfg in configs if run_key(cfg) not in too_large])
+    return too_large
 
 
 def _drop_failed(configs: Iterable[RunConfig], store: RunStore) -> None:
@@ -156,19 +188,42 @@ def coverage(grid: Grid, store: RunStore) -> str:
     return "\n".join([*lines, f"{sum(map(sum, counts.values()))} of {total} runs are in {store.path}"])
 
 
-def default_workers() -> int:
-    """One a CPU core, as far as this process may use them; one for a card."""
-    if find_device().kind != "cpu":
+def default_workers(configs: Sequence[RunConfig] = ()) -> int:
+    """One a CPU core, as far as this process may use them and memory suffices; one for a card."""
+    from nlora_lab.estimates import how_many_fit
+
+    if not _on_cpu(configs):
         return 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, how_many_fit(_unlike(configs)) or cores)
+
+
+def _unlike(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """One of those that take the same memory."""
+    return list({replace(cfg, seed=0, lr=1.0, steps=1): cfg for cfg in configs}.values())
+
+
+def _on_cpu(configs: Iterable[RunConfig]) -> bool:
+    """Whether all of them run on the CPU, on a machine that may have a card."""
+    return all(find_device(device).kind == "cpu" for device in {cfg.device for cfg in configs} or {None})
+
+
+def _oom_kills() -> int | None:
+    """How many processes the kernel has killed for want of memory since it started; ``None`` where it does not say."""
+    try:
+        words = Path("/proc/vmstat").read_text().split()
+        return int(words[words.index("oom_kill") + 1])
+    except (OSError, ValueError):
+        return None
 
 
 @dataclass
 class _Worker:
     process: subprocess.Popen[str]
+    errors: IO[bytes]  # what it says on stderr
+    last_words: str = ""
     at: str = ""  # the run it is making
+    oom_kills: int | None = field(default_factory=_oom_kills)  # when it was hired
     listener: threading.Thread = field(default_factory=threading.Thread)
 
     def close(self) -> int:
@@ -178,7 +233,14 @@ class _Worker:
             if pipe is not None:
                 with suppress(OSError):  # what was still to be written to the dead
                     pipe.close()
+        self.errors.seek(max(0, self.errors.seek(0, os.SEEK_END) - LAST_WORDS))
+        self.last_words = self.errors.read().decode(errors="replace").strip()
+        self.errors.close()
         return code
+
+    def was_killed(self, code: int) -> bool:
+        """Whether somebody killed it, and not the kernel for want of memory."""
+        return code in KILLED and _oom_kills() == self.oom_kills
 
 
 class _Crew:
@@ -189,24 +251,26 @@ class _Crew:
     ) -> None:
         self.configs = {run_key(cfg): cfg for cfg in configs}
         self.store, self.size = store, size
-        self.together = together or (1 if find_device().kind == "cpu" else TOGETHER)
+        self.on_cpu = _on_cpu(configs)
+        self.together = together or (1 if self.on_cpu else TOGETHER)
         self.news: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
         self.at_work: list[_Worker] = []
-        self.deaths: dict[str, int] = {}
+        self.deaths: Counter[str] = Counter()
+        self.kills: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
+        self.ended = ""  # why there is no point in going on
         self.steps: dict[str, int] = {}
         self.line = ProgressLine(sum(cfg.steps for cfg in configs)) if progress else None
         if self.line is not None:
-            device = find_device()
-            where = "the CPU, one thread each" if device.kind == "cpu" else device.words
+            where = "the CPU, one thread each" if self.on_cpu else find_device(configs[0].device).words
             self.line.say(f"{len(configs)} runs by {size} worker{'s' * (size > 1)} on {where}")
 
-    def work(self) -> None:
-        """Until every run is there or has failed."""
+    def work(self, too_large: Mapping[str, str]) -> None:
+        """Until every run is there or has failed; those that are ``too_large`` have, with a reason each."""
         try:
             for _ in range(self.size):
                 self._hire()
-            while self.at_work:
+            while self.at_work and not self.ended:
                 worker, event = self.news.get()
                 if event is None:
                     self._gone(worker)
@@ -216,19 +280,31 @@ class _Crew:
             self._dismiss()
             if self.line is not None:
                 self.line.close()
-        if self.failed:
-            key, why = next(iter(self.failed.items()))
-            raise RuntimeError(f"{len(self.failed)} of {len(self.configs)} runs failed; {key}:\n{why}")
+        if self.ended:
+            raise RuntimeError(f"the sweep has ended early: {self.ended}")
+        there = self.store.keys()  # another worker, or another sweep, may have made what failed here
+        failed = {key: why for key, why in {**self.failed, **too_large}.items() if key not in there}
+        if failed:
+            key, why = next(iter(failed.items()))
+            every = len(self.configs) + len(too_large)
+            raise RuntimeError(f"{len(failed)} of {every} runs failed, all others are kept; {key}:\n{why}")
 
     def _hire(self) -> None:
-        threads = 1 if find_device().kind == "cpu" else 0
-        calm = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **({"OMP_NUM_THREADS": "1"} if threads else {})}
-        process = subprocess.Popen(
-            WORKER,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=calm,
-            start_new_session=True,  # the terminal's Ctrl-C is for the parent
-        )  # fmt: skip
-        worker = _Worker(process)
+        threads = 1 if self.on_cpu else 0
+        # what fits was looked at when nobody had begun; to a worker, the memory of the others is not free
+        calm = {**os.environ, "TOKENIZERS_PARALLELISM": "false", OVERRIDE: "off"}
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the worker is there
+        try:
+            process = subprocess.Popen(
+                WORKER,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                env={**calm, **({"OMP_NUM_THREADS": "1"} if threads else {})},
+                start_new_session=True,  # the terminal's Ctrl-C is for the parent
+            )  # fmt: skip
+        except OSError:
+            errors.close()
+            raise
+        worker = _Worker(process, errors)
         self.at_work.append(worker)
         left = [asdict(cfg) for key, cfg in self.configs.items() if key not in self.failed]
         assert process.stdin is not None
@@ -251,11 +327,16 @@ class _Crew:
     def _listen(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
         for line in worker.process.stdout:
-            with suppress(ValueError):  # a library's print
-                self.news.put((worker, json.loads(line)))
+            with suppress(ValueError):  # a library's print, which may even be JSON
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event:
+                    self.news.put((worker, event))
         self.news.put((worker, None))
 
     def _hear(self, worker: _Worker, event: dict[str, Any]) -> None:
+        if event["event"] == "end":
+            self.ended = event["text"]
+            return
         key = event["key"]
         if event["event"] == "start":
             worker.at = key
@@ -276,25 +357,32 @@ class _Crew:
             return
         self.together = 1  # if it was too much at once, it shall not be so again
         if key and key not in self.failed:
-            self.deaths[key] = self.deaths.get(key, 0) + 1
-            if self.deaths[key] >= DEATHS:
-                self._record_death(self.configs[key], code)
-        elif not key:
-            self.deaths[""] = self.deaths.get("", 0) + 1
+            self._interrupted(key, worker, code)
+        elif not key and not worker.was_killed(code):
+            self.deaths[""] += 1
             if self.deaths[""] > self.size:
-                self.failed["a worker"] = (
-                    f"ended with code {code} before its first run; try: python -m nlora_lab.worker"
-                )
+                why = worker.last_words or "it said nothing"
+                self.failed["a worker"] = f"ended with code {code} before its first run: {why}"
                 return
         if self.configs.keys() - self.failed.keys() - self.store.keys():
             self._hire()
 
+    def _interrupted(self, key: str, worker: _Worker, code: int) -> None:
+        """A worker has died during a run, which is tried again, unless that looks like the run's own doing."""
+        if worker.was_killed(code):
+            self.kills[key] += 1
+            if self.kills[key] >= KILLS:
+                self.failed[key] = f"its process was killed {KILLS} times from outside; the same sweep tries it again"
+            return
+        self.deaths[key] += 1
+        if self.deaths[key] >= DEATHS:
+            self._record_death(self.configs[key], code)
+
     def _record_death(self, cfg: RunConfig, code: int) -> None:
         if cfg in self.store:
             return
-        why = (
-            f"its process was killed {DEATHS} times (exit code {code}), probably for want of memory: try fewer workers"
-        )
+        cause = ", for want of memory: try fewer workers" if code in KILLED else ""
+        why = f"its process ended {DEATHS} times (exit code {code}){cause}"
         self.store.add(
             Run(cfg, (), {}, 0, 0.0, 0, device=find_device(cfg.device).words, versions=versions(), error=why)
         )

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, TextIO
 
+from nlora_lab.errors import StoreError
+
 if TYPE_CHECKING:
     from nlora_lab.config import RunConfig
     from nlora_lab.records import Run, Step
@@ -43,13 +45,17 @@ def main(stdin: TextIO, stdout: TextIO) -> None:
         stdout.write(json.dumps(event) + "\n")
         stdout.flush()
 
-    while True:
-        there = store.keys()  # once a pass: who finishes one meanwhile is noticed by its claim
-        waiting = [cfg for cfg in configs if run_key(cfg) not in there]
-        if not waiting:
-            break
-        if not any(_make(portion, store, tell) for portion in portions(waiting, order["together"])):
-            time.sleep(1.0)  # all that is left is being made by somebody else, who may die
+    try:
+        while True:
+            there = store.keys()  # once a pass: who finishes one meanwhile is noticed by its claim
+            waiting = [cfg for cfg in configs if run_key(cfg) not in there]
+            if not waiting:
+                break
+            if not any(_make(portion, store, tell) for portion in portions(waiting, order["together"])):
+                time.sleep(1.0)  # all that is left is being made by somebody else, who may die
+    except StoreError as error:  # what is trained from now on would be lost
+        tell(event="end", text=str(error))
+        sys.exit(1)
 
 
 def portions(configs: Sequence[RunConfig], together: int) -> Iterator[list[RunConfig]]:
@@ -82,6 +88,8 @@ def _alone(cfg: RunConfig, store: RunStore, tell: Tell) -> None:
 
     try:
         _race([cfg], store, tell)
+    except StoreError:
+        raise
     except Exception:
         tell(event="error", key=run_key(cfg), text=traceback.format_exc())
         sys.exit(1)

@@ -349,5 +349,7 @@ def test_what_a_killed_writer_left_half_written_is_taken_away_and_a_living_one_s
         file.touch()
     os.utime(old, (1e9, 1e9))
     assert len(list(tmp_path.iterdir())) == 5
+    (tmp_path / f"{run_key(CFG)}.1.claim").touch()  # its process was killed before it could sign
+    RunStore(tmp_path).add(some_run(config=CFG))
     RunStore(tmp_path).tidy()
-    assert set(tmp_path.iterdir()) == {mine, foreign}
+    assert set(tmp_path.iterdir()) == {mine, foreign, tmp_path / f"{run_key(CFG)}.json"}

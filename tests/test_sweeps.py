@@ -9,10 +9,12 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -23,7 +25,7 @@ from test_records import some_run
 from nlora_lab import cli, sweeps, worker
 from nlora_lab.claims import Claim
 from nlora_lab.config import RunConfig
-from nlora_lab.errors import InputError
+from nlora_lab.errors import FitError, InputError
 from nlora_lab.store import RunStore, run_key
 from nlora_lab.sweeps import expand, sweep
 
@@ -97,7 +99,8 @@ def test_only_what_failed_is_tried_again_if_asked(tmp_path, monkeypatch, packed)
         def __init__(self, configs, store, *rest):
             self.configs, self.store = configs, store
 
-        def work(self):
+        def work(self, too_large):
+            assert not too_large
             for cfg in self.configs:
                 made.append(cfg)
                 assert cfg not in self.store
@@ -194,7 +197,8 @@ WITHOUT_TORCH = """
             on_run(Run(cfg, steps, {{"accuracy": cfg.seed / 100}}, 1, 1.0, 1))
 
     sys.modules["torch"] = SimpleNamespace(set_num_threads=lambda n: None)
-    sys.modules["nlora_lab.racing"] = SimpleNamespace(race=race, check=lambda configs: None, groups=None)
+    sys.modules["nlora_lab.racing"] = SimpleNamespace(race=race, groups=None)
+    sweeps._check = lambda configs: {{}}
     sweeps.find_device = lambda *name: SimpleNamespace(kind="cpu", words="")
     sweeps.WORKER = [sys.executable, sys.argv[0], "work"]
     if sys.argv[1] == "work":
@@ -235,7 +239,8 @@ def test_ten_kills_at_random_moments_lose_double_and_halve_nothing(tmp_path):
     assert begin(tmp_path / "undisturbed").wait(timeout=180) == 0
 
     killed, undisturbed = (RunStore(tmp_path / name) for name in ("killed", "undisturbed"))
-    assert len(killed) == len(killed.keys()) == 200
+    for store in (killed, undisturbed):
+        assert len(store) == len(store.keys()) == len(list(store.path.glob("*.json"))) == 200
     assert {run_key(r.config): r for r in killed} == {run_key(r.config): r for r in undisturbed}
     assert {f.suffix for f in folder.iterdir()} == {".json"}
 
@@ -317,3 +322,136 @@ def test_a_worker_that_cannot_start_ends_the_sweep_with_a_word(tmp_path, monkeyp
     monkeypatch.setattr("nlora_lab.sweeps.WORKER", [os.devnull])
     with pytest.raises((RuntimeError, OSError)):
         sweep({**TINY, "lr": 1e-3}, tmp_path, workers=1, progress=False)
+
+
+FAKE = """
+    import json, os, signal, sys
+    from types import SimpleNamespace
+    from nlora_lab import sweeps, worker
+    from nlora_lab.errors import StoreError
+    from nlora_lab.records import Run, Step
+
+    def times(what):  # how often it has happened, over all workers
+        with open(sys.argv[2], "a") as file:
+            file.write(what)
+        return open(sys.argv[2]).read().count(what)
+
+    def race(configs, on_step, on_run):
+        (cfg,) = configs
+        {body}
+        on_run(Run(cfg, (Step(1, 1.0, 1.0, 1.0),) * cfg.steps, {{"accuracy": 0.5}}, 1, 1.0, 1))
+
+    sys.modules["torch"] = SimpleNamespace(set_num_threads=lambda n: None)
+    sys.modules["nlora_lab.racing"] = SimpleNamespace(race=race, groups=None)
+    sweeps._check = lambda configs: {{}}
+    sweeps.find_device = lambda *name: SimpleNamespace(kind="cpu", words="")
+    sweeps.WORKER = [sys.executable, sys.argv[0], "work", sys.argv[2]]
+    if sys.argv[1] == "work":
+        {begin}
+        worker.main(sys.stdin, sys.stdout)
+    else:
+        sweeps.sweep({{"seed": [0, 1, 2], "steps": 1}}, sys.argv[1], workers=2, progress=False)
+"""
+
+
+def swept(tmp_path, body="", begin=""):
+    """A sweep of three runs whose workers do ``body`` where they would train; its exit, what it said, its store."""
+    script = tmp_path / "sweep_it.py"
+    script.write_text(textwrap.dedent(FAKE).format(body=body or "pass", begin=begin or "pass"))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "runs"), str(tmp_path / "log")],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stderr.strip().splitlines()[-1:], RunStore(tmp_path / "runs")
+
+
+def test_a_run_under_which_workers_are_killed_again_and_again_is_made_all_the_same(tmp_path):
+    kill = 'if cfg.seed == 1 and times("k") <= 5: os.kill(os.getpid(), signal.SIGKILL)'
+    code, _, store = swept(tmp_path, kill)
+    assert code == 0
+    assert sorted((r.config.seed, r.error) for r in store) == [(0, ""), (1, ""), (2, "")]
+
+
+def test_a_run_that_brings_its_worker_down_is_recorded_as_failed(tmp_path):
+    code, _, store = swept(tmp_path, "if cfg.seed == 1: os.abort()")
+    assert code == 0
+    failed = {r.config.seed: r.error for r in store if r.error}
+    assert failed == {1: "its process ended 2 times (exit code -6)"}
+    assert len(store) == 3
+
+
+def test_what_the_kernel_kills_for_want_of_memory_is_told_from_what_somebody_kills(tmp_path, monkeypatch):
+    with tempfile.TemporaryFile() as errors:
+        hired = sweeps._Worker(None, errors, oom_kills=3)
+        for now, killed in ((3, True), (4, False)):
+            monkeypatch.setattr(sweeps, "_oom_kills", lambda now=now: now)
+            assert hired.was_killed(-9) is hired.was_killed(-15) is killed
+            assert not hired.was_killed(-11)
+
+
+def test_what_failed_in_one_worker_and_was_made_by_another_has_not_failed(tmp_path):
+    code, _, store = swept(tmp_path, 'if cfg.seed == 1 and times("k") == 1: raise ValueError("a bad day")')
+    assert code == 0
+    assert len(store) == 3
+
+
+def test_a_run_that_raises_fails_the_sweep_in_the_end(tmp_path):
+    code, said, store = swept(tmp_path, 'if cfg.seed == 1: raise ValueError("a bad day")')
+    assert code == 1
+    assert said == ["ValueError: a bad day"]
+    assert len(store) == 2
+
+
+def test_a_store_that_cannot_be_written_any_more_ends_the_sweep_and_says_so(tmp_path):
+    code, said, store = swept(tmp_path, 'raise StoreError("runs/x.json cannot be written (no space left)")')
+    assert code == 1
+    assert "the sweep has ended early: runs/x.json cannot be written (no space left)" in said[0]
+    assert len(store) == 0
+
+
+def test_a_worker_that_cannot_begin_is_quoted(tmp_path):
+    code, said, _ = swept(tmp_path, begin='sys.exit("no module named so")')
+    assert code == 1
+    assert said == ["ended with code 1 before its first run: no module named so"]
+
+
+def test_what_will_not_fit_is_left_out_and_named_and_the_rest_is_made(tmp_path, monkeypatch):
+    def fits(cfg, device=None):
+        if cfg.rank > 8:
+            raise FitError(f"It will not fit: rank {cfg.rank}")
+
+    monkeypatch.setattr("nlora_lab.estimates.check_fit", fits)
+    monkeypatch.setattr("nlora_lab.racing.check_fit", fits)
+    grid = {**TINY, "method": "lora", "lr": 1e-3, "rank": [8, 16]}
+    with pytest.raises(
+        RuntimeError, match=r"1 of 2 runs failed, all others are kept; .*-r16-.*:\nIt will not fit: rank 16"
+    ):
+        sweep(grid, tmp_path / "a", workers=1, progress=False)
+    assert [r.config.rank for r in RunStore(tmp_path / "a")] == [8]
+    with pytest.raises(InputError, match="It will not fit: rank 16"):
+        sweep({**grid, "rank": 16}, tmp_path / "b", progress=False)
+    assert not (tmp_path / "b").exists()
+
+
+def test_there_are_no_more_workers_than_fit_side_by_side(monkeypatch):
+    monkeypatch.setattr("nlora_lab.estimates.free_memory", lambda place: 2**40)
+    cores = sweeps.default_workers([RunConfig()])
+    assert cores == len(os.sched_getaffinity(0))
+    monkeypatch.setattr("nlora_lab.estimates.free_memory", lambda place: 2**20)
+    assert sweeps.default_workers([RunConfig()]) == 1
+
+
+def test_runs_on_the_cpu_are_swept_as_such_where_there_is_a_card(tmp_path, monkeypatch):
+    def found(name=None):
+        return SimpleNamespace(kind=name or "cuda", words=name or "cuda")
+
+    monkeypatch.setattr(sweeps, "find_device", found)
+    on_cpu = sweeps._Crew([RunConfig(device="cpu")], RunStore(tmp_path), 1, None, progress=False)
+    on_card = sweeps._Crew([RunConfig()], RunStore(tmp_path), 1, None, progress=False)
+    assert (on_cpu.on_cpu, on_cpu.together) == (True, 1)
+    assert (on_card.on_cpu, on_card.together) == (False, 8)
+
+
+def test_full_fine_tuning_has_no_rank_to_sweep():
+    configs = expand({"method": ["full", "lora"], "rank": [1, 2, 4]})
+    assert [(c.method, c.rank) for c in configs] == [("full", 8), ("lora", 1), ("lora", 2), ("lora", 4)]
