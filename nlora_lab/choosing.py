@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from nlora_lab.errors import InputError
 from nlora_lab.methods import METHODS, check_init, get_method
 from nlora_lab.models import EMBEDDED
-from nlora_lab.recorded import recordings_of
+from nlora_lab.recorded import of_model, recordings_of
 from nlora_lab.recordings import Point, Recordings, by_seed, validation_loss
 from nlora_lab.records import Run
 from nlora_lab.store import RunStore, existing
@@ -35,7 +35,7 @@ def known(runs: Runs = None, model: str = EMBEDDED) -> Recordings:
     listed = list(runs) if isinstance(runs, Iterable) else [runs]
     if not all(isinstance(run, Run) for run in listed):
         raise InputError(f"runs={runs!r} must be a store, its folder, or runs; leave it out for those that ship")
-    return Recordings(run for run in listed if run.config.model == model)
+    return of_model(listed, model)
 
 
 def best_rates(runs: Runs = None, task: str = "word-problems", rank: int = 8, *, model: str = EMBEDDED) -> pd.DataFrame:
@@ -136,9 +136,18 @@ def _at(recordings: Recordings, task: str, method: str, rank: int, lr: float) ->
 def _found(points: dict[str, Point | None], recordings: Recordings, what: str) -> dict[str, tuple[Run, ...]]:
     found = {name: point.runs for name, point in points.items() if point is not None}
     if not found:
-        others = ", ".join(_left(recordings)) or "it is empty"
+        others = ", ".join([*_left(recordings), *([] if len(recordings) else _elsewhere(recordings))]) or "it is empty"
         raise InputError(f"there is no run of {what}; make some with nl.sweep (the store: {others})")
     return found
+
+
+def _elsewhere(recordings: Recordings) -> list[str]:
+    return [f"it holds runs of {name}: say model={name!r}" for name in recordings.others[:3]]
+
+
+def left_out(recordings: Recordings) -> str:
+    """What of a store takes no part in a comparison, in words; "" if nothing."""
+    return ", ".join(_left(recordings)[1 if len(recordings) else 0 :])
 
 
 def _left(recordings: Recordings) -> Sequence[str]:

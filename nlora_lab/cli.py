@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 START = "00_start_here.ipynb"
 COPIES = "nlora-lab-notebooks"
-GRID_EXAMPLE = '{"method": ["lora", "nlora"], "lr": [2e-4, 1e-2], "seed": [0, 1]}'
+GRID_EXAMPLE = '{"method": ["lora", "nlora"], "lr": [2e-4, 1e-2], "seed": [0, 1]}, or a list of such'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,8 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     add_race(commands)
 
     sweep = commands.add_parser("sweep", help="many runs into one store, by as many processes as there are cores")
-    sweep.add_argument("grid", help="recorded (the runs that ship), or a JSON file: fields with lists of values")
+    sweep.add_argument(
+        "grid", help="recorded (the runs that ship), or a JSON file: fields with lists of values, or a list of such"
+    )
     sweep.add_argument("--store", type=Path, metavar="FOLDER", help="where the records go (recorded: data/results)")
+    sweep.add_argument("--device", help="make the runs on cuda, mps or cpu (default: as the grid says, else the best)")
     sweep.add_argument("--workers", type=int, help="processes (default: one a core)")
     sweep.add_argument("--together", type=int, help="runs a worker trains in one race (default: 8 on a card, else 1)")
     sweep.add_argument(
@@ -108,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sweep(options: argparse.Namespace) -> int:
     from nlora_lab.store import RunStore
-    from nlora_lab.sweeps import coverage, sweep
+    from nlora_lab.sweeps import coverage, expand, sweep
 
     grid: Any
     parts: Iterable[Any]
@@ -128,12 +132,16 @@ def _sweep(options: argparse.Namespace) -> int:
     made = []
     try:
         for part in parts:
-            made.append(sweep(part, store, options.workers, together=options.together, retry=options.retry))
+            there = part if options.device is None else [replace(cfg, device=options.device) for cfg in expand(part)]
+            made.append(sweep(there, store, options.workers, together=options.together, retry=options.retry))
+    except RuntimeError as error:
+        print(f"nlora-lab: error: {error}", file=sys.stderr)
+        return 1
     finally:
         if options.pack:
             print(f"nlora-lab: packed {store.pack()} records", file=sys.stderr)
     rows = _joined(made)
-    print(rows.to_json(orient="records") if options.json else rows.to_string(index=False))
+    print(rows.to_json(orient="records", double_precision=15) if options.json else rows.to_string(index=False))
     return 0
 
 
@@ -149,9 +157,13 @@ def _grid_file(path: Path) -> Any:
         grid = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no grid ({error}); write JSON such as {GRID_EXAMPLE}, or say: recorded") from error
-    if not isinstance(grid, dict):
+    if isinstance(grid, dict):
+        return grid
+    if not isinstance(grid, list) or not grid or not all(isinstance(part, dict) for part in grid):
         raise InputError(f"{path} is no grid: it holds a {type(grid).__name__}; write JSON such as {GRID_EXAMPLE}")
-    return grid
+    from nlora_lab.sweeps import expand
+
+    return [cfg for part in grid for cfg in expand(part)]
 
 
 def _lab(options: argparse.Namespace) -> int:

@@ -36,12 +36,15 @@ def add_commands(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from nlora_lab.choosing import at_best, at_rate
+    from nlora_lab.choosing import at_best, at_rate, known, left_out
     from nlora_lab.comparing import compare
 
     names = None if options.methods is None else [n.strip() for n in options.methods.split(",") if n.strip()]
+    recordings = known(options.store, options.model)
+    if left_out(recordings):
+        print(f"nlora-lab: left out: {left_out(recordings)}", file=sys.stderr)
     asked: dict[str, Any] = {
-        "runs": options.store, "task": options.task, "methods": names, "rank": options.rank,
+        "runs": recordings, "task": options.task, "methods": names, "rank": options.rank,
         "model": options.model,
     }  # fmt: skip
     groups = at_best(**asked) if options.at is None else at_rate(options.at, **asked)
@@ -51,7 +54,7 @@ def _compare(options: argparse.Namespace) -> int:
 
         print(f"nlora-lab: wrote {save_table(rows, options.out)}", file=sys.stderr)
     if options.json:
-        print(rows.rename_axis("method").reset_index().to_json(orient="records"))
+        print(rows.rename_axis("method").reset_index().to_json(orient="records", double_precision=15))
     else:
         print(rows[SHOWN].to_string(float_format=lambda value: f"{value:.3g}"))
     return 0
@@ -65,6 +68,13 @@ def _gather(options: argparse.Namespace) -> int:
             raise InputError(f"{str(folder)!r} is no folder of runs; name the folders that --store wrote")
     into = RunStore(options.into)
     into.check_writable()
-    copied = gather([RunStore(folder) for folder in options.stores if folder.resolve() != into.path.resolve()], into)
+    copied = 0
+    for folder in options.stores:
+        if folder.resolve() == into.path.resolve():
+            continue
+        store = RunStore(folder)
+        copied += (new := gather([store], into))
+        hint = "" if len(store) else "; is it the folder that --store wrote?"
+        print(f"{folder}: {len(store)} runs, {new} of them new{hint}", file=sys.stderr)
     print(f"{copied} runs copied; {into.path} holds {len(into)}")
     return 0

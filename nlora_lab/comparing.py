@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -108,12 +109,16 @@ def _check_alike(groups: Mapping[str, Sequence[Run]]) -> None:
     """A group is one config but for its seeds; all groups are of one model and one set of test items."""
     tested: dict[tuple[str, ...], str] = {}
     for name, runs in groups.items():
-        asked = [{k: v for k, v in asdict(r.config).items() if k not in ("seed", "device")} for r in runs]
-        mixed = [key for key in asked[0] if len({a[key] for a in asked}) > 1] if asked else []
+        asked = [{**r.config.asked(), "seed": None} for r in runs]
+        mixed = [key for key in dict.fromkeys(chain(*asked)) if len({a.get(key) for a in asked}) > 1]
         if mixed:
             raise InputError(f"group {name!r} mixes runs of different {' and '.join(mixed)}; make a group of each")
         for c in (run.config for run in runs):
-            tested.setdefault((c.model, c.task, c.difficulty or DEFAULT_DIFFICULTY), name)
+            items = {
+                k: getattr(c, k) for k in ("data", "columns", "test_rows", "revision") if getattr(c, k) is not None
+            }
+            rest = [f"{key}={value}" for key, value in items.items()]
+            tested.setdefault((c.model, c.task, c.difficulty or DEFAULT_DIFFICULTY, *rest), name)
     if len(tested) > 1:
         told = "; ".join(f"{name!r}: {' '.join(what)}" for what, name in tested.items())
         raise InputError(f"the groups were tested on different things ({told}); compare within one")
@@ -177,8 +182,8 @@ def verdict(row: Mapping[str, Any], baseline: str, metric: _Metric, confidence: 
 def learning(groups: Groups, target: float) -> pd.DataFrame:
     """How soon each group's training loss is down to ``target`` (nats a target token): one row a group.
 
-    Columns: runs, reached (how many of them), steps (median over those that did, of a running mean of ten), low, high,
-    and seconds (median; as the machine was loaded then).
+    Columns: seeds, reached (how many of them), steps (median over those that did, of a running mean of ten), low, high,
+    and seconds (median; as the machine was loaded then). Several runs of one seed count as one, their mean.
     """
     import pandas as pd
 
@@ -187,16 +192,16 @@ def learning(groups: Groups, target: float) -> pd.DataFrame:
     rows = {}
     for name, given in _groups(groups).items():
         runs = [run for run in given if not run.error]
-        steps = [(steps_to(run, target), run) for run in runs]
-        there = [(n, run) for n, run in steps if n is not None]
-        spread = median_interval([float(n) for n, _ in there])
+        steps = by_seed(runs, lambda run: steps_to(run, target) or math.nan)
+        seconds = by_seed(runs, lambda run: (steps_to(run, target) or math.nan) * run.seconds / max(1, len(run.steps)))
+        spread = median_interval(list(steps.values()))
         rows[name] = {
-            "runs": len(runs),
-            "reached": len(there),
+            "seeds": len({run.config.seed for run in runs}),
+            "reached": len(steps),
             "steps": spread.middle,
             "low": spread.low,
             "high": spread.high,
-            "seconds": median(run.seconds * n / len(run.steps) for n, run in there) if there else math.nan,
+            "seconds": median(seconds.values()) if seconds else math.nan,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -213,14 +218,16 @@ def costs(groups: Groups) -> pd.DataFrame:
 
     Columns: accuracy (0 to 1; a run that diverged counts as 0), trainable (numbers), seconds (of training), memory
     (bytes, the peak; on a CPU that of the whole process), and ``pareto``: whether no other group is at least as good in
-    all four and better in one.
+    all four and better in one. Runs that raced together were timed together and share a peak: where there are such,
+    ``pareto`` leaves seconds and memory out.
     """
     import pandas as pd
 
-    accuracy, rows = METRICS["accuracy"], {}
+    accuracy, rows, raced = METRICS["accuracy"], {}, False
     for name, given in _groups(groups).items():
         right = median(_values(name, given, accuracy).values())
         runs = [run for run in given if not run.error]
+        raced = raced or any(run.together > 1 for run in runs)
         rows[name] = {
             "accuracy": right,
             "trainable": median(run.trainable for run in runs),
@@ -228,7 +235,9 @@ def costs(groups: Groups) -> pd.DataFrame:
             "memory": median(run.peak_memory for run in runs),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame["pareto"] = pareto(frame, more=["accuracy"], less=["trainable", "seconds", "memory"])
+    frame["pareto"] = pareto(
+        frame, more=["accuracy"], less=["trainable"] if raced else ["trainable", "seconds", "memory"]
+    )
     return frame
 
 

@@ -12,7 +12,7 @@ from nlora_lab.devices import DEVICES
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.methods import METHODS, check_init, get_method
 from nlora_lab.models import ATTENTIONS, EMBEDDED, check_model
-from nlora_lab.tasks import check_task
+from nlora_lab.tasks import DEFAULT_DIFFICULTY, check_task
 
 PRECISIONS = ("float32", "bf16")
 BATCHINGS = ("shuffled", "length", "packed")
@@ -156,7 +156,7 @@ class RunConfig:
             if value is True:
                 words.append(option)
             else:
-                words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+                words += [option, _short(value) if isinstance(value, float) else str(value)]
         return shlex.join(words)
 
     def said(self) -> dict[str, Any]:
@@ -166,6 +166,14 @@ class RunConfig:
             for f in fields(self)
             if f.name not in LATER or getattr(self, f.name) != f.default
         }
+
+    def asked(self) -> dict[str, Any]:
+        """What is asked for, wherever it runs: equal for 1 and 1.0, and for a default left out or spelt out."""
+        found = {name: value for name, value in self.said().items() if name != "device"}
+        found |= {name: float(found[name]) + 0.0 for name in _FLOATS if found[name] is not None}  # -0.0 becomes 0.0
+        inits = METHODS[self.method].inits if self.method in METHODS else ()
+        defaults = {"alpha": self.rank, "init": inits[0] if inits else None, "difficulty": DEFAULT_DIFFICULTY}
+        return {name: None if name in defaults and value == defaults[name] else value for name, value in found.items()}
 
     def rate_factor(self, step: int) -> float:
         """The share of ``lr`` at optimiser step ``step`` (from 0): linear warm-up, then a cosine to 0."""
@@ -180,8 +188,15 @@ class RunConfig:
 
 
 _NAMES = [f.name for f in fields(RunConfig)]
+_FLOATS = [f.name for f in fields(RunConfig) if "float" in str(f.type)]
 LATER = tuple(_NAMES[_NAMES.index("data") :])
 """Fields that the first records lack: where one has its default, it is as if it were not there."""
+
+
+def _short(value: float) -> str:
+    """A number as short as it can be said without becoming another one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _divisor_below(number: int, limit: int) -> int:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -16,7 +16,7 @@ from nlora_lab.files import shipped
 from nlora_lab.methods import METHODS, get_method
 from nlora_lab.models import EMBEDDED
 from nlora_lab.recordings import Recordings
-from nlora_lab.records import SAMPLES
+from nlora_lab.records import SAMPLES, Run
 from nlora_lab.store import RunStore, run_key
 from nlora_lab.tasks import TASKS
 
@@ -179,7 +179,14 @@ def recordings_of(wanted: RunStore | str | Path | None, model: str = EMBEDDED) -
     if wanted is None:
         wanted = recorded_store()
     store = wanted if isinstance(wanted, RunStore) else RunStore(wanted)
-    return Recordings(run for run in store if run.config.model == model)
+    return of_model(store, model)
+
+
+def of_model(runs: Iterable[Run], model: str) -> Recordings:
+    """Those of one model."""
+    listed = list(runs)
+    others = sorted({run.config.model for run in listed} - {model})
+    return Recordings((run for run in listed if run.config.model == model), others)
 
 
 def before(task: str) -> Before | None:

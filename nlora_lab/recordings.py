@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nlora_lab.config import LATER
 from nlora_lab.errors import one_of
 from nlora_lab.methods import METHODS, get_method
 from nlora_lab.records import Run
@@ -41,7 +43,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Point:
-    """The runs of one method at one rate: its final loss (infinite where a run diverged) and accuracy over seeds."""
+    """The runs of one method at one rate: its final loss and accuracy over seeds, infinite and 0 where one diverged."""
 
     lr: float
     loss: Spread
@@ -72,7 +74,9 @@ class LossCurve:
 class Recordings:
     """Finished runs, indexed by what the lab's controls ask for."""
 
-    def __init__(self, runs: Iterable[Run]) -> None:
+    def __init__(self, runs: Iterable[Run], others: Iterable[str] = ()) -> None:
+        #: the models of runs that were there too and are not looked at
+        self.others = tuple(others)
         self._cells: dict[tuple[str, str], dict[tuple[int, str | None], dict[float, list[Run]]]] = {}
         given = list(runs)
         #: how many runs failed, for want of memory or because they were killed: no measurement, so left out
@@ -192,7 +196,9 @@ def _shape(run: Run) -> tuple[Any, ...]:
     c = run.config
     scale = 1.0 if c.alpha is None else c.alpha / c.rank
     difficulty = c.difficulty or DEFAULT_DIFFICULTY
-    return (c.steps, c.batch_size, scale, difficulty, c.warmup, c.weight_decay, c.clip_norm or 0.0, c.dropout)
+    later = {name: value for name, value in c.said().items() if name in LATER}
+    usual = (c.steps, c.batch_size, scale, difficulty, c.warmup, c.weight_decay, c.clip_norm or 0.0, c.dropout)
+    return (*usual, json.dumps(later, sort_keys=True))
 
 
 def _usual_shapes(runs: Iterable[Run]) -> dict[str, tuple[Any, ...]]:
@@ -244,7 +250,7 @@ def _nearest(known: Sequence[Number], wanted: float, within: float) -> Number | 
 
 def _point(lr: float, runs: Sequence[Run]) -> Point:
     lost = by_seed(runs, lambda run: math.inf if run.diverged else run.final_loss)
-    right = by_seed(runs, lambda run: run.accuracy)
+    right = by_seed(runs, lambda run: 0.0 if run.diverged else run.accuracy)
     return Point(lr, Spread.of(lost.values()), Spread.of(right.values()), tuple(runs))
 
 

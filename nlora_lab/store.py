@@ -14,7 +14,6 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,25 +23,16 @@ from nlora_lab.errors import InputError, StoreError
 from nlora_lab.files import check_writable, expanded, write_whole
 from nlora_lab.methods import METHODS
 from nlora_lab.records import Run, table
-from nlora_lab.tasks import DEFAULT_DIFFICULTY
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DIGITS = 5  # of the history's numbers in a packed record
-FLOATS = [f.name for f in fields(RunConfig) if "float" in str(f.type)]
 
 
 def run_key(cfg: RunConfig) -> str:
-    """A file name for what ``cfg`` asks for, wherever it is run: readable, and different for any other config.
-
-    What asks for the same has the same key: 1 and 1.0, and a default whether it is left out or spelt out.
-    """
-    asked = {name: value for name, value in cfg.said().items() if name != "device"}
-    asked |= {name: float(asked[name]) + 0.0 for name in FLOATS if asked[name] is not None}  # -0.0 becomes 0.0
-    inits = METHODS[cfg.method].inits if cfg.method in METHODS else ()
-    defaults = {"alpha": cfg.rank, "init": inits[0] if inits else None, "difficulty": DEFAULT_DIFFICULTY}
-    asked = {name: None if name in defaults and value == defaults[name] else value for name, value in asked.items()}
+    """A file name for what ``cfg`` asks for (:meth:`RunConfig.asked`): readable, and different for any other config."""
+    asked = cfg.asked()
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     init = f"-{asked['init']}" if asked["init"] else ""
     return f"{cfg.task}-{cfg.method}-r{cfg.rank}{init}-lr{cfg.lr:g}-seed{cfg.seed}-{digest}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 from test_recordings import run
 from test_records import some_run
 
-from nlora_lab.choosing import at_best, at_each_rate, at_rate, best_rates
+from nlora_lab.choosing import at_best, at_each_rate, at_rate, best_rates, left_out
 from nlora_lab.comparing import compare, costs, learning, pareto, steps_to
 from nlora_lab.errors import InputError
 from nlora_lab.recordings import Recordings
@@ -191,7 +192,9 @@ def test_how_soon_a_loss_is_reached():
     assert steps_to(line, 2.0) == 10
     assert steps_to(falling(0, lambda i: 1.0), 0.5) is None
     rows = learning({"a": [line, falling(1, lambda i: 1.0)], "b": [falling(0, lambda i: 1.0)]}, 0.5)
-    assert rows.loc["a", ["runs", "reached", "steps"]].tolist() == [2, 1, 55]
+    assert rows.loc["a", ["seeds", "reached", "steps"]].tolist() == [2, 1, 55]
+    copies = learning({"a": [line] * 5 + [falling(1, lambda i: 1.0 - i / 90)]}, 0.5)
+    assert copies.loc["a", ["seeds", "reached", "steps"]].tolist() == [2, 2, (55 + 50) / 2]
     assert math.isnan(rows.loc["b", "steps"])
     with pytest.raises(InputError, match="target=0"):
         learning({"a": [line]}, 0)
@@ -206,6 +209,32 @@ def test_the_front_holds_what_nothing_beats():
     }  # fmt: skip
     with pytest.raises(InputError, match="column='speed'"):
         pareto(frame, ["speed"], [])
+
+
+def test_what_ran_together_is_not_ranked_by_time_and_memory():
+    alone = [replace(r, seconds=1.0, trainable=9) for r in group(LORA, "lora")]
+    raced = [replace(r, seconds=9.0, trainable=9, together=5) for r in group(LORA, "slora")]
+    assert costs({"lora": alone, "slora": raced})["pareto"].tolist() == [True, True]
+    assert costs({"lora": alone, "slora": [replace(r, together=1) for r in raced]})["pareto"].tolist() == [True, False]
+
+
+def test_a_default_that_is_spelt_out_is_the_default_and_other_test_items_are_refused():
+    plain = group(LORA, "lora")
+    spelt = [replace(r, config=replace(r.config, alpha=8.0, difficulty="medium")) for r in plain[:2]]
+    assert compare({"lora": [*spelt, *plain[2:]], "slora": group(LORA, "slora")}).loc["slora", "pairs"] == 5
+    fewer = [replace(r, config=replace(r.config, test_rows=50)) for r in group(LORA, "slora")]
+    with pytest.raises(InputError, match=r"tested on different things.*'slora': .* test_rows=50"):
+        compare({"lora": plain, "slora": fewer})
+
+
+def test_runs_on_fewer_rows_are_no_part_of_the_others_valley():
+    runs = [run(seed=s) for s in range(3)] + [run(seed=0, loss=0.1, train_rows=100)]
+    known = Recordings(runs)
+    assert known.left_out == 1
+    assert known.best("word-problems", "lora", 8).loss.middle == 1.0
+    assert left_out(known) == "1 of another shape than most"
+    with pytest.raises(InputError, match=r"it holds runs of embedded: say model='embedded'"):
+        at_best(runs, model="another/model")
 
 
 def test_costs_are_medians_with_their_front():

@@ -42,11 +42,11 @@ def test_a_point_is_the_median_and_the_range_over_seeds():
     assert len(point.runs) == 3
 
 
-def test_a_diverged_seed_counts_as_infinite_and_has_no_accuracy():
+def test_a_diverged_seed_counts_as_infinite_loss_and_no_right_answer():
     runs = [run(seed=0, loss=0.1), run(seed=1, diverged=True), run(seed=2, diverged=True)]
     (point,) = Recordings(runs).valley("word-problems", "lora", 8)
     assert math.isinf(point.loss.middle)
-    assert point.accuracy == Spread(0.5, 0.5, 0.5)
+    assert point.accuracy == Spread(0.0, 0.0, 0.5)
     assert point.diverged == 2
     assert Recordings(runs).best("word-problems", "lora", 8) is None
 

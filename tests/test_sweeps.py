@@ -304,6 +304,33 @@ def test_a_file_that_is_no_grid_is_named(tmp_path, capsys, text, said):
     assert said in capsys.readouterr().err
 
 
+def test_a_file_may_hold_several_grids_and_the_device_may_be_said_beside_it(tmp_path, monkeypatch):
+    path, asked = tmp_path / "grid.json", []
+    path.write_text(json.dumps([{"method": "lora", "lr": [1e-2, 2e-2]}, {"method": "nlora", "lr": 2e-4}]))
+    monkeypatch.setattr("nlora_lab.sweeps.sweep", lambda grid, *rest, **more: asked.extend(grid) or sweeps.table([]))
+    assert cli.main(["sweep", str(path), "--store", str(tmp_path / "s"), "--device", "cpu"]) == 0
+    assert [(c.method, c.lr, c.device) for c in asked] == [
+        ("lora", 1e-2, "cpu"), ("lora", 2e-2, "cpu"), ("nlora", 2e-4, "cpu"),
+    ]  # fmt: skip
+
+
+def test_what_failed_is_said_in_a_line_and_not_as_a_traceback(tmp_path, monkeypatch, capsys):
+    def failing(*_, **__):
+        raise RuntimeError("1 of 2 runs failed")
+
+    path = tmp_path / "grid.json"
+    path.write_text('{"lr": [1e-3]}')
+    monkeypatch.setattr("nlora_lab.sweeps.sweep", failing)
+    assert cli.main(["sweep", str(path), "--store", str(tmp_path / "s")]) == 1
+    assert capsys.readouterr().err == "nlora-lab: error: 1 of 2 runs failed\n"
+
+
+@pytest.mark.parametrize("rate", [2e-4, 1e-2, 0.00046415888336127773, 1 / 3])
+def test_the_command_of_a_run_names_that_run(rate):
+    words = RunConfig(lr=rate).command.split()
+    assert float(words[words.index("--lr") + 1]) == rate
+
+
 def test_a_sweep_of_ones_own_needs_a_store(tmp_path, capsys):
     path = tmp_path / "grid.json"
     path.write_text('{"lr": [1e-3]}')

@@ -47,7 +47,9 @@ def ledger(runs: Runs = None, kind: str | None = None) -> pd.DataFrame:
     """Every claim with what was found: one row a claim, the columns claim, says, source, found, verdict, command.
 
     ``runs``: a store, its folder, or recordings; by default those that ship. ``kind``: one of "printed", "runs" and
-    "elsewhere", by default all. Verdicts on runs are about the embedded model, and at 95 % confidence each in its row.
+    "elsewhere", by default all. Verdicts on runs are about the embedded model. Those that compare are at 95 %
+    confidence, each in its row: p is adjusted for all that is compared there, the intervals are not. "Rank by rank"
+    counts medians, and "cheap" is a timing.
     """
     import pandas as pd
 

@@ -209,7 +209,8 @@ def _beats(ours: str, theirs: str, rate: float | None, rank: int, runs: Recordin
     told = []
     for task, row in found.iterrows():
         rates = "" if rate is not None else f"; rates {row['rate']:g} and {row['their_rate']:g}{_edges(row['edge'])}"
-        told.append(f"{task} {_gap(row, 100, 1)} points ({_span(row, 100, 1)}{_seeds(row['pairs'])}{rates})")
+        chance = "" if math.isnan(row["p"]) else f"; p = {row['p']:.2g}"
+        told.append(f"{task} {_gap(row, 100, 1)} points ({_span(row, 100, 1)}{_seeds(row['pairs'])}{chance}{rates})")
     asked = ([repr(ours)] if theirs == "lora" else [repr(ours), repr(theirs)]) + _options(rate=rate, rank=rank)
     verdicts = {str(task): str(verdict) for task, verdict in found["verdict"].items()}
     if rank == RANK:
@@ -282,7 +283,8 @@ def _faster(method: str, rate: float | None, runs: Recordings) -> Finding:
     rows: dict[str, Any] = {task: found.loc[task, method] for task in TASKS if (task, method) in found.index}
     told = [
         f"{task} {_steps(row, 'steps', 'missed')} against {_steps(row, 'their_steps', 'their_missed')} steps, "
-        f"difference {_gap(row, 1, 0)} ({_span(row, 1, 0)}{_seeds(row['pairs'])})"
+        f"difference {_gap(row, 1, 0)}{' at least' * bool(row['their_missed'])} "
+        f"({_span(row, 1, 0)}{_seeds(row['pairs'])})"
         for task, row in rows.items()
     ]
     verdicts = {task: str(rows[task]["verdict"]) if task in rows else NO_RUNS for task in TASKS}
@@ -342,6 +344,8 @@ def _kaiming(rate: float | None, runs: Recordings) -> Finding:
         f"{count[SAME]} not told apart, {count[FEW]} with too few seeds; median accuracy "
         f"{found['median']['kaiming']:.1%} against {others['median'].min():.1%} to {others['median'].max():.1%}"
     )
+    ends = list(found.index[found["edge"]])
+    told += f"; best at the edge of the rates tried: {', '.join(ends)}" if ends else ""
     return Finding(told, _best_of(count, len(others)), command)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.choosing import Runs, at_best, at_rate, best_rates, known
+from nlora_lab.choosing import Runs, at_best, at_each_rate, at_rate, best_rates, known
 from nlora_lab.comparing import compare, steps_to
 from nlora_lab.errors import InputError, one_of
 from nlora_lab.methods import METHODS
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 REPRODUCED = "reproduced"
 OPPOSITE = "not reproduced: the other way round"
-SAME = "not reproduced: no difference seen"
+SAME = "not reproduced: not distinguishable with these seeds"
 OTHERWISE = "not reproduced"
 FEW = "not settled: too few seeds"
+NEITHER = "not settled: neither gets there"
 EDGE = "not settled: a best rate at the edge of those tried"
 NO_RUNS = "not settled: no runs yet"
 RIVALS = ("slora", "nlora", "nlora-released", "inttune")  # what is compared with LoRA, together
@@ -85,9 +86,9 @@ def _edge(recordings: Recordings, task: str, ours: str, theirs: str, rank: int) 
     return "both" if len(there) == 2 else "".join(there)
 
 
-def _at_edge(recordings: Recordings, task: str, method: str, rank: int) -> bool:
-    best = recordings.best(task, method, rank)
-    tried = [point.lr for point in recordings.valley(task, method, rank)]
+def _at_edge(recordings: Recordings, task: str, method: str, rank: int, init: str | None = None) -> bool:
+    best = recordings.best(task, method, rank, init)
+    tried = [point.lr for point in recordings.valley(task, method, rank, init)]
     return best is not None and best.lr in (tried[0], tried[-1])
 
 
@@ -106,7 +107,8 @@ def judged(said: str) -> str:
 def sooner(*, rate: float | None = None, runs: Runs = None, target: float = TARGET) -> pd.DataFrame:
     """How many steps SLoRA and NLoRA need beside LoRA until the training loss is down to ``target``.
 
-    One row a task and method. A run that never gets there counts with all its steps. Columns: steps and their_steps
+    One row a task and method. A run that never gets there counts with all its steps, so that its gap is one at the
+    least. Columns: steps and their_steps
     (medians), missed and their_missed (how many runs never got there), difference, low and high (steps more than
     LoRA's: mean and interval over pairs of one seed), pairs, p (adjusted for both methods), and ``verdict`` on *it is
     there sooner*. ``rate`` as in :func:`beside`.
@@ -123,6 +125,8 @@ def sooner(*, rate: float | None = None, runs: Runs = None, target: float = TARG
         pairs = {name: paired([own[s] - base[s] for s in own if s in base]) for name, own in steps.items() if base}
         for (name, pair), p in zip(pairs.items(), holm([pair.p for pair in pairs.values()]), strict=True):
             verdict = FEW if pair.pairs < LEAST_PAIRS else SAME if not p <= 0.05 else _signed(-pair.mean)
+            if missed[name] == len(groups[name]) and missed["lora"] == len(groups["lora"]):
+                verdict = NEITHER
             rows[task, name] = [
                 *(median(steps[name].values()), median(base.values()), missed[name], missed["lora"]),
                 *(pair.mean, pair.low, pair.high, pair.pairs, p, verdict),
@@ -143,7 +147,10 @@ def _signed(gain: float) -> str:
 
 
 def starts_of_n(*, rate: float | None = None, runs: Runs = None, task: str = "word-problems") -> pd.DataFrame:
-    """SLoRA's starts of N beside Kaiming's, as :func:`~nlora_lab.compare` gives them; ``rate`` as in :func:`beside`."""
+    """SLoRA's starts of N beside Kaiming's, as :func:`~nlora_lab.compare` gives them; ``rate`` as in :func:`beside`.
+
+    One more column, ``edge``: whether a start's own best rate is the first or last one tried with it.
+    """
     recordings, groups = known(runs), {}
     for init in METHODS["slora"].inits:
         best = recordings.best(task, "slora", RANK, init)
@@ -152,7 +159,9 @@ def starts_of_n(*, rate: float | None = None, runs: Runs = None, task: str = "wo
             groups[init] = point.runs
     if "kaiming" not in groups:
         raise InputError(f"there is no run of slora with N kaiming on {task}; make some with nl.sweep")
-    return compare(groups, "kaiming")
+    rows = compare(groups, "kaiming")
+    rows["edge"] = [rate is None and _at_edge(recordings, task, "slora", RANK, init) for init in rows.index]
+    return rows
 
 
 def _exactly(recordings: Recordings, task: str, rate: float, init: str) -> Point | None:
@@ -163,7 +172,7 @@ def _exactly(recordings: Recordings, task: str, rate: float, init: str) -> Point
 def own_rates(method: str, runs: Runs = None) -> pd.DataFrame:
     """A method's best recorded rate on each task (see :func:`~nlora_lab.best_rates`), one row a task.
 
-    ``verdict`` is on *it is 2e-4*: to a step of the recorded rates, which stand a factor of 2 or 2.5 apart.
+    ``verdict`` is on *it is 2e-4*, by validation loss: whether the rates beside it, and the best, can be told from it.
     """
     import pandas as pd
 
@@ -172,10 +181,24 @@ def own_rates(method: str, runs: Runs = None) -> pd.DataFrame:
         found = best_rates(recordings, task, RANK)
         if method in found.index:
             row = found.loc[method]
-            judged_so = REPRODUCED if row["rate"] == SHARED else OTHERWISE
-            verdict = FEW if row["seeds"] < LEAST_PAIRS else EDGE if row["edge"] else judged_so
+            verdict = EDGE if row["edge"] else _shared_is_best(recordings, task, method)
             rows[task] = [*row[RATES[:-1]], verdict]
     return pd.DataFrame.from_dict(rows, orient="index", columns=RATES).rename_axis("task")
+
+
+def _shared_is_best(recordings: Recordings, task: str, method: str) -> str:
+    groups = at_each_rate(method, recordings, task, RANK)
+    rates = list(groups)
+    best = recordings.best(task, method, RANK)
+    if str(SHARED) not in groups or best is None:
+        return NO_RUNS
+    at = rates.index(str(SHARED))
+    beside = {*rates[max(0, at - 1) : at], *rates[at + 1 : at + 2], str(best.lr)} - {str(SHARED)}
+    rows = compare({rate: groups[rate] for rate in (str(SHARED), *sorted(beside))}, str(SHARED), "validation_loss")
+    found = [judged(str(verdict)) for verdict in rows["verdict"].drop(str(SHARED))]
+    if REPRODUCED in found:  # another one is better
+        return OTHERWISE
+    return FEW if FEW in found else SAME if SAME in found else REPRODUCED
 
 
 def by_rank(runs: Runs = None, task: str = "word-problems") -> pd.DataFrame:
