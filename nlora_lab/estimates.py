@@ -27,7 +27,8 @@ from nlora_lab.footprints import (
 )
 from nlora_lab.glue import GLUE
 from nlora_lab.methods import get_method
-from nlora_lab.models import EMBEDDED, meta_body
+from nlora_lab.models import meta_body
+from nlora_lab.row_lengths import row_lengths
 from nlora_lab.throughput import CARDS, CONTEXT, Speed, measured, published
 
 if TYPE_CHECKING:
@@ -41,42 +42,6 @@ UPDATE = 7  # numbers that AdamW reads and writes for each trained one: weight, 
 
 
 OVERRIDE = "NLORA_LAB_MEMORY_CHECK"  # "off": run although it will not fit by the estimate
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Of a task: tokens of a padded prompt, of a padded row in the mean, of the longest row, of an answer; and rows."""
-
-    prompt: int
-    padded: int
-    longest: int
-    answer: int
-    test: int
-    validation: int
-
-
-COUNTED = {
-    ("word-problems", "easy"): Seen(37, 61, 64, 36, 200, 200),
-    ("word-problems", "medium"): Seen(44, 76, 82, 46, 200, 200),
-    ("word-problems", "hard"): Seen(51, 93, 98, 56, 200, 200),
-    **{("entailment", level): Seen(31, 33, 33, 0, 200, 200) for level in ("easy", "medium", "hard")},
-}
-"""Counted with the embedded tokenizer, padded rows in batches of 16."""
-ASSUMED = {
-    "gsm8k": Seen(200, 270, 450, 320, 1319, 374),
-    "metamath": Seen(200, 400, 1000, 320, 1319, 500),
-    "sst2": Seen(0, 45, 70, 0, 872, 500),
-    "cola": Seen(0, 25, 50, 0, 1043, 428),
-    "mrpc": Seen(0, 85, 110, 0, 408, 183),
-    "qnli": Seen(0, 110, 512, 0, 5463, 500),
-    "rte": Seen(0, 170, 290, 0, 277, 124),
-    "stsb": Seen(0, 60, 140, 0, 1500, 287),
-    "qqp": Seen(0, 80, 330, 0, 40430, 500),
-    "mnli": Seen(0, 90, 430, 0, 9815, 500),
-    "wnli": Seen(0, 70, 110, 0, 71, 31),
-}
-"""Tokens are assumptions of the right size, which ``max_length`` can bound; rows are those of the data on the hub."""
-UNKNOWN = Seen(256, 512, 512, 256, 1000, 500)
 
 
 @dataclass(frozen=True)
@@ -265,23 +230,13 @@ def head_outputs(cfg: RunConfig) -> int:
 
 def lengths_of(cfg: RunConfig, arch: Architecture) -> tuple[Lengths, str]:
     """The tokens of the task's rows under the run's limits, and in words where they are from."""
-    seen, source = _seen(cfg)
+    seen, source = row_lengths(cfg)
     limit = min((n for n in (cfg.max_length, arch.positions) if n), default=seen.longest)
     longest, padded = min(seen.longest, limit), min(seen.padded, limit)
     if cfg.batching == "packed" and cfg.max_length:
         longest = padded = cfg.max_length
     words = f"rows of {padded} tokens in the mean, padding included, and up to {longest} ({source})"
     return Lengths(longest, padded, min(seen.prompt, limit), seen.answer), words
-
-
-def _seen(cfg: RunConfig) -> tuple[Seen, str]:
-    level = (cfg.task, cfg.difficulty or "medium")
-    if cfg.data is None and level in COUNTED:
-        return COUNTED[level], "counted" if cfg.model == EMBEDDED else "counted with the embedded tokenizer"
-    if cfg.data is None and cfg.task in ASSUMED:
-        return ASSUMED[cfg.task], "assumed for the task"
-    longest = cfg.max_length or UNKNOWN.longest
-    return replace(UNKNOWN, longest=longest, padded=longest), "nothing is known about the data"
 
 
 def free_memory(place: Device) -> int:
@@ -317,7 +272,7 @@ def times_of(
     asked = cfg.accumulation * len(arch.linears) * speed.launch * (4 / 3 if cfg.checkpointing else 1)
     step = max(step, asked) if speed.overlaps else step + asked
 
-    seen, per_token = _seen(cfg)[0], answer_flops(arch, head) / speed.flops
+    seen, per_token = row_lengths(cfg)[0], answer_flops(arch, head) / speed.flops
     forward = len(arch.linears) * speed.launch / 3
     test = min(cfg.test_rows or seen.test, seen.test)
     seconds = (test if head or not lengths.answer else 0) * lengths.padded * per_token

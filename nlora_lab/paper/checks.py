@@ -209,8 +209,8 @@ def _beats(ours: str, theirs: str, rate: float | None, rank: int, runs: Recordin
     told = []
     for task, row in found.iterrows():
         rates = "" if rate is not None else f"; rates {row['rate']:g} and {row['their_rate']:g}{_edges(row['edge'])}"
-        chance = "" if math.isnan(row["p"]) else f"; p = {row['p']:.2g}"
-        told.append(f"{task} {_gap(row, 100, 1)} points ({_span(row, 100, 1)}{_seeds(row['pairs'])}{chance}{rates})")
+        seeds = _seeds(row["pairs"]) + ("" if math.isnan(row["p"]) else f"; p = {row['p']:.2g}")
+        told.append(f"{task} {_gap(row, 100, 1)} points ({_span(row, 100, 1)}{seeds}{rates})")
     asked = ([repr(ours)] if theirs == "lora" else [repr(ours), repr(theirs)]) + _options(rate=rate, rank=rank)
     verdicts = {str(task): str(verdict) for task, verdict in found["verdict"].items()}
     if rank == RANK:
@@ -260,9 +260,6 @@ def _our_ranks(runs: Recordings) -> Finding:
     settled = found["seeds"].min() >= LEAST_PAIRS
     verdict = FEW if not settled else REPRODUCED if least > len(found) / 2 else OTHERWISE
     return Finding(told, verdict, _command("paper.by_rank()"))
-
-
-# --- how soon ---
 
 
 def _converging() -> Iterator[Claim]:
@@ -344,8 +341,8 @@ def _kaiming(rate: float | None, runs: Recordings) -> Finding:
         f"{count[SAME]} not told apart, {count[FEW]} with too few seeds; median accuracy "
         f"{found['median']['kaiming']:.1%} against {others['median'].min():.1%} to {others['median'].max():.1%}"
     )
-    ends = list(found.index[found["edge"]])
-    told += f"; best at the edge of the rates tried: {', '.join(ends)}" if ends else ""
+    if found["edge"].any():
+        told += f"; best at the edge of the rates tried: {', '.join(found.index[found['edge']])}"
     return Finding(told, _best_of(count, len(others)), command)
 
 
