@@ -358,9 +358,10 @@ class _Crew:
         self.together = 1  # if it was too much at once, it shall not be so again
         if key and key not in self.failed:
             self._interrupted(key, worker, code)
-        elif not key and not worker.was_killed(code):
-            self.deaths[""] += 1
-            if self.deaths[""] > self.size:
+        elif not key:
+            counted, most = (self.kills, KILLS) if worker.was_killed(code) else (self.deaths, self.size)
+            counted[""] += 1
+            if counted[""] > most:
                 why = worker.last_words or "it said nothing"
                 self.failed["a worker"] = f"ended with code {code} before its first run: {why}"
                 return

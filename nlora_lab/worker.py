@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, TextIO
 
 from nlora_lab.errors import StoreError
@@ -74,8 +74,12 @@ def _make(configs: Sequence[RunConfig], store: RunStore, tell: Tell) -> bool:
         if not mine:
             return False
         if len(mine) > 1:
-            with suppress(Exception):  # one of several spoils it for all; which one shows when each is alone
+            try:
                 _race(mine, store, tell)
+            except StoreError:
+                raise
+            except Exception:
+                pass  # one of several spoils it for all; which one shows when each is alone
         for cfg in mine:
             if cfg not in store:
                 _alone(cfg, store, tell)

@@ -25,7 +25,7 @@ from test_records import some_run
 from nlora_lab import cli, sweeps, worker
 from nlora_lab.claims import Claim
 from nlora_lab.config import RunConfig
-from nlora_lab.errors import FitError, InputError
+from nlora_lab.errors import FitError, InputError, StoreError
 from nlora_lab.store import RunStore, run_key
 from nlora_lab.sweeps import expand, sweep
 
@@ -433,6 +433,26 @@ def test_a_store_that_cannot_be_written_any_more_ends_the_sweep_and_says_so(tmp_
     code, said, store = swept(tmp_path, 'raise StoreError("runs/x.json cannot be written (no space left)")')
     assert code == 1
     assert "the sweep has ended early: runs/x.json cannot be written (no space left)" in said[0]
+    assert len(store) == 0
+
+
+def test_a_race_whose_store_cannot_be_written_is_not_run_again_one_by_one(tmp_path, monkeypatch):
+    made = []
+
+    def race(configs, on_step, on_run):
+        made.append(len(configs))
+        raise StoreError("no space left")
+
+    monkeypatch.setattr("nlora_lab.racing.race", race)
+    with pytest.raises(StoreError):
+        worker._make([RunConfig(seed=s) for s in range(3)], RunStore(tmp_path), lambda **event: None)
+    assert made == [3]
+
+
+def test_workers_that_are_killed_before_they_begin_end_the_sweep(tmp_path):
+    code, said, store = swept(tmp_path, begin="os.kill(os.getpid(), signal.SIGKILL)")
+    assert code == 1
+    assert said == ["ended with code -9 before its first run: it said nothing"]
     assert len(store) == 0
 
 
