@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -138,8 +139,9 @@ def ranked(known: Recordings) -> list[RunConfig]:
 
 
 def _rung(rate: float, steps: int) -> float:
-    """The rate so many rungs of the ladder above another one."""
-    return LADDER[LADDER.index(rate) + steps]
+    """The rate so many rungs of the ladder above the one that is nearest to ``rate``: a store may hold others."""
+    near = min(range(len(LADDER)), key=lambda i: abs(math.log(LADDER[i] / rate)))
+    return LADDER[min(max(near + steps, 0), len(LADDER) - 1)]
 
 
 def recorded_parts(store: RunStore) -> Iterator[list[RunConfig]]:

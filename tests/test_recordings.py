@@ -136,6 +136,9 @@ def test_the_other_methods_are_tried_at_every_rank_near_their_best_rate():
     of_one = {(c.rank, c.lr, c.seed) for c in asked if c.method == "dora"}
     assert of_one == {(1, 2e-2, 0), (2, 2e-2, 0), (4, 1e-2, 0), (16, 5e-3, 0), (32, 5e-3, 0)}
     assert ranked(Recordings([])) == []
+    odd = [run(rate, validation=0.1, method="dora") for rate in (4e-3, 1e2)]  # a store may hold rates of its own
+    assert {c.lr for c in ranked(Recordings(odd[:1]))} == {2e-3, 5e-3, 1e-2}
+    assert {c.lr for c in ranked(Recordings(odd[1:]))} == {2.0, 5.0}
 
 
 def test_all_that_is_asked_for_is_recorded():
