@@ -52,7 +52,7 @@ notebooks: $(VENV)/.test
 	  --ExecutePreprocessor.timeout=900 notebooks/*.ipynb
 
 model: $(VENV)/.test
-	$(BIN)/python -m nlora_lab.pretraining --out data/embedded
+	$(BIN)/python -m tools.embedded_model --out data/embedded
 
 tasks: $(VENV)/.test
 	$(BIN)/python -c "from pathlib import Path; from nlora_lab.tasks import write_tasks; write_tasks(Path('data/tasks'))"

@@ -237,7 +237,7 @@ def main() -> None:
     if not options.show:
         warnings.filterwarnings("ignore", category=FutureWarning)
         torch.set_num_threads(1)
-        from nlora_lab.records import versions
+        from nlora_lab.runs.run import versions
 
         name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU ({platform.machine()}), one thread"
         record = {"device": name, "rounds": options.rounds, "versions": versions()}

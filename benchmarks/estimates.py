@@ -51,12 +51,12 @@ def case(name: str) -> tuple[Any, Any]:
     """The run of a case and its model's config."""
     from transformers import AutoConfig, LlamaConfig
 
-    from nlora_lab.config import RunConfig
-    from nlora_lab.files import shipped
+    from nlora_lab.core.files import shipped_folder
+    from nlora_lab.runs.config import RunConfig
 
     settings = {"rank": 16, "batch_size": 4, "device": "cpu", **CASES[name]}
     embedded = settings.get("model") == "embedded"
-    config = AutoConfig.from_pretrained(shipped("data") / "embedded") if embedded else LlamaConfig(**SHAPE)
+    config = AutoConfig.from_pretrained(shipped_folder("data") / "embedded") if embedded else LlamaConfig(**SHAPE)
     return RunConfig(**{"model": "HuggingFaceTB/SmolLM2-135M", **settings}), config
 
 
@@ -65,7 +65,7 @@ def make(cfg: Any, config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from nlora_lab.methods import attach
+    from nlora_lab.methods.attachment import attach
 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if cfg.precision == "bf16" else torch.float32
@@ -106,9 +106,9 @@ def measure(name: str) -> dict[str, Any]:
     import torch
     from transformers import LlamaConfig
 
-    from nlora_lab.estimates import place_of, setting_of, speed_of, times_of
-    from nlora_lab.footprints import Lengths, memory, sizes
-    from nlora_lab.models import meta_body
+    from nlora_lab.estimates.memory import Lengths, memory, sizes
+    from nlora_lab.estimates.requirements import place_of, setting_of, speed_of, times_of
+    from nlora_lab.models.loading import meta_body
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -186,7 +186,7 @@ def main() -> None:
 
 
 def measure_all(names: list[str]) -> dict[str, Any]:
-    from nlora_lab.records import versions
+    from nlora_lab.runs.run import versions
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NLORA_LAB_DEVICE": "cpu"}
     cases = {}

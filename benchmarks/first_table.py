@@ -19,9 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from nlora_lab.config import RunConfig
-from nlora_lab.methods import METHODS
-from nlora_lab.records import Run
+from nlora_lab.methods.table import METHODS
+from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.run import Run
 
 STORE = Path(__file__).parent / "results" / "first_table"
 SHARED = 2e-4
@@ -41,7 +41,7 @@ def place(cfg: RunConfig) -> Path:
 def run_one(cfg: RunConfig) -> str:
     import torch
 
-    from nlora_lab.training import fine_tune
+    from nlora_lab.training.loop import fine_tune
 
     torch.set_num_threads(1)
     run = fine_tune(cfg)

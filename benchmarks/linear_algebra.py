@@ -31,9 +31,13 @@ from scan_memory import Llama, largest_tensor, make_checkpoint
 from torch import Tensor
 
 import nlora_lab
-from nlora_lab.checkpoints import weights
-from nlora_lab.devices import find_device
-from nlora_lab.lowrank import IllConditionedWarning, error_curve, nystrom, relative_error, singular_values
+from nlora_lab.core.devices import find_device
+from nlora_lab.lowrank.checks import IllConditionedWarning
+from nlora_lab.lowrank.cross import nystrom
+from nlora_lab.lowrank.curves import error_curve
+from nlora_lab.lowrank.factors import relative_error
+from nlora_lab.lowrank.svd import singular_values
+from nlora_lab.models.weights import weights
 
 HERE = Path(__file__).parent
 STORE = HERE / "results" / "linear_algebra.json"

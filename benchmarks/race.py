@@ -32,7 +32,7 @@ STEPS = 16
 
 
 def configs(batch_size: int, device: str) -> list[Any]:
-    from nlora_lab.config import RunConfig
+    from nlora_lab.runs.config import RunConfig
 
     # one step more than is made: a stopped run is not evaluated
     shared = {"steps": STEPS + 1, "batch_size": batch_size, "device": device}
@@ -44,7 +44,7 @@ def stop(*news: Any) -> bool:
 
 
 def together(field: list[Any]) -> list[Any]:
-    from nlora_lab.racing import race
+    from nlora_lab.training.races import race
 
     # the last to be told, so that all of them have made the step
     runs = race(field, lambda cfg, step: cfg is field[-1] and stop(step))
@@ -53,7 +53,7 @@ def together(field: list[Any]) -> list[Any]:
 
 
 def one_by_one(field: list[Any]) -> list[Any]:
-    from nlora_lab.training import fine_tune
+    from nlora_lab.training.loop import fine_tune
 
     return [fine_tune(cfg, stop) for cfg in field]
 
@@ -114,7 +114,7 @@ def main() -> None:
     if not options.show:
         import torch
 
-        from nlora_lab.records import versions
+        from nlora_lab.runs.run import versions
 
         warnings.filterwarnings("ignore", category=FutureWarning)
         os.environ["NLORA_LAB_DEVICE"] = options.device

@@ -103,7 +103,7 @@ def high_water() -> int:
 
 def measure(folder: Path, ranks: tuple[int, ...] = RANKS) -> dict[str, float]:
     """Resident bytes before (imports and a tiny scan done), and the peaks during a scan of ``folder``."""
-    from nlora_lab.spectra import scan
+    from nlora_lab.spectra.scanning import scan
 
     def one_scan(source: Path) -> None:
         scan(source, ranks, device="cpu", cache=False, progress=False)

@@ -35,24 +35,25 @@ FIRST, STEPS = 6, 26  # of them, the first are not counted
 
 
 def config(setting: str, device: str) -> Any:
-    from nlora_lab.config import RunConfig
+    from nlora_lab.runs.config import RunConfig
 
     return RunConfig(method="nlora", lr=1e-4, **{"steps": STEPS + 1, "device": device, **SETTINGS[setting]})
 
 
 def tokens(cfg: Any) -> list[int]:
     """Of every step, padding left out."""
-    from nlora_lab.building import Data, task_of
-    from nlora_lab.models import load_model
+    from nlora_lab.models.loading import load_model
+    from nlora_lab.runs.resolution import resolve
+    from nlora_lab.training.setup import Data
 
-    data = Data(cfg, task_of(cfg), load_model()[1], cfg.max_length)
+    data = Data(cfg, resolve(cfg).task, load_model()[1], cfg.max_length)
     lengths = [len(row["input_ids"]) for row in data.training.rows]
     return [sum(lengths[i] for i in rows) for rows in data.order()]
 
 
 def run(cfg: Any) -> tuple[float, list[float]]:
     """Seconds of the first steps together, and of each one after them."""
-    from nlora_lab.training import fine_tune
+    from nlora_lab.training.loop import fine_tune
 
     marks = [time.perf_counter()]
 
@@ -113,8 +114,8 @@ def main() -> None:
         os.environ.pop("NLORA_LAB_DEVICE", None)
         import torch
 
-        from nlora_lab.devices import find_device
-        from nlora_lab.records import versions
+        from nlora_lab.core.devices import find_device
+        from nlora_lab.runs.run import versions
 
         if options.device == "cpu":
             torch.set_num_threads(1)

@@ -2,6 +2,6 @@
 
 import sys
 
-from nlora_lab.cli import main
+from nlora_lab.cli.main import main
 
 sys.exit(main())

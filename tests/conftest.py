@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import ARCHITECTURES
+from factories import ARCHITECTURES
 
 
 @pytest.fixture(params=list(ARCHITECTURES))
@@ -26,6 +26,6 @@ def ids() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def embedded() -> tuple[Any, Any]:
-    from nlora_lab.models import load_model
+    from nlora_lab.models.loading import load_model
 
     return load_model()

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from nlora_lab.config import RunConfig
-from nlora_lab.processes import is_main
-from nlora_lab.training import fine_tune
+from nlora_lab.runs.config import RunConfig
+from nlora_lab.training.distributed import is_main
+from nlora_lab.training.loop import fine_tune
 
 asked, out = Path(sys.argv[1]), Path(sys.argv[2])
 for number, config in enumerate(json.loads(asked.read_text())):

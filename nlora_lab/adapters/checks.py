@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer
-from nlora_lab.errors import InputError
+from nlora_lab.core.errors import InputError
 
 PACKED = ("qweight", "W_q", "qzeros", "codebooks")  # where GPTQ, AWQ, HQQ and AQLM layers keep their weights
 

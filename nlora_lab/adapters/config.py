@@ -11,9 +11,11 @@ from typing import Any, Literal
 from peft.config import PeftConfig
 from peft.utils.other import get_pattern_key
 
-from nlora_lab.errors import InputError, one_of
-from nlora_lab.inits import check_core_init
-from nlora_lab.lowrank import CORES, PIVOTS
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
+from nlora_lab.lowrank.core_init import check_core_init
+from nlora_lab.lowrank.cross import CORES
+from nlora_lab.lowrank.pivots import PIVOTS
 
 STARTS = ("random", "nystrom", "svd")
 TRAINABLE = ("BNA", "N")
@@ -47,7 +49,7 @@ class NLoraConfig(PeftConfig):
         start: "random" (A Kaiming, B zero, N by ``init``), "nystrom" (all three from ``W``) or "svd" (B and A
             the leading singular vectors of ``W``, B times the singular values, N by ``init``).
         init: initialisation of N where it is random: kaiming, xavier, orthogonal, identity, normal; each but the
-            first also with "-scaled" behind it, at Kaiming's size (see :func:`nlora_lab.inits.split_init`).
+            first also with "-scaled" behind it, at Kaiming's size (see :func:`nlora_lab.lowrank.core_init.split_init`).
         init_std: standard deviation for ``init="normal"``.
         pivots: for ``start="nystrom"``, the rows and columns of ``W`` it stands on: "leading", "random" (drawn
             from torch's global generator), "cross" or "qr" (see :func:`nlora_lab.lowrank.nystrom`).
@@ -171,13 +173,13 @@ def _is_number(value: object) -> bool:
 
 
 def _check_start(config: NLoraConfig) -> None:
-    one_of("start", config.start, STARTS)
-    one_of("core", config.core, CORES)
+    check_choice("start", config.start, STARTS)
+    check_choice("core", config.core, CORES)
     if not isinstance(config.pivots, str):  # a pair of indices fits one layer, not every layer of a model
         raise InputError(f"pivots={config.pivots!r} is not known; choose one of: {', '.join(PIVOTS)}")
-    one_of("pivots", config.pivots, PIVOTS)
-    one_of("train", config.train, TRAINABLE)
-    one_of("bias", config.bias, ("none",))
+    check_choice("pivots", config.pivots, PIVOTS)
+    check_choice("train", config.train, TRAINABLE)
+    check_choice("bias", config.bias, ("none",))
     if config.start != "nystrom":
         check_core_init(config.init)
         if config.residual:

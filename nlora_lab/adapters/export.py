@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nlora_lab.adapters.config import NLORA, NLoraConfig
 from nlora_lab.adapters.products import pair
-from nlora_lab.errors import InputError
+from nlora_lab.core.errors import InputError
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"

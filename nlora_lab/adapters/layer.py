@@ -14,7 +14,7 @@ from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.fold import Folds
 from nlora_lab.adapters.products import add_product, apply, autocasting, pair, stacked
 from nlora_lab.adapters.start import Factors, start_factors
-from nlora_lab.errors import InputError
+from nlora_lab.core.errors import InputError
 
 FACTORS = ("A", "N", "B")
 

@@ -16,7 +16,7 @@ from nlora_lab.adapters.checks import check_saved_shapes, check_targets
 from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer, NLoraLinear
 from nlora_lab.adapters.snapshot import Snapshot
-from nlora_lab.errors import InputError
+from nlora_lab.core.errors import InputError
 
 
 class NLoraModel(BaseTuner):

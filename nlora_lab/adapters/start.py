@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from nlora_lab.adapters.config import NLoraConfig
-from nlora_lab.errors import InputError
-from nlora_lab.inits import split_init
-from nlora_lab.lowrank import SingularBlockError, nystrom, truncated_svd
+from nlora_lab.core.errors import InputError
+from nlora_lab.lowrank.checks import SingularBlockError
+from nlora_lab.lowrank.core_init import split_init
+from nlora_lab.lowrank.cross import nystrom
+from nlora_lab.lowrank.svd import truncated_svd
 
 Factors = tuple[Tensor, Tensor, Tensor]
 """A (r, n), N (r, r), B (m, r): the order in which they act on x."""

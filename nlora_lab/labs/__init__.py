@@ -1,11 +1,5 @@
-"""Panels of widgets, each fully drivable from Python as well."""
+"""Labs: panels of widgets for notebooks. Python code can do everything that a click can do."""
 
-from __future__ import annotations
+import lazy_loader
 
-from nlora_lab.labs.fine_tune import FineTuneLab
-from nlora_lab.labs.memory import MemoryLab
-from nlora_lab.labs.nystrom import NystromLab
-from nlora_lab.labs.spectrum import SpectrumLab
-from nlora_lab.labs.svd import SvdLab
-
-__all__ = ["FineTuneLab", "MemoryLab", "NystromLab", "SpectrumLab", "SvdLab"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,8 +8,8 @@ from typing import Any
 import ipywidgets as widgets
 import traitlets
 
-from nlora_lab.errors import one_of
-from nlora_lab.methods import METHODS
+from nlora_lab.core.validation import check_choice
+from nlora_lab.methods.table import METHODS
 
 
 class MethodBoxes(widgets.HBox):
@@ -30,7 +30,7 @@ class MethodBoxes(widgets.HBox):
         given = proposal["value"]
         names = [given] if isinstance(given, str) else list(given)
         for name in names:
-            one_of("method", name, self._boxes)
+            check_choice("method", name, self._boxes)
         return tuple(name for name in self._boxes if name in names)
 
     @traitlets.observe("value")

@@ -9,9 +9,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from nlora_lab.methods import METHODS
-from nlora_lab.plots import rate_text
-from nlora_lab.records import Run
+from nlora_lab.core.formatting import format_bytes, format_rate
+from nlora_lab.methods.table import METHODS
+from nlora_lab.runs.run import Run
 
 DASHES = {"solid": "━━", "dash": "╍╍", "dot": "┅┅", "dashdot": "━╍", "longdash": "━ ━", "longdashdot": "━ ┅"}
 EMPTY = "No run of your own yet: press Run."
@@ -43,13 +43,13 @@ def numbers(run: Run) -> tuple[str, ...]:
     return (
         f"{run.trainable:,} parameters",
         f"r {c.rank}" if method.build else "–",
-        rate_text(c.lr),
+        format_rate(c.lr),
         f"seed {c.seed}",
         f"{len(run.steps)} steps",
         "–" if run.ended in ("diverged", "failed") or not run.steps else f"loss {run.final_loss:.3f}",
         run.ended or f"{run.accuracy:.1%} right",
         f"{run.seconds:.0f} s{together}",
-        f"{run.peak_memory / 2**20:,.0f} MB",
+        format_bytes(run.peak_memory),
     )
 
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol
 
 import ipywidgets as widgets
 
-from nlora_lab.errors import one_of
-from nlora_lab.plots import Drawing
+from nlora_lab.core.validation import check_choice
+from nlora_lab.plots.style import Drawing
 
 Figures = Literal["auto", "plotly", "image"]
 OVERRIDE = "NLORA_LAB_FIGURES"
@@ -61,7 +61,7 @@ def pick_figures(wanted: Figures = "auto") -> Literal["plotly", "image"]:
     ``NLORA_LAB_FIGURES=plotly`` or ``=image`` overrides.
     """
     choice = os.environ.get(OVERRIDE) or wanted
-    one_of("figures", choice, ("auto", "plotly", "image"))
+    check_choice("figures", choice, ("auto", "plotly", "image"))
     if choice == "auto":
         elsewhere = in_colab() or "VSCODE_PID" in os.environ or "VSCODE_CWD" in os.environ
         choice = "image" if elsewhere or not _has_figure_widget() else "plotly"

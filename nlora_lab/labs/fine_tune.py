@@ -11,23 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from nlora_lab.config import RunConfig
-from nlora_lab.errors import InputError, one_of
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.formatting import format_rate
+from nlora_lab.core.validation import check_choice
 from nlora_lab.labs import words
 from nlora_lab.labs.entries import Entry, RunRows
 from nlora_lab.labs.figures import Figures, in_colab, live_figure
 from nlora_lab.labs.inside import InsidePanel
 from nlora_lab.labs.live import LiveRace
 from nlora_lab.labs.training_controls import EXPORTS, HINT, TABS, TrainingControls, line
-from nlora_lab.methods import METHODS
-from nlora_lab.models import EMBEDDED, check_model
-from nlora_lab.plots import Curve, LabDrawing, RecordedLine, curve, rate_text, run_names
-from nlora_lab.plots.lab import Growing
-from nlora_lab.recorded import before, recordings_of
-from nlora_lab.recordings import Point
-from nlora_lab.records import SAMPLES, Run, table
-from nlora_lab.store import RunStore, existing
-from nlora_lab.tasks import TASKS, first_items
+from nlora_lab.methods.table import METHODS
+from nlora_lab.models.names import EMBEDDED, check_model
+from nlora_lab.plots.lab import Growing, LabDrawing, RecordedLine
+from nlora_lab.plots.runs import Curve, curve, run_names
+from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.index import RatePoint
+from nlora_lab.runs.run import KEPT_ANSWERS, Run, run_table
+from nlora_lab.runs.shipped import base_answers, recorded_runs
+from nlora_lab.runs.store import RunStore, open_store
+from nlora_lab.tasks.generated import TASKS
+from nlora_lab.tasks.registry import first_items
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +69,7 @@ class FineTuneLab:
     ) -> None:
         check_model(model)
         self.model = model
-        self.recordings = recordings_of(existing(recorded), model)
+        self.recordings = recorded_runs(open_store(recorded), model)
         self.store = store if isinstance(store, RunStore) or store is None else RunStore(store)
         self.entries: list[Entry] = []
         self._live_race = LiveRace(self, background=not in_colab())
@@ -119,9 +122,9 @@ class FineTuneLab:
             return best.lr
         return self._controls.rate()
 
-    def recorded(self, method: str) -> Point | None:
+    def recorded(self, method: str) -> RatePoint | None:
         """The recorded runs of a method as the controls say, or ``None`` where there are none near."""
-        one_of("method", method, METHODS)
+        check_choice("method", method, METHODS)
         task, rank, init = self.task.value, self.rank.value, self._init_of(method)
         return self.recordings.at(task, method, rank, self.rate(method), init)
 
@@ -135,9 +138,9 @@ class FineTuneLab:
         self._live_race.wait()
         return self.runs
 
-    def table(self) -> pd.DataFrame:
+    def run_table(self) -> pd.DataFrame:
         """The runs trained here, one a row."""
-        return table(self.runs)
+        return run_table(self.runs)
 
     def numbers(self) -> pd.DataFrame:
         """What was recorded at these settings: one row a ticked method, NaN where there is nothing.
@@ -153,7 +156,7 @@ class FineTuneLab:
 
     def open(self, tab: str) -> None:
         """Open one of the tabs: "at this rate", "runs", "answers", "inside"."""
-        one_of("tab", tab, TABS)
+        check_choice("tab", tab, TABS)
         self._tabs.selected_index = TABS.index(tab)
 
     def rename(self, number: int, name: str) -> None:
@@ -181,7 +184,7 @@ class FineTuneLab:
     def compare(self, *numbers: int) -> pd.DataFrame:
         """These runs (all if none is named) side by side, one column a run: what was asked, then what was reached."""
         chosen = [self._entry(n) for n in numbers] or self.entries
-        frame = table(e.run for e in chosen).T
+        frame = run_table(e.run for e in chosen).T
         frame.columns = [e.name for e in chosen]
         return frame
 
@@ -189,11 +192,11 @@ class FineTuneLab:
         """Write runs (all if none is named) and return the files or folders.
 
         ``kind``: "csv" (losses, one row a step) or "json" (whole records) into the file ``path``; "peft" or "lora"
-        (see :func:`nlora_lab.exports.save_adapter`) into one folder a run below ``path``.
+        (see :func:`nlora_lab.training.export.save_adapter`) into one folder a run below ``path``.
         """
-        from nlora_lab import exports
+        from nlora_lab.training import export as exports
 
-        one_of("kind", kind, EXPORTS.values())
+        check_choice("kind", kind, EXPORTS.values())
         chosen = [self._entry(n) for n in numbers] or self.entries
         if not chosen:
             raise InputError("there is no run to export yet; press Run first")
@@ -282,7 +285,7 @@ class FineTuneLab:
     def _init_of(self, method: str) -> str | None:
         return self.init.value if METHODS[method].inits else None
 
-    def _best(self, method: str) -> Point | None:
+    def _best(self, method: str) -> RatePoint | None:
         return self.recordings.best(self.task.value, method, self.rank.value, self._init_of(method))
 
     def _settle(self) -> None:
@@ -290,13 +293,13 @@ class FineTuneLab:
         unknown = [METHODS[m].label for m in self.method.value if self._best(m) is None]
         self._controls.settle(unknown if self.own_rates.value else [])
 
-    def _line(self, method: str, point: Point | None) -> RecordedLine:
+    def _line(self, method: str, point: RatePoint | None) -> RecordedLine:
         init = self._init_of(method)
         valley = self.recordings.valley(self.task.value, method, self.rank.value, init)
         drawn = None if point is None else self.recordings.curve(point)
         return RecordedLine(self._label(method, point), method, valley, point, drawn)
 
-    def _label(self, method: str, point: Point | None) -> str:
+    def _label(self, method: str, point: RatePoint | None) -> str:
         """The method's name, with the rank or rate that stands for the slider's where that is another."""
         label = METHODS[method].label
         if point is None:
@@ -306,7 +309,7 @@ class FineTuneLab:
         if METHODS[method].build is not None and config.rank != self.rank.value:
             told.append(f"r {config.rank}")
         if self.own_rates.value:
-            told.append(rate_text(point.lr))
+            told.append(format_rate(point.lr))
         return " · ".join(told)
 
     def _curves(self) -> list[Curve]:
@@ -345,9 +348,9 @@ class FineTuneLab:
             self._compared.value = words.comparison([e for e in self.entries if e.ticked])
         elif opened == "answers":
             own = [e for e in live if e.run.config.task == self.task.value]
-            first = before(self.task.value) if self.model == EMBEDDED else None
+            first = base_answers(self.task.value) if self.model == EMBEDDED else None
             points = [(label, point) for _, label, point in shown]
-            self._answers.value = words.answers(first_items(self.task.value, SAMPLES), first, points, own)
+            self._answers.value = words.answers(first_items(self.task.value, KEPT_ANSWERS), first, points, own)
         else:
             self.inside.show([e for e in self.entries if e.inside is not None])
 

@@ -11,8 +11,9 @@ import ipywidgets as widgets
 from nlora_lab.labs import words
 from nlora_lab.labs.entries import Entry
 from nlora_lab.labs.figures import Figures, LiveFigure, live_figure
-from nlora_lab.methods import METHODS
-from nlora_lab.plots import InsideDrawing, LayerMapDrawing
+from nlora_lab.methods.table import METHODS
+from nlora_lab.plots.inside import InsideDrawing
+from nlora_lab.plots.layer_map import LayerMapDrawing
 
 EVERYTHING = "all layers"
 VIEWS = {"over the steps": "", "distance by layer": "distance", "intruders by layer": "intruders"}

@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from nlora_lab.config import RunConfig
-from nlora_lab.errors import InputError
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.formatting import format_duration
 from nlora_lab.labs import words
-from nlora_lab.progress import duration
-from nlora_lab.records import Run, Step
+from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.run import Run, Step
 
 
 class Listener(Protocol):
@@ -97,9 +97,9 @@ class LiveRace:
 
     def _train(self, configs: Sequence[RunConfig]) -> None:
         try:
-            from nlora_lab.devices import find_device
-            from nlora_lab.inside import InsideRecorder
-            from nlora_lab.racing import race
+            from nlora_lab.core.devices import find_device
+            from nlora_lab.training.races import race
+            from nlora_lab.training.recorder import InsideRecorder
 
             self._pace = Pace(sum(c.steps for c in configs))
             bases: dict[str, dict[str, Any]] = {c.model: {} for c in configs}
@@ -108,7 +108,7 @@ class LiveRace:
             }
             self.listener.progress(0, self._pace.total)
             self.listener.say(f"Loading the model, to train on: {html.escape(find_device().words)}")
-            race(configs, on_step=self._on_step, on_run=self._on_run, halted=self._halt.is_set, watch=self._watch)
+            race(configs, on_step=self._on_step, on_run=self._on_run, should_stop=self._halt.is_set, watch=self._watch)
             told = words.verdict(self._runs, self._halt.is_set())
             self.listener.say(f"{told} {self._remark}" if self._remark else told)
         except InputError as error:
@@ -179,4 +179,4 @@ class Pace:
     def left(self) -> str:
         """In words."""
         elapsed = time.monotonic() - self._started
-        return duration(elapsed / max(1, self.done - 1) * (self.total - self.done)) if self.done > 1 else "…"
+        return format_duration(elapsed / max(1, self.done - 1) * (self.total - self.done)) if self.done > 1 else "…"

@@ -8,17 +8,20 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from nlora_lab.config import RunConfig
-from nlora_lab.errors import InputError, one_of
-from nlora_lab.estimates import SPARE, Estimate, estimate, free_memory, lengths_of, place_of, setting_of
-from nlora_lab.footprints import Architecture, architecture, memory, sizes
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.formatting import format_bytes
+from nlora_lab.core.validation import check_choice
+from nlora_lab.estimates.memory import Architecture, architecture, memory, sizes
+from nlora_lab.estimates.recipes import RECIPES
+from nlora_lab.estimates.requirements import SPARE, Estimate, estimate, free_memory, lengths_of, place_of, setting_of
+from nlora_lab.estimates.throughput import CARDS
 from nlora_lab.labs.figures import Figures
 from nlora_lab.labs.panel import WORDS, FigurePanel
-from nlora_lab.methods import METHODS, get_method
-from nlora_lab.models import EMBEDDED, meta_body
-from nlora_lab.plots.memory import PARTS, MemoryDrawing, size_words
-from nlora_lab.recipes import recipes
-from nlora_lab.throughput import CARDS
+from nlora_lab.methods.table import METHODS, get_method
+from nlora_lab.models.loading import meta_body
+from nlora_lab.models.names import EMBEDDED
+from nlora_lab.plots.memory import PARTS, MemoryDrawing
+from nlora_lab.runs.config import RunConfig
 
 MODELS = {"Llama-2-7B": "paper-gsm8k", "SmolLM2-135M": "colab-gsm8k", "the embedded model": "laptop"}
 """By its name in the lab: the recipe that has its shapes."""
@@ -74,7 +77,7 @@ class MemoryLab(FigurePanel):
 
     def config(self, method: str) -> RunConfig:
         """The run of ``method`` that the controls describe; no more parts than the batch has rows."""
-        one_of("method", method, METHODS)
+        check_choice("method", method, METHODS)
         return RunConfig(
             method, rank=min(self.rank.value, self._shape().narrowest), batch_size=self.batch.value,
             accumulation=min(self.parts.value, self.batch.value), max_length=self.length.value, batching="packed",
@@ -89,7 +92,7 @@ class MemoryLab(FigurePanel):
     def told(self) -> str:
         """What each needs and which of them fit, in a line."""
         drawn = self.drawing()
-        needs = [f"{METHODS[name].label} {size_words(peak)}" for name, peak in drawn.peaks.items()]
+        needs = [f"{METHODS[name].label} {format_bytes(peak)}" for name, peak in drawn.peaks.items()]
         fitting = [METHODS[name].label for name in drawn.held if drawn.fits(name)]
         return f"{self.model.value} on {drawn.card}: {', '.join(needs)}; fits: {', '.join(fitting) or 'none'}"
 
@@ -117,6 +120,6 @@ def _shapes(model: Any) -> Architecture:
 
 @lru_cache(maxsize=len(MODELS))
 def _of_recipe(name: str) -> Architecture:
-    recipe = recipes[name]
+    recipe = RECIPES[name]
     shapes = recipe.own_architecture(recipe.config("lora"))
     return architecture(EMBEDDED) if shapes is None else sizes(meta_body(shapes))

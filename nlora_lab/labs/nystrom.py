@@ -11,24 +11,20 @@ import ipywidgets as widgets
 import torch
 from torch import Tensor
 
-from nlora_lab.checkpoints import weights
-from nlora_lab.errors import InputError
-from nlora_lab.examples import with_spectrum
+from nlora_lab.core.errors import InputError
 from nlora_lab.labs.figures import Figures
 from nlora_lab.labs.panel import WORDS, FigurePanel, error_words
-from nlora_lab.lowrank import (
-    CORES,
-    PIVOTS,
-    IllConditionedWarning,
-    LowRank,
-    check_matrix,
-    error_curve,
-    nystrom,
-    singular_values,
-)
-from nlora_lab.measures import block_condition
-from nlora_lab.plots import NystromDrawing, thumbnail
+from nlora_lab.lowrank.checks import IllConditionedWarning, check_matrix
+from nlora_lab.lowrank.cross import CORES, nystrom
+from nlora_lab.lowrank.curves import error_curve
+from nlora_lab.lowrank.factors import LowRank
+from nlora_lab.lowrank.matrices import with_spectrum
+from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.svd import singular_values
+from nlora_lab.models.weights import weights
 from nlora_lab.plots.approximations import APPROXIMATIONS, ErrorLine, line_of
+from nlora_lab.plots.matrices import NystromDrawing, thumbnail
+from nlora_lab.spectra.measures import block_condition
 
 MAX_RANK = 96
 SIZE = 128  # rows and columns of the made-up matrices

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from nlora_lab.labs.figures import Figures, LiveFigure, live_figure
-from nlora_lab.plots import Drawing
+from nlora_lab.plots.style import Drawing
 
 WORDS = {"description_width": "100px"}
 ROW = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}

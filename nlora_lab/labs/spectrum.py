@@ -11,14 +11,17 @@ import ipywidgets as widgets
 import torch
 from torch import Tensor
 
-from nlora_lab.checkpoints import Weight, places, weights
-from nlora_lab.errors import InputError, one_of
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
 from nlora_lab.labs.figures import Figures
 from nlora_lab.labs.panel import WORDS, FigurePanel, error_words
-from nlora_lab.lowrank import check_matrix, error_curve, singular_values
-from nlora_lab.measures import marchenko_pastur_values
-from nlora_lab.plots import LayersDrawing
+from nlora_lab.lowrank.checks import check_matrix
+from nlora_lab.lowrank.curves import error_curve
+from nlora_lab.lowrank.svd import singular_values
+from nlora_lab.models.weights import Weight, places, weights
 from nlora_lab.plots.approximations import APPROXIMATIONS, line_of
+from nlora_lab.plots.layers import LayersDrawing
+from nlora_lab.spectra.measures import marchenko_pastur_values
 
 MAX_RANK = 64
 TRAINED, FRESH = "these weights", "fresh weights"
@@ -126,7 +129,7 @@ class SpectrumLab(FigurePanel):
         return marchenko_pastur_values(*weight.shape, std).tolist() if std > 0 else []
 
     def _read(self, weight: Weight, shown: str) -> Tensor:
-        one_of("shown", shown, (TRAINED, FRESH))
+        check_choice("shown", shown, (TRAINED, FRESH))
         try:
             W = check_matrix(weight.read()).cpu()
         except InputError as error:

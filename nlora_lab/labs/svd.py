@@ -5,13 +5,13 @@ from __future__ import annotations
 import ipywidgets as widgets
 from torch import Tensor
 
-from nlora_lab.examples import landscape
 from nlora_lab.labs.figures import Figures
 from nlora_lab.labs.nystrom import Matrix, embedded_layers, gaussian, one_matrix, read_embedded
 from nlora_lab.labs.panel import WORDS, FigurePanel, error_words
-from nlora_lab.lowrank import truncated_svd
-from nlora_lab.plots import NystromDrawing, thumbnail
+from nlora_lab.lowrank.matrices import landscape
+from nlora_lab.lowrank.svd import truncated_svd
 from nlora_lab.plots.approximations import APPROXIMATIONS, ErrorLine
+from nlora_lab.plots.matrices import NystromDrawing, thumbnail
 
 PICTURE = "a picture"
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import ipywidgets as widgets
 
-from nlora_lab.inits import CORE_INITS
 from nlora_lab.labs import words
 from nlora_lab.labs.controls import MethodBoxes
-from nlora_lab.methods import METHODS
-from nlora_lab.recorded import SHARED, STEPS
-from nlora_lab.tasks import TASKS
+from nlora_lab.lowrank.core_init import CORE_INITS
+from nlora_lab.methods.table import METHODS
+from nlora_lab.runs.config import SHARED_RATE
+from nlora_lab.runs.shipped import STEPS
+from nlora_lab.tasks.generated import TASKS
 
 WORDS = {"description_width": "105px"}
 EXPORTS = {
@@ -32,7 +33,7 @@ class TrainingControls:
         wide = widgets.Layout(width="400px")
         self.method = MethodBoxes(ticked)
         self.lr = widgets.FloatLogSlider(
-            SHARED, base=10, min=-5, max=0, step=0.1, description="learning rate", readout_format=".1e", style=WORDS,
+            SHARED_RATE, base=10, min=-5, max=0, step=0.1, description="learning rate", readout_format=".1e", style=WORDS,
             layout=wide,
         )  # fmt: skip
         self.own_rates = widgets.Checkbox(

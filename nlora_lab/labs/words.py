@@ -6,12 +6,12 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
+from nlora_lab.core.formatting import format_rate
 from nlora_lab.labs.entries import Entry, swatch
-from nlora_lab.methods import METHODS
-from nlora_lab.plots import rate_text
-from nlora_lab.recorded import Before
-from nlora_lab.recordings import Point, Spread
-from nlora_lab.records import STEP0_NOISE, Run
+from nlora_lab.methods.table import METHODS
+from nlora_lab.runs.index import RatePoint, Spread
+from nlora_lab.runs.run import STEP0_NOISE, Run
+from nlora_lab.runs.shipped import BaseAnswers
 
 CELL = 'style="padding:2px 12px 2px 0;text-align:right;white-space:nowrap"'
 WORDS = 'style="padding:2px 12px 2px 0;text-align:left;white-space:nowrap"'
@@ -45,24 +45,24 @@ def spread(value: Spread, scale: float = 1.0, form: str = ".3f", unit: str = "")
     return f"{middle:{form}}{unit}" + (f" ({low:{form}}–{top})" if value.low != value.high else "")
 
 
-def at_the_slider(shown: Sequence[tuple[str, str, Point | None]], bests: Sequence[Point | None]) -> str:
+def at_the_slider(shown: Sequence[tuple[str, str, RatePoint | None]], bests: Sequence[RatePoint | None]) -> str:
     """A row for each ticked method (name, label, recorded point): what it reached at this rate, and its own best."""
     head = ("recorded", "parameters", "rate", "final loss", "accuracy", "seeds", "its best rate", "accuracy there")
     body = []
     for (method, label, point), best in zip(shown, bests, strict=True):
-        own = ("–", "–") if best is None else (rate_text(best.lr), spread(best.accuracy, 100, ".1f", " %"))
+        own = ("–", "–") if best is None else (format_rate(best.lr), spread(best.accuracy, 100, ".1f", " %"))
         name = f"{swatch(method)} {html.escape(label)}"
         if point is None:
             body.append((name, "–", "not recorded: press Run", "–", "–", "–", *own))
             continue
         trained = f"{point.runs[0].trainable:,}"
         reached = spread(point.loss), spread(point.accuracy, 100, ".1f", " %")
-        body.append((name, trained, rate_text(point.lr), *reached, str(len(point.runs)), *own))
+        body.append((name, trained, format_rate(point.lr), *reached, str(len(point.runs)), *own))
     return rows(head, body) if body else "Tick a method."
 
 
 def answers(
-    items: Sequence[dict[str, str]], before: Before | None, recorded: Sequence[tuple[str, Point | None]],
+    items: Sequence[dict[str, str]], before: BaseAnswers | None, recorded: Sequence[tuple[str, RatePoint | None]],
     live: Sequence[Entry],
 ) -> str:  # fmt: skip
     """A few test items, what the model said to them untouched, and what each shown run says."""
@@ -94,7 +94,7 @@ def _said(who: str, said: str, item: dict[str, str], method: str | None) -> str:
 
 def is_right(said: str, item: dict[str, str]) -> bool:
     """Whether an answer is the item's: the final number, or the word."""
-    from nlora_lab.evaluation import final_number
+    from nlora_lab.evaluation.scoring import final_number
 
     return item["answer"] in (final_number(said), said.strip())
 
@@ -122,7 +122,7 @@ def comparison(entries: Sequence[Entry]) -> str:
 
 
 def _told(value: object) -> str:
-    return rate_text(value) if isinstance(value, float) else "–" if value is None else str(value)
+    return format_rate(value) if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def _number(value: float, form: str, unit: str = "") -> str:
@@ -143,14 +143,14 @@ def reasons(methods: Sequence[str], own_rates: bool, without_a_best: Sequence[st
     return told
 
 
-def verdict(runs: Sequence[Run], halted: bool = False) -> str:
+def verdict(runs: Sequence[Run], should_stop: bool = False) -> str:
     """How what was just trained has ended, as HTML."""
     failed = [r for r in runs if r.error]
     if failed:
         return error(f"{failed[0].config.label}: {failed[0].error}. What was trained up to there is kept.")
-    if halted and not runs:
+    if should_stop and not runs:
         return "Stopped before the first step."
-    if halted or any(r.stopped for r in runs):
+    if should_stop or any(r.stopped for r in runs):
         return "Stopped; what was trained is kept."
     gone = [r.config.label for r in runs if r.diverged]
     if gone:

@@ -13,31 +13,6 @@ Everything takes one matrix or a batch of them, any floating dtype, on any devic
 float32 or better, small ``r × r`` systems in float64. Batches have their dimensions in front.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from nlora_lab.lowrank.checks import IllConditionedWarning, SingularBlockError, check_matrix, check_rank
-from nlora_lab.lowrank.cross import CORES, nystrom
-from nlora_lab.lowrank.curves import error_curve
-from nlora_lab.lowrank.factors import LowRank, relative_error
-from nlora_lab.lowrank.kernels import nystrom_psd
-from nlora_lab.lowrank.pivots import PIVOTS, choose_pivots
-from nlora_lab.lowrank.svd import generalized_nystrom, randomized_svd, singular_values, truncated_svd
-
-__all__ = [
-    "CORES",
-    "PIVOTS",
-    "IllConditionedWarning",
-    "LowRank",
-    "SingularBlockError",
-    "check_matrix",
-    "check_rank",
-    "choose_pivots",
-    "error_curve",
-    "generalized_nystrom",
-    "nystrom",
-    "nystrom_psd",
-    "randomized_svd",
-    "relative_error",
-    "singular_values",
-    "truncated_svd",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

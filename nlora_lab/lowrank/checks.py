@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nlora_lab.errors import InputError
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import whole_number
 
 
 class IllConditionedWarning(UserWarning):
@@ -50,25 +50,15 @@ def check_kind(W: Tensor, what: str = "W") -> Tensor:
 def check_rank(rank: int, shape: tuple[int, ...], what: str = "rank") -> int:
     """``rank`` if it is a whole number from 1 to ``min(m, n)``, else :class:`InputError`."""
     m, n = shape[-2:]
-    number = whole(rank)
+    number = whole_number(rank)
     if number is None or not 1 <= number <= min(m, n):
         raise InputError(f"{what}={rank!r} must be a whole number from 1 to min{(m, n)} = {min(m, n)}")
     return number
 
 
-def whole(value: object) -> int | None:
-    """``value`` as an int if it is a whole number of Python, numpy or torch; ``None`` for anything else."""
-    if isinstance(value, bool | Tensor):
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
 def check_count(what: str, value: int, low: int, high: int) -> int:
     """``value`` if it is a whole number from ``low`` to ``high``, else :class:`InputError`."""
-    number = whole(value)
+    number = whole_number(value)
     if number is None or not low <= number <= high:
         raise InputError(f"{what}={value!r} must be a whole number from {low} to {high}")
     return number
@@ -93,7 +83,7 @@ def default_rtol(block: Tensor, dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps * max(block.shape[-2:])
 
 
-def tamed(W: Tensor) -> tuple[Tensor, float]:
+def rescaled(W: Tensor) -> tuple[Tensor, float]:
     """``(W · s, s)`` with a power of two s that keeps squares of W's entries within range; s = 1 for ordinary W.
 
     Nothing is lost by it: only exponents change.
@@ -108,12 +98,12 @@ def tamed(W: Tensor) -> tuple[Tensor, float]:
     return W * 2.0**half * 2.0 ** (exponent - half), 2.0**exponent
 
 
-def exact(t: Tensor) -> Tensor:
+def to_float64(t: Tensor) -> Tensor:
     """``t`` in float64, for small systems; on the CPU where the device has no float64 (Apple's MPS)."""
     return t.to("cpu", torch.float64) if t.device.type == "mps" else t.to(torch.float64)
 
 
-def normals(*shape: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+def standard_normal(*shape: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal numbers on ``like``'s device and in its dtype, drawn where the generator lives."""
     where = like.device if generator is None else generator.device
     return torch.randn(*shape, generator=generator, device=where, dtype=like.dtype).to(like.device)

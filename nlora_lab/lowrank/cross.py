@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nlora_lab.errors import InputError, one_of
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
 from nlora_lab.lowrank.checks import (
     IllConditionedWarning,
     SingularBlockError,
@@ -18,7 +19,7 @@ from nlora_lab.lowrank.checks import (
     check_rank,
     check_rtol,
     default_rtol,
-    exact,
+    to_float64,
 )
 from nlora_lab.lowrank.factors import LowRank, is_leading
 from nlora_lab.lowrank.pivots import Pivots, pick
@@ -61,7 +62,7 @@ def nystrom(
     """
     work = check_matrix(W)
     rank = check_rank(rank, tuple(work.shape))
-    one_of("core", core, CORES)
+    check_choice("core", core, CORES)
     check_rtol(rtol)
     check_generator(generator)
     oversample = check_count("oversample", oversample, 0, work.shape[-2] - rank)
@@ -115,7 +116,7 @@ def block_pinv(block: Tensor, rtol: float | None = None) -> tuple[Tensor, int, f
     Fast path: LU in float64. It is kept if ``‖A‖ ‖A⁻¹‖`` (Frobenius, an upper bound of the condition
     number) shows that no singular value is below ``rtol · σ₁``; else the SVD decides.
     """
-    A, cut = exact(block), default_rtol(block, block.dtype) if rtol is None else rtol
+    A, cut = to_float64(block), default_rtol(block, block.dtype) if rtol is None else rtol
     if A.shape[-1] == A.shape[-2]:
         inverse, failed = torch.linalg.inv_ex(A)
         bound = torch.linalg.matrix_norm(A) * torch.linalg.matrix_norm(inverse)
@@ -138,7 +139,7 @@ def _pinv(A: Tensor, rtol: float) -> tuple[Tensor, int]:
 
 def _warn(block: Tensor) -> None:
     """Name the worst block of the batch."""
-    A, cut = exact(block), default_rtol(block, block.dtype)
+    A, cut = to_float64(block), default_rtol(block, block.dtype)
     S = torch.linalg.svdvals(A).reshape(-1, min(A.shape[-2:]))
     values = S[int((S[:, -1] / S[:, 0]).nan_to_num(0).argmin())]
     condition = float(values[0] / values[-1]) if values[-1] > 0 else float("inf")
@@ -175,15 +176,15 @@ Basis = tuple[Tensor, Tensor, Tensor]
 def _bases(W: Tensor, left: Tensor, right: Tensor, rtol: float | None) -> tuple[Basis, Tensor, Basis]:
     """The bases of C (m, r) and Rᵀ (n, q), and ``Qcᵀ W Qr`` between them in float64."""
     cut = default_rtol(W, W.dtype) if rtol is None else rtol
-    (Qc, Tc), (Qr, Tr) = ((Q, exact(T)) for Q, T in (torch.linalg.qr(left), torch.linalg.qr(right.mT)))
-    return (Qc, Tc, _pinv(Tc, cut)[0]), exact(Qc.mT @ (W @ Qr)), (Qr, Tr, _pinv(Tr, cut)[0])
+    (Qc, Tc), (Qr, Tr) = ((Q, to_float64(T)) for Q, T in (torch.linalg.qr(left), torch.linalg.qr(right.mT)))
+    return (Qc, Tc, _pinv(Tc, cut)[0]), to_float64(Qc.mT @ (W @ Qr)), (Qr, Tr, _pinv(Tr, cut)[0])
 
 
 def balanced(f: LowRank) -> LowRank:
     """The same product as ``U √S · I · √S Vᵀ``: both factors of one size, the core the identity."""
     Ql, Tl = torch.linalg.qr(f.left)
     Qr, Tr = torch.linalg.qr(f.right.mT)
-    U, S, Vh = torch.linalg.svd(exact(Tl) @ exact(f.core) @ exact(Tr).mT, full_matrices=False)
+    U, S, Vh = torch.linalg.svd(to_float64(Tl) @ to_float64(f.core) @ to_float64(Tr).mT, full_matrices=False)
     r, root = f.rank, S.sqrt()
     dtype, device = f.left.dtype, f.left.device
     U, Vh, root = U[..., :r], Vh[..., :r, :], root[..., :r]

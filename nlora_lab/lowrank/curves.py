@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nlora_lab.errors import InputError, one_of
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
 from nlora_lab.lowrank.checks import (
     IllConditionedWarning,
     check_count,
@@ -26,8 +27,8 @@ from nlora_lab.lowrank.checks import (
     check_matrix,
     check_rank,
     check_rtol,
-    exact,
-    tamed,
+    rescaled,
+    to_float64,
 )
 from nlora_lab.lowrank.cross import CORES, Core, nystrom, take_cols, take_rows
 from nlora_lab.lowrank.factors import relative_error
@@ -60,8 +61,8 @@ def error_curve(
     Raises :class:`InputError` as :func:`nystrom` does, and for the zero matrix.
     """
     work = check_matrix(W)
-    one_of("kind", kind, ("nystrom", "svd"))
-    one_of("core", core, CORES)
+    check_choice("kind", kind, ("nystrom", "svd"))
+    check_choice("core", core, CORES)
     max_rank = check_rank(max_rank, tuple(work.shape), "max_rank")
     check_rtol(rtol)
     check_generator(generator)
@@ -69,7 +70,7 @@ def error_curve(
     if core == "block" and oversample:
         raise InputError(f"oversample={oversample}: core='block' is the square block itself; leave oversample out")
     if core != "block":  # which is not an approximation: it does not scale as W
-        work, _ = tamed(work)
+        work, _ = rescaled(work)
     if not bool((work.abs().amax(dim=(-2, -1)) > 0).all()):
         raise InputError("W is the zero matrix, so a relative error has no meaning")
     if kind == "svd":
@@ -124,7 +125,7 @@ def _curve(W: Tensor, rows: Tensor, cols: Tensor, core: Core, rtol: float | None
 
 
 def _pinv_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) -> tuple[Tensor, Tensor]:
-    A = exact(take_cols(take_rows(W, rows), cols))
+    A = to_float64(take_cols(take_rows(W, rows), cols))
     L, D = eliminate(A)
     if len(L) == 0:  # not even the first pivot
         return W.new_zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.bool)
@@ -132,7 +133,7 @@ def _pinv_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) -> 
     L_inverse = torch.linalg.solve_triangular(L, eye, upper=False, unitriangular=True)
     D_inverse = torch.linalg.solve_triangular(D, eye, upper=True)
     done = len(L)
-    B_of, F = take_cols(W, cols[:done]), L_inverse @ exact(take_rows(W, rows[:done]))
+    B_of, F = take_cols(W, cols[:done]), L_inverse @ to_float64(take_rows(W, rows[:done]))
     total, cross, left_gram = _panel_sums(W, B_of, D_inverse, F)
     squares, peak = _partial_sums(total, cross, left_gram * (F @ F.T))
     # ‖A_k⁻¹‖² from the same nested factors: A_k⁻¹ = D_k⁻¹ L_k⁻¹
@@ -150,11 +151,11 @@ def _pinv_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) -> 
 
 def _optimal_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) -> tuple[Tensor, Tensor]:
     """``‖W − P_C W P_R‖² = ‖W‖² − ‖P_C W P_R‖²``: nested orthonormal bases of C and R."""
-    Qc, Tc = torch.linalg.qr(exact(take_cols(W, cols)))
-    Qr, Tr = torch.linalg.qr(exact(take_rows(W, rows)).mT)
+    Qc, Tc = torch.linalg.qr(to_float64(take_cols(W, cols)))
+    Qr, Tr = torch.linalg.qr(to_float64(take_rows(W, rows)).mT)
     total, middle = W.new_zeros((), dtype=torch.float64), Qc.new_zeros(Qc.shape[1], Qr.shape[1])
     for start in range(0, W.shape[0], PANEL):
-        wide = exact(W[start : start + PANEL])
+        wide = to_float64(W[start : start + PANEL])
         total = total + wide.square().sum()
         middle += Qc[start : start + PANEL].T @ (wide @ Qr)
     squares = total - _corner_sums(middle.square())
@@ -166,10 +167,10 @@ def _optimal_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) 
 def _block_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) -> tuple[Tensor, Tensor]:
     """Core A itself: ``‖W‖² − 2 ⟨A, CᵀW Rᵀ⟩ + tr(Aᵀ G A H)`` on leading blocks."""
     C, R = take_cols(W, cols), take_rows(W, rows)
-    A = exact(take_cols(R, cols))
+    A = to_float64(take_cols(R, cols))
     eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-    total, product, G = _panel_sums(W, C, eye, exact(R), diagonal=False)
-    H = exact(R) @ exact(R).T
+    total, product, G = _panel_sums(W, C, eye, to_float64(R), diagonal=False)
+    H = to_float64(R) @ to_float64(R).T
     linear = _corner_sums(A * product)
     quadratic = torch.stack([((G[:k, :k] @ A[:k, :k]) * (A[:k, :k] @ H[:k, :k])).sum() for k in range(1, len(A) + 1)])
     squares = total - 2 * linear + quadratic
@@ -206,8 +207,8 @@ def _panel_sums(
     total, gram = F.new_zeros(()), F.new_zeros(len(F), len(F))
     product = torch.zeros_like(gram) if not diagonal else F.new_zeros(len(F))
     for start in range(0, W.shape[0], PANEL):
-        wide = exact(W[start : start + PANEL])
-        B = exact(C[start : start + PANEL]) @ D_inverse
+        wide = to_float64(W[start : start + PANEL])
+        B = to_float64(C[start : start + PANEL]) @ D_inverse
         total = total + wide.square().sum()
         gram += B.T @ B
         WF = wide @ F.T

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nlora_lab.errors import InputError, one_of
-from nlora_lab.lowrank.checks import check_kind, check_matrix, tamed
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
+from nlora_lab.lowrank.checks import check_kind, check_matrix, rescaled
 
 NORMS = ("frobenius", "spectral")
 
@@ -91,11 +92,11 @@ def relative_error(W: Tensor, f: LowRank, norm: Literal["frobenius", "spectral"]
     A float for one matrix, a tensor of the batch's shape for a batch. Raises :class:`InputError` for a
     zero matrix, of which a relative error has no meaning.
     """
-    one_of("norm", norm, NORMS)
+    check_choice("norm", norm, NORMS)
     if not isinstance(f, LowRank):
         raise InputError(f"f={f!r} must be a LowRank, what nystrom and its kin return")
     work = check_matrix(W)
-    tame, scale = tamed(work)
+    tame, scale = rescaled(work)
     size = _norm(tame, norm)
     if not bool((size > 0).all()):
         raise InputError("W is the zero matrix, so a relative error has no meaning")

@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nlora_lab.errors import InputError, one_of
-from nlora_lab.lowrank.checks import check_count, check_generator, check_matrix, check_rank, tamed
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
+from nlora_lab.lowrank.checks import check_count, check_generator, check_matrix, check_rank, rescaled
 
 Indices = Tensor | Sequence[int]
 Pivots = Literal["leading", "random", "cross", "qr"] | tuple[Indices, Indices]
@@ -50,7 +51,7 @@ def pick(
     m, n = W.shape[-2:]
     if not isinstance(pivots, str):
         return _explicit(pivots, rank, rank + oversample, W)
-    one_of("pivots", pivots, PIVOTS)
+    check_choice("pivots", pivots, PIVOTS)
     if pivots == "leading":
         return torch.arange(rank + oversample, device=W.device), torch.arange(rank, device=W.device)
     if pivots == "random":
@@ -90,7 +91,7 @@ def complete_pivoting(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 def qr_pivoting(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Columns of ``W`` (m, n) by column-pivoted QR, then rows by partial pivoting within them."""
-    W, _ = tamed(W)  # squares of the entries are taken
+    W, _ = rescaled(W)  # squares of the entries are taken
     cols = column_pivots(W, rank)
     block = W[:, cols].clone()  # (m, r), eliminated in place
     taken: list[int] = []
@@ -151,7 +152,7 @@ def extra_rows(W: Tensor, rows: Tensor, cols: Tensor, count: int) -> list[Tensor
 
     One elimination of ``W`` (m, n) along the nested pivots; a pivot that is only rounding noise is passed over.
     """
-    left, _ = tamed(W)
+    left, _ = rescaled(W)
     left = left.clone()
     noise = torch.finfo(W.dtype).eps * max(W.shape) * float(left.abs().max())
     chosen = []

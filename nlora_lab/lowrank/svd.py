@@ -11,9 +11,9 @@ from nlora_lab.lowrank.checks import (
     check_matrix,
     check_rank,
     default_rtol,
-    exact,
-    normals,
-    tamed,
+    rescaled,
+    standard_normal,
+    to_float64,
 )
 from nlora_lab.lowrank.factors import LowRank
 
@@ -47,10 +47,10 @@ def randomized_svd(
     check_generator(generator)
     check_count("n_iter", n_iter, 0, 100)
     check_count("oversample", oversample, 0, 10**6)
-    work, scale = tamed(work)
+    work, scale = rescaled(work)
     n = work.shape[-1]
     width = min(rank + oversample, *work.shape[-2:])
-    Q = torch.linalg.qr(work @ normals(*work.shape[:-2], n, width, like=work, generator=generator)).Q
+    Q = torch.linalg.qr(work @ standard_normal(*work.shape[:-2], n, width, like=work, generator=generator)).Q
     for _ in range(n_iter):
         Q = torch.linalg.qr(work @ torch.linalg.qr(work.mT @ Q).Q).Q
     U, S, Vh = torch.linalg.svd(Q.mT @ work, full_matrices=False)
@@ -70,16 +70,16 @@ def generalized_nystrom(
     work = check_matrix(W)
     rank = check_rank(rank, tuple(work.shape))
     check_generator(generator)
-    work, scale = tamed(work)
+    work, scale = rescaled(work)
     m, n = work.shape[-2:]
     if oversample is not None:
         check_count("oversample", oversample, 0, 10**6)
     extra = min((rank + 1) // 2 if oversample is None else oversample, m - rank)
     batch = work.shape[:-2]
-    X = normals(*batch, n, rank, like=work, generator=generator)
-    Y = normals(*batch, m, rank + extra, like=work, generator=generator)
+    X = standard_normal(*batch, n, rank, like=work, generator=generator)
+    Y = standard_normal(*batch, m, rank + extra, like=work, generator=generator)
     left, right = work @ X, Y.mT @ work  # (m, r), (r + p, n)
-    core = torch.linalg.pinv(exact(right @ X), rtol=default_rtol(right @ X, work.dtype))
+    core = torch.linalg.pinv(to_float64(right @ X), rtol=default_rtol(right @ X, work.dtype))
     return LowRank(left, core.to(work.device, work.dtype), right / scale)
 
 
@@ -99,7 +99,7 @@ def singular_values(W: Tensor, accurate: bool = False) -> Tensor:
     if accurate or work.shape[-2] * work.shape[-1] < GRAM_FROM:
         values: Tensor = torch.linalg.svdvals(work)
         return values
-    work, scale = tamed(work)
+    work, scale = rescaled(work)
     squares: Tensor = torch.linalg.eigvalsh(gram(work), UPLO="L").flip(-1)
     return (squares.clamp(min=0).sqrt() / scale).to(work.dtype)
 

@@ -9,18 +9,9 @@ from functools import cache
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.errors import InputError
-from nlora_lab.paper.printed import (
-    FIGURE_4,
-    FIGURE_RANKS,
-    GSM8K,
-    GSM8K_ITEMS,
-    INTTUNE,
-    LLAMA_RANK,
-    READING,
-    SURPASSING,
-)
-from nlora_lab.statistics import check_confidence, standard_error, two_shares
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.statistics import check_confidence, standard_error, two_shares
+from nlora_lab.paper.printed import FIGURE_4, FIGURE_RANKS, GSM8K, GSM8K_ITEMS, INTTUNE, LLAMA_RANK, READING, SURPASSING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +63,7 @@ class Difference:
     """How far apart two accuracies on one test set are, and what chance makes of that.
 
     ``points``: the difference. ``questions``: as right answers. ``error``: one standard error of each accuracy, in
-    points. ``z`` and ``p``: see :func:`~nlora_lab.statistics.two_shares`.
+    points. ``z`` and ``p``: see :func:`~nlora_lab.core.statistics.two_shares`.
     """
 
     points: float
@@ -143,7 +134,7 @@ def llama_2_7b() -> Any:
 
 @cache
 def _counted(rank: int) -> dict[str, int]:
-    from nlora_lab.methods import parameter_table
+    from nlora_lab.methods.parameters import parameter_table
 
     found = parameter_table(llama_2_7b(), rank=rank, methods=["lora", "slora", "nlora", "inttune"])
     return dict(zip(found["method"], found["trainable"], strict=True))

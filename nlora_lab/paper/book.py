@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nlora_lab.choosing import Runs, known
-from nlora_lab.errors import one_of
-from nlora_lab.recordings import Recordings
+from nlora_lab.analysis.selection import Runs, known
+from nlora_lab.core.validation import check_choice
+from nlora_lab.runs.index import RecordedRuns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ class Claim:
     kind: str
     says: str
     source: str
-    check: Callable[[Recordings], Finding]
+    check: Callable[[RecordedRuns], Finding]
 
 
 def ledger(runs: Runs = None, kind: str | None = None) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def ledger(runs: Runs = None, kind: str | None = None) -> pd.DataFrame:
     from nlora_lab.paper.checks import claims
 
     if kind is not None:
-        one_of("kind", kind, KINDS)
+        check_choice("kind", kind, KINDS)
     recordings, rows = known(runs), []
     for claim in claims():
         if kind in (None, claim.kind):
@@ -80,7 +80,7 @@ class Sheet(str):
 def sheet(frame: pd.DataFrame, columns: Sequence[str] = ("claim", "found", "verdict")) -> Sheet:
     """Some columns of a :func:`ledger`, to be read."""
     for name in columns:
-        one_of("column", name, [str(c) for c in frame.columns])
+        check_choice("column", name, [str(c) for c in frame.columns])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for _, row in frame.iterrows():
         lines.append("| " + " | ".join(_cell(str(row[name]), name) for name in columns) + " |")

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from nlora_lab.errors import InputError
-from nlora_lab.methods import METHODS
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.statistics import LEAST_PAIRS
+from nlora_lab.methods.table import METHODS
 from nlora_lab.paper import arithmetic, evidence, printed
 from nlora_lab.paper.arithmetic import Difference, difference
 from nlora_lab.paper.book import Claim, Finding
 from nlora_lab.paper.evidence import FEW, NO_RUNS, OPPOSITE, OTHERWISE, REPRODUCED, SAME, together
 from nlora_lab.paper.starts import start_times
-from nlora_lab.recorded import RANK, SHARED
-from nlora_lab.recordings import Recordings
-from nlora_lab.records import STEP0_NOISE
-from nlora_lab.statistics import LEAST_PAIRS
-from nlora_lab.tasks import TASKS
+from nlora_lab.runs.config import SHARED_RATE
+from nlora_lab.runs.index import RecordedRuns
+from nlora_lab.runs.run import STEP0_NOISE
+from nlora_lab.runs.shipped import RANK
+from nlora_lab.tasks.generated import TASKS
 
 CORRECT = "correct as printed"
 ROUNDED = "correct only after rounding both numbers"
@@ -28,7 +29,7 @@ CHANCE = "not distinguishable as printed"
 CONFOUNDED = "a comparison of sizes as well"
 DIFFER = "derivation and code differ"
 UNTESTABLE = "cannot be tested here"
-SETTINGS = {"at the shared 2e-4": SHARED, "each at its own best rate": None}
+SETTINGS = {"at the shared 2e-4": SHARED_RATE, "each at its own best rate": None}
 ONE_RATE = "reported at one rate only"
 QUICK = (512, 512), 64  # shape and rank at which the ledger measures starts
 
@@ -89,7 +90,7 @@ def _printed() -> Iterator[Claim]:
     )
 
 
-def _gain(_: Recordings) -> Finding:
+def _gain(_: RecordedRuns) -> Finding:
     found = arithmetic.headline()
     reading = next((way for way in ("relative", "points") if (found[way] - found["said"]).abs().max() < 0.005), None)
     told = [
@@ -98,7 +99,7 @@ def _gain(_: Recordings) -> Finding:
     return Finding("; ".join(told), f"{CORRECT}: {reading}" if reading else NOT_SO, _command("paper.headline()"))
 
 
-def _apart(ours: str, theirs: str, _: Recordings) -> Finding:
+def _apart(ours: str, theirs: str, _: RecordedRuns) -> Finding:
     return _by_chance(printed.GSM8K.rows[ours][0], printed.GSM8K.rows[theirs][0])
 
 
@@ -114,7 +115,7 @@ def _told(apart: Difference) -> str:
     return f"{apart.points:+.2f} points: {apart.questions} questions of {printed.GSM8K_ITEMS:,}, z = {apart.z:.2f}, {p}"
 
 
-def _bars(_: Recordings) -> Finding:
+def _bars(_: RecordedRuns) -> Finding:
     found = arithmetic.cells()
     of_task = [f"{task} {part['at_least'].sum()} of {len(part)}" for task, part in found.groupby(level="task")]
     clear = (found["at_least"] & found["clear"]).sum()
@@ -130,20 +131,20 @@ def _bars(_: Recordings) -> Finding:
     )
 
 
-def _rank_one(_: Recordings) -> Finding:
+def _rank_one(_: RecordedRuns) -> Finding:
     bars = printed.FIGURE_4["GSM8K"].rows
     more = "; N is one number there, so B N A expresses what B A can and no more: structure alone cannot explain it"
     return _by_chance(bars["slora"][0], bars["lora"][0], more)
 
 
-def _added(_: Recordings) -> Finding:
+def _added(_: RecordedRuns) -> Finding:
     found = arithmetic.parameters()
     beyond, share = int(found["beyond"]["slora"]), found["share"]["slora"] - 100
     verdict = CORRECT if round(beyond, -4) == printed.ADDED else NOT_SO
     return Finding(f"{beyond:,}, which is {share:+.2f} % of LoRA's", verdict, _command("paper.parameters()"))
 
 
-def _share(_: Recordings) -> Finding:
+def _share(_: RecordedRuns) -> Finding:
     found = arithmetic.parameters()
     core, lora, share = *found["trainable"][["inttune", "lora"]], found["share"]["inttune"]
     millions = 100 * round(core / 1e6) / round(lora / 1e6)
@@ -152,7 +153,7 @@ def _share(_: Recordings) -> Finding:
     return Finding(told, CORRECT if exact else ROUNDED if rounded else NOT_SO, _command("paper.parameters()"))
 
 
-def _average(_: Recordings) -> Finding:
+def _average(_: RecordedRuns) -> Finding:
     row = arithmetic.averages().loc[f"inttune, r = {printed.LLAMA_RANK}"]
     ways = [way for way in row.index[:2] if abs(row[way] - printed.INTTUNE_GAIN) < 0.05]
     told = "; ".join(f"{way} {row[way]:+.2f} %" for way in row.index[:2])
@@ -160,12 +161,12 @@ def _average(_: Recordings) -> Finding:
     return Finding(told, f"{CORRECT}: {ways[0]}" if ways else NOT_SO, _command("paper.averages()"))
 
 
-def _inttune_on_gsm8k(_: Recordings) -> Finding:
+def _inttune_on_gsm8k(_: RecordedRuns) -> Finding:
     values = printed.INTTUNE.rows
     return _by_chance(values[f"inttune, r = {printed.LLAMA_RANK}"][0], values["lora"][0])
 
 
-def _sizes(_: Recordings) -> Finding:
+def _sizes(_: RecordedRuns) -> Finding:
     kaiming, gaussian = arithmetic.scales().values()
     told = (
         f"at rank {printed.LLAMA_RANK} the standard deviations are {kaiming:.4f} and {gaussian:.4f}: "
@@ -204,7 +205,7 @@ def _at_both(name: str, says: str, source: str, ours: str, theirs: str, rank: in
         yield Claim(f"{name}, {setting}", "runs", told, source, check)
 
 
-def _beats(ours: str, theirs: str, rate: float | None, rank: int, runs: Recordings) -> Finding:
+def _beats(ours: str, theirs: str, rate: float | None, rank: int, runs: RecordedRuns) -> Finding:
     found = evidence.beside(ours, theirs, rate=rate, rank=rank, runs=runs)
     told = []
     for task, row in found.iterrows():
@@ -251,7 +252,7 @@ def _label(name: object) -> str:
     return METHODS[str(name)].label
 
 
-def _our_ranks(runs: Recordings) -> Finding:
+def _our_ranks(runs: RecordedRuns) -> Finding:
     found = evidence.by_rank(runs).dropna()
     if found.empty:
         return Finding("no runs", NO_RUNS, _command("paper.by_rank()"))
@@ -275,7 +276,7 @@ def _steps(row: Any, steps: str, missed: str) -> str:
     return f"{row[steps]:.0f}{never}"
 
 
-def _faster(method: str, rate: float | None, runs: Recordings) -> Finding:
+def _faster(method: str, rate: float | None, runs: RecordedRuns) -> Finding:
     found = evidence.sooner(rate=rate, runs=runs)
     rows: dict[str, Any] = {task: found.loc[task, method] for task in TASKS if (task, method) in found.index}
     told = [
@@ -316,7 +317,7 @@ def _further() -> Iterator[Claim]:
     )
 
 
-def _own_rate(runs: Recordings) -> Finding:
+def _own_rate(runs: RecordedRuns) -> Finding:
     parts, verdicts = [], {}
     for name in ("nlora", "nlora-released"):
         found = evidence.own_rates(name, runs)
@@ -327,7 +328,7 @@ def _own_rate(runs: Recordings) -> Finding:
     return Finding("; ".join(parts) or "no runs", together(verdicts), _command("paper.own_rates('nlora').T"))
 
 
-def _kaiming(rate: float | None, runs: Recordings) -> Finding:
+def _kaiming(rate: float | None, runs: RecordedRuns) -> Finding:
     command = _command(f"paper.starts_of_n({', '.join(_options(rate, RANK))}).verdict")
     try:
         found = evidence.starts_of_n(rate=rate, runs=runs)
@@ -355,7 +356,7 @@ def _best_of(count: dict[str, int], others: int) -> str:
     return REPRODUCED if count[OPPOSITE] == others else SAME
 
 
-def _cheap(_: Recordings) -> Finding:
+def _cheap(_: RecordedRuns) -> Finding:
     (shape, rank), command = QUICK, _command("paper.start_times()")
     found = start_times(shape, rank, rounds=9)
     times = (found["low"] / found["low"]["Nyström"]).drop("Nyström")  # the quickest rounds: the machine may be busy
@@ -367,7 +368,7 @@ def _cheap(_: Recordings) -> Finding:
     return Finding(f"{where}: {'; '.join(told)}", REPRODUCED if times.min() > 1 else OTHERWISE, command)
 
 
-def _unchanged(runs: Recordings) -> Finding:
+def _unchanged(runs: RecordedRuns) -> Finding:
     found, command = evidence.step0_changes(runs), _command("paper.step0_changes()")
     if len(found) < 2:
         return Finding("no runs of both", NO_RUNS, command)
@@ -393,6 +394,6 @@ def _elsewhere() -> Iterator[Claim]:
     yield Claim("the eight understanding tasks", "elsewhere", understanding, printed.ABSTRACT, _far)
 
 
-def _far(runs: Recordings) -> Finding:
+def _far(runs: RecordedRuns) -> Finding:
     told = f"not tried: the {len(runs):,} runs here are of a model of 0.9 million parameters on {' and '.join(TASKS)}"
     return Finding(told, UNTESTABLE, _command("paper.plan()"))

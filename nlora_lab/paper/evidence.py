@@ -10,15 +10,17 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.choosing import Runs, at_best, at_each_rate, at_rate, best_rates, known
-from nlora_lab.comparing import compare, steps_to
-from nlora_lab.errors import InputError, one_of
-from nlora_lab.methods import METHODS
-from nlora_lab.recorded import RANK, SHARED
-from nlora_lab.recordings import Point, Recordings
-from nlora_lab.records import Run
-from nlora_lab.statistics import LEAST_PAIRS, holm, paired
-from nlora_lab.tasks import TASKS
+from nlora_lab.analysis.comparison import compare, steps_to
+from nlora_lab.analysis.selection import Runs, at_best, at_each_rate, at_rate, best_rates, known
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.statistics import LEAST_PAIRS, holm, paired
+from nlora_lab.core.validation import check_choice
+from nlora_lab.methods.table import METHODS
+from nlora_lab.runs.config import SHARED_RATE
+from nlora_lab.runs.index import RatePoint, RecordedRuns
+from nlora_lab.runs.run import Run
+from nlora_lab.runs.shipped import RANK
+from nlora_lab.tasks.generated import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +53,8 @@ def beside(
     """
     import pandas as pd
 
-    one_of("method", ours, METHODS)
-    one_of("method", theirs, METHODS)
+    check_choice("method", ours, METHODS)
+    check_choice("method", theirs, METHODS)
     if ours == theirs:
         raise InputError(f"ours and theirs are both {ours!r}; name two methods")
     names = list(dict.fromkeys([theirs, *(RIVALS if theirs == "lora" else ()), ours]))
@@ -72,7 +74,7 @@ def beside(
 
 
 def _groups(
-    recordings: Recordings, task: str, names: Sequence[str], rate: float | None, rank: int
+    recordings: RecordedRuns, task: str, names: Sequence[str], rate: float | None, rank: int
 ) -> dict[str, tuple[Run, ...]]:
     try:
         return at_best(recordings, task, names, rank) if rate is None else at_rate(rate, recordings, task, names, rank)
@@ -80,13 +82,13 @@ def _groups(
         return {}
 
 
-def _edge(recordings: Recordings, task: str, ours: str, theirs: str, rank: int) -> str:
+def _edge(recordings: RecordedRuns, task: str, ours: str, theirs: str, rank: int) -> str:
     names = {"ours": ours, "theirs": theirs}
     there = [who for who, name in names.items() if _at_edge(recordings, task, name, rank)]
     return "both" if len(there) == 2 else "".join(there)
 
 
-def _at_edge(recordings: Recordings, task: str, method: str, rank: int, init: str | None = None) -> bool:
+def _at_edge(recordings: RecordedRuns, task: str, method: str, rank: int, init: str | None = None) -> bool:
     best = recordings.best(task, method, rank, init)
     tried = [point.lr for point in recordings.valley(task, method, rank, init)]
     return best is not None and best.lr in (tried[0], tried[-1])
@@ -164,7 +166,7 @@ def starts_of_n(*, rate: float | None = None, runs: Runs = None, task: str = "wo
     return rows
 
 
-def _exactly(recordings: Recordings, task: str, rate: float, init: str) -> Point | None:
+def _exactly(recordings: RecordedRuns, task: str, rate: float, init: str) -> RatePoint | None:
     point = recordings.at(task, "slora", RANK, rate, init)
     return point if point is not None and point.lr == rate else None
 
@@ -186,16 +188,18 @@ def own_rates(method: str, runs: Runs = None) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=RATES).rename_axis("task")
 
 
-def _shared_is_best(recordings: Recordings, task: str, method: str) -> str:
+def _shared_is_best(recordings: RecordedRuns, task: str, method: str) -> str:
     groups = at_each_rate(method, recordings, task, RANK)
     rates = list(groups)
     best = recordings.best(task, method, RANK)
-    if str(SHARED) not in groups or best is None:
+    if str(SHARED_RATE) not in groups or best is None:
         return NO_RUNS
-    at = rates.index(str(SHARED))
-    beside = {*rates[max(0, at - 1) : at], *rates[at + 1 : at + 2], str(best.lr)} - {str(SHARED)}
-    rows = compare({rate: groups[rate] for rate in (str(SHARED), *sorted(beside))}, str(SHARED), "validation_loss")
-    found = [judged(str(verdict)) for verdict in rows["verdict"].drop(str(SHARED))]
+    at = rates.index(str(SHARED_RATE))
+    beside = {*rates[max(0, at - 1) : at], *rates[at + 1 : at + 2], str(best.lr)} - {str(SHARED_RATE)}
+    rows = compare(
+        {rate: groups[rate] for rate in (str(SHARED_RATE), *sorted(beside))}, str(SHARED_RATE), "validation_loss"
+    )
+    found = [judged(str(verdict)) for verdict in rows["verdict"].drop(str(SHARED_RATE))]
     if REPRODUCED in found:  # another one is better
         return OTHERWISE
     return FEW if FEW in found else SAME if SAME in found else REPRODUCED

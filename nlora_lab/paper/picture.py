@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.methods import METHODS
+from nlora_lab.core.statistics import LEAST_PAIRS
+from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.style import INK, new_figure, png_bytes
-from nlora_lab.statistics import LEAST_PAIRS
-from nlora_lab.tasks import TASKS
+from nlora_lab.tasks.generated import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd

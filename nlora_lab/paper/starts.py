@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nlora_lab.errors import InputError
-from nlora_lab.lowrank import nystrom
+from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.checks import check_count
+from nlora_lab.lowrank.cross import nystrom
 
 if TYPE_CHECKING:
     import pandas as pd

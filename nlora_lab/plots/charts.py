@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nlora_lab.errors import InputError
-from nlora_lab.methods import METHODS, get_method
+from nlora_lab.core.errors import InputError
+from nlora_lab.methods.table import METHODS, get_method
 from nlora_lab.plots.style import INK, MPL_DASH, new_figure, png_bytes
 
 HUES = ("#0072b2", "#d98c00", "#009e73", "#c0448f", "#56b4e9", "#d55e00")  # Okabe and Ito, darkened a little

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.errors import InputError, one_of
-from nlora_lab.methods import METHODS, get_method
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
+from nlora_lab.methods.table import METHODS, get_method
 from nlora_lab.plots.style import INK, MPL_DASH, new_figure, png_bytes, spread
-from nlora_lab.recordings import Point, by_seed
+from nlora_lab.runs.index import RatePoint, by_seed
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from nlora_lab.choosing import Runs
+    from nlora_lab.analysis.selection import Runs
 
 COLUMNS = 5  # of small plots in a row
 TOP = 3.0  # nats: a loss above it, or infinite, is drawn there as a cross
@@ -37,7 +38,7 @@ class _Picture:
 class Valleys(_Picture):
     """Final loss against the learning rate: a small plot a method, all others in grey behind it."""
 
-    points: Mapping[str, Sequence[Point]]
+    points: Mapping[str, Sequence[RatePoint]]
     best: Mapping[str, float]
     mark: float
 
@@ -89,7 +90,7 @@ def valleys(
 
     A ring marks each method's best rate by validation, a dotted line ``mark``.
     """
-    from nlora_lab.choosing import known as known_runs
+    from nlora_lab.analysis.selection import known as known_runs
 
     recordings = known_runs(recordings)
     names = [get_method(name).name for name in (METHODS if methods is None else methods)]
@@ -142,9 +143,9 @@ def intervals(
     rows: pd.DataFrame, groups: Mapping[str, Sequence[Any]], *, metric: str = "accuracy", baseline: str = "lora"
 ) -> Intervals:
     """:class:`Intervals` of a table that :func:`nlora_lab.compare` made of these groups, in its order."""
-    from nlora_lab.comparing import METRICS
+    from nlora_lab.analysis.comparison import METRICS
 
-    one_of("metric", metric, METRICS)
+    check_choice("metric", metric, METRICS)
     chosen = METRICS[metric]
     scale, unit = (100.0, "right answers, %") if metric == "accuracy" else (1.0, f"{metric.replace('_', ' ')}, nats")
     shown = {str(n): tuple(scale * float(row[c]) for c in ("median", "low", "high")) for n, row in rows.iterrows()}
@@ -158,7 +159,7 @@ def _named(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class HeatTable(_Picture):
+class Heatmap(_Picture):
     """A table of numbers, each on its colour; NaN stays empty, and ∞ is a loss that diverged."""
 
     rows: Sequence[str]
@@ -200,16 +201,16 @@ class HeatTable(_Picture):
         return png_bytes(figure)
 
 
-def heat_table(
+def heatmap(
     frame: pd.DataFrame, *, title: str = "", xlabel: str = "", ylabel: str = "", form: str = ".3g", log: bool = False,
     high_is_good: bool = False,
-) -> HeatTable:  # fmt: skip
-    """:class:`HeatTable` of a frame of numbers; ``log`` colours by the logarithm; dark is good."""
+) -> Heatmap:  # fmt: skip
+    """:class:`Heatmap` of a frame of numbers; ``log`` colours by the logarithm; dark is good."""
     if frame.empty:
         raise InputError("the table has no number to show")
     columns = [f"{c:g}" if isinstance(c, float) else str(c) for c in frame.columns]
     values = frame.to_numpy(dtype=float).tolist()
-    return HeatTable([str(i) for i in frame.index], columns, values, xlabel, ylabel, title, form, log, not high_is_good)
+    return Heatmap([str(i) for i in frame.index], columns, values, xlabel, ylabel, title, form, log, not high_is_good)
 
 
 @dataclass(frozen=True)

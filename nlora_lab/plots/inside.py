@@ -15,15 +15,15 @@ from operator import add
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nlora_lab.checkpoints import split_name
-from nlora_lab.inside import Snapshot, series
-from nlora_lab.methods import METHODS
+from nlora_lab.core.formatting import format_rate
+from nlora_lab.methods.table import METHODS
+from nlora_lab.models.weights import split_name
 from nlora_lab.plots.approximations import rank_ticks
-from nlora_lab.plots.runs import rate_text
 from nlora_lab.plots.style import INK, MPL_DASH, axis, blank_layout, new_figure, png_bytes, title
+from nlora_lab.training.recorder import Snapshot, series
 
 if TYPE_CHECKING:
-    from nlora_lab.config import RunConfig
+    from nlora_lab.runs.config import RunConfig
 
 MARKERS = {"A": ("circle", "o"), "N": ("square", "s"), "B": ("diamond", "D"), "m": ("triangle-up", "^"),
            "W": ("x", "x")}  # fmt: skip
@@ -126,7 +126,9 @@ class _Panel:
         every = max(1, math.ceil((high - low) / 6))
         powers = range(math.floor(low), math.ceil(high) + 1)
         marks = [c * 10.0**e for e in powers for c in steps if e % every == 0]
-        found = {v: f"{v:g}" if v >= 1e-3 else rate_text(v) for v in marks if low - 1e-9 <= math.log10(v) <= high + 0.1}
+        found = {
+            v: f"{v:g}" if v >= 1e-3 else format_rate(v) for v in marks if low - 1e-9 <= math.log10(v) <= high + 0.1
+        }
         if self.zero is not None:
             exact = all(v == 0 for v in self._values if v < self.least)
             found[self.zero] = "0" if exact else "≈ 0"

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.methods import METHODS
+from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.runs import Curve
 from nlora_lab.plots.style import INK, MPL_DASH, axis, blank_layout, new_figure, png_bytes, spread, title
-from nlora_lab.recordings import LossCurve, Point, running_mean
+from nlora_lab.runs.index import LossCurve, RatePoint, running_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,8 +33,8 @@ class RecordedLine:
 
     name: str
     method: str
-    valley: Sequence[Point]
-    here: Point | None
+    valley: Sequence[RatePoint]
+    here: RatePoint | None
     curve: LossCurve | None
 
     @property

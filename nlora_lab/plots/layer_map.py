@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nlora_lab.checkpoints import split_name
-from nlora_lab.inside import LayerState, Snapshot
-from nlora_lab.plots.runs import rate_text
+from nlora_lab.core.formatting import format_rate
+from nlora_lab.models.weights import split_name
 from nlora_lab.plots.style import INK, blank_layout, new_figure, png_bytes, title
+from nlora_lab.training.recorder import LayerState, Snapshot
 
 SHADES = {"distance": ("distance from W, in % of ‖W‖", 100.0), "intruders": ("intruders among the first 10", 1.0)}
 
@@ -22,7 +22,7 @@ def cell_text(value: float) -> str:
         return ""
     if value == 0 or 0.001 <= value < 1e5:
         return f"{value:.0f}" if value == 0 or value >= 9.95 else f"{value:.2g}"
-    return rate_text(value)
+    return format_rate(value)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LayerMapDrawing:
     """One quantity of every layer at a run's last snapshot: modules downwards, layers across.
 
     ``quantity``: "distance", "intruders" (there at the end of a run only), or any other of
-    :meth:`nlora_lab.inside.LayerState.quantities`. ``chosen``: the name of a layer to frame.
+    :meth:`nlora_lab.training.recorder.LayerState.quantities`. ``chosen``: the name of a layer to frame.
     """
 
     name: str

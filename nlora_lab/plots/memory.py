@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nlora_lab.methods import METHODS
+from nlora_lab.core.formatting import format_bytes
+from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.style import INK, axis, blank_layout, new_figure, png_bytes
 
 GIB = 2**30
@@ -20,11 +21,6 @@ PARTS: dict[str, tuple[str, str, str]] = {
 }
 """By a field of an estimate: what it is called, its hue, and a pattern, so that colour is not alone."""
 PEAK = "the most at one time"  # activations are gone by the time the last gradients are there
-
-
-def size_words(size: float) -> str:
-    """Bytes in GiB, or in MiB below a tenth of one."""
-    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.0f} MiB"
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class MemoryDrawing:
 
     @property
     def _line_words(self) -> str:
-        return f"{self.card}: {size_words(self.budget)} to use"
+        return f"{self.card}: {format_bytes(self.budget)} to use"
 
     def plotly(self) -> tuple[list[Any], dict[str, Any]]:
         """One trace a part, stacked."""

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nlora_lab.methods import METHODS
+from nlora_lab.core.formatting import format_rate
+from nlora_lab.methods.table import METHODS
 
 if TYPE_CHECKING:
-    from nlora_lab.config import RunConfig
-    from nlora_lab.records import Step
+    from nlora_lab.runs.config import RunConfig
+    from nlora_lab.runs.run import Step
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,8 @@ def run_names(configs: Sequence[RunConfig]) -> list[str]:
     return [name if n == 1 else f"{name} ({n})" for name, n in zip(names, counts, strict=True)]
 
 
-def rate_text(rate: float) -> str:
-    """``2e-4``, ``1.6e-2``: two digits at most, the exponent without zeros."""
-    mantissa, _, exponent = f"{rate:.1e}".partition("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-
-
 def _told(value: object) -> object:
-    return rate_text(value) if isinstance(value, float) else value
+    return format_rate(value) if isinstance(value, float) else value
 
 
 def curve(

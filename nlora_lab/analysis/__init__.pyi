@@ -1,0 +1,14 @@
+from .comparison import compare as compare
+from .comparison import costs as costs
+from .comparison import learning as learning
+from .comparison import pareto as pareto
+from .curvature import Curvature as Curvature
+from .curvature import curvature_of as curvature_of
+from .curvature import curvature_table as curvature_table
+from .curvature import rate_predictors as rate_predictors
+from .initial_step import first_step as first_step
+from .initial_step import step0_meter as step0_meter
+from .selection import at_best as at_best
+from .selection import at_each_rate as at_each_rate
+from .selection import at_rate as at_rate
+from .selection import best_rates as best_rates

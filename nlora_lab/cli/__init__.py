@@ -1,0 +1,1 @@
+"""The command line ``nlora-lab``: one module per command, around the same functions as in Python."""

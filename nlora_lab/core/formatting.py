@@ -1,0 +1,50 @@
+"""How quantities are printed: bytes, durations, learning rates. Each has one form in the whole package."""
+
+from __future__ import annotations
+
+UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def format_bytes(size: float) -> str:
+    """Print a number of bytes in binary units: ``4.6 GiB``, ``310 MiB``, ``12 KiB``, ``512 bytes``.
+
+    Args:
+        size: the number of bytes.
+
+    Returns:
+        The number in the largest unit that it fills, with one decimal below ten.
+    """
+    for factor, unit in UNITS:
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}" if size < 10 * factor else f"{size / factor:,.0f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def format_duration(seconds: float) -> str:
+    """Print a duration: ``45 s``, ``3 min 20 s``, ``2 h 5 min``.
+
+    Args:
+        seconds: the duration in seconds.
+
+    Returns:
+        The duration to the second, from an hour on to the minute.
+    """
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_rate(rate: float) -> str:
+    """Print a learning rate with at most two digits: ``2e-4``, ``1.6e-2``.
+
+    Args:
+        rate: the learning rate.
+
+    Returns:
+        Mantissa and exponent, without the zeros that Python pads exponents with.
+    """
+    mantissa, _, exponent = f"{rate:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

@@ -1,0 +1,131 @@
+"""Checks of values that a caller gives. Each rule and its wording stand here once.
+
+Every check raises :class:`InputError` in one line that names the value, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nlora_lab.core.errors import InputError
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Check that ``value`` is one of ``allowed``.
+
+    Args:
+        name: what the caller knows the value as.
+        value: the value given.
+        allowed: the values to choose from. The message lists them in this order.
+
+    Raises:
+        InputError: ``value`` is not among them.
+    """
+    choices = list(allowed)
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is not known; choose one of: {', '.join(map(str, choices))}")
+
+
+def whole_number(value: object) -> int | None:
+    """Read ``value`` as a whole number.
+
+    Args:
+        value: anything. A whole number of Python or numpy counts, also one that is held in a numpy scalar.
+
+    Returns:
+        The number as an ``int``, or ``None`` for a truth value, a tensor and everything else.
+    """
+    # numpy's bool and torch's tensors answer operator.index, but no rank or count is meant by them
+    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool") or hasattr(value, "requires_grad"):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def check_whole_number(
+    name: str, value: object, low: int = 1, high: int | None = None, *, remedy: str = "", limit: str = ""
+) -> int:
+    """Check that ``value`` is a whole number from ``low`` to ``high``.
+
+    Args:
+        name: what the caller knows the value as.
+        value: the value given.
+        low: the smallest number allowed.
+        high: the largest number allowed, or ``None`` for no upper end.
+        remedy: what to do instead, without a full stop.
+        limit: where ``high`` comes from, for example ``"min(4, 6) = 4"``; printed in the place of the number.
+
+    Returns:
+        The number as an ``int``.
+
+    Raises:
+        InputError: it is not such a number.
+    """
+    number = whole_number(value)
+    if number is None or number < low or (high is not None and number > high):
+        bounds = f"of at least {low}" if high is None else f"from {low} to {limit or high}"
+        raise InputError(f"{name}={value!r} must be a whole number {bounds}{'; ' + remedy if remedy else ''}")
+    return number
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    low: float | None = None,
+    below: float | None = None,
+    remedy: str = "",
+) -> float:
+    """Check that ``value`` is a finite number within bounds.
+
+    Args:
+        name: what the caller knows the value as.
+        value: the value given.
+        above: the number must be greater than this.
+        low: the number must be at least this.
+        below: the number must be smaller than this.
+        remedy: what to do instead, without a full stop.
+
+    Returns:
+        The number, as it was given.
+
+    Raises:
+        InputError: it is not such a number.
+    """
+    tests: tuple[tuple[float | None, str, Callable[[float, float], bool]], ...] = (
+        (above, "above", operator.gt),
+        (low, "at least", operator.ge),
+        (below, "below", operator.lt),
+    )
+    bounds = [(words, bound, holds) for bound, words, holds in tests if bound is not None]
+    is_number = hasattr(value, "__float__") and not isinstance(value, bool | str) and not hasattr(value, "shape")
+    if hasattr(value, "shape"):  # numpy's single numbers have one, and so do arrays and tensors
+        is_number = value.shape == () and type(value).__module__ == "numpy" and type(value).__name__ != "bool"
+    if not (is_number and abs(value) < 1e300 and all(holds(value, bound) for _, bound, holds in bounds)):
+        words = " and ".join(f"{text} {bound:g}" for text, bound, _ in bounds)
+        raise InputError(f"{name}={value!r} must be a number {words}".rstrip() + (f"; {remedy}" if remedy else ""))
+    return value  # type: ignore[no-any-return]
+
+
+def check_text(name: str, value: object, remedy: str = "") -> str:
+    """Check that ``value`` is text and not blank.
+
+    Args:
+        name: what the caller knows the value as.
+        value: the value given.
+        remedy: what to do instead, without a full stop.
+
+    Returns:
+        The text, as it was given.
+
+    Raises:
+        InputError: it is something else, or blank.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{name}={value!r} must be text, and not blank{'; ' + remedy if remedy else ''}")
+    return value

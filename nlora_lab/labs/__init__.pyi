@@ -1,0 +1,5 @@
+from .fine_tune import FineTuneLab as FineTuneLab
+from .memory import MemoryLab as MemoryLab
+from .nystrom import NystromLab as NystromLab
+from .spectrum import SpectrumLab as SpectrumLab
+from .svd import SvdLab as SvdLab

@@ -1,0 +1,211 @@
+"""The one table of the methods compared: how each is built, called, counted and drawn.
+
+Adding a method is one entry in :data:`METHODS`; the command line, the lab, the figures, the parameter
+table and the contract tests read this table and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
+from nlora_lab.lowrank.core_init import CORE_INITS, check_core_init
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+Builder = Callable[..., "PeftConfig"]
+Cost = Callable[[int, int, int], int]
+"""Trainable numbers of one layer: (m, n, r) for W of shape (out, in) = (m, n)."""
+
+
+def _full_cost(m: int, n: int, r: int) -> int:
+    return m * n
+
+
+def _two_factors(m: int, n: int, r: int) -> int:
+    return r * (m + n)
+
+
+def _two_factors_and_lengths(m: int, n: int, r: int) -> int:
+    return r * (m + n) + m
+
+
+def _three_factors(m: int, n: int, r: int) -> int:
+    return r * (m + n) + r * r
+
+
+def _core_alone(m: int, n: int, r: int) -> int:
+    return r * r
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to fine-tune.
+
+    Attributes:
+        name: what it is called in code and on the command line.
+        label: what it is called in figures.
+        colour: its hue in every figure. No two methods share one, and two of the same dash stay apart under
+            the three kinds of colour blindness.
+        dash: its dash, plotly's name.
+        trains: what trains, in words.
+        start: where it starts, in words.
+        cost: trainable numbers of one layer, ``cost(m, n, r)``.
+        build: ``build(rank, alpha, init, **peft_options)`` makes the PEFT config; ``None`` trains every weight.
+        inits: the initialisations of N it can choose from, the default first; empty where there is no choice.
+        step0: the model's function before any training: "exact" (bit for bit the base model's), "near" (to
+            rounding, or to a tiny random N) or "changed".
+        writes_base: it writes the frozen weight, as PEFT's PiSSA and OLoRA do: ``disable_adapter()`` then
+            gives the residual, not the base model.
+    """
+
+    name: str
+    label: str
+    colour: str
+    dash: str
+    trains: str
+    start: str
+    cost: Cost
+    build: Builder | None = None
+    inits: tuple[str, ...] = ()
+    step0: Literal["exact", "near", "changed"] = "exact"
+    writes_base: bool = False
+
+    @property
+    def freezes_base(self) -> bool:
+        """Whether the base weights stay as they were loaded, bit for bit."""
+        return self.build is not None and not self.writes_base
+
+
+def _lora(rank: int, alpha: float | None, init: str | None, *, variant: dict[str, Any], **options: Any) -> PeftConfig:
+    from peft import LoraConfig
+
+    dropout = options.pop("dropout", 0.0)
+    lora_alpha = rank if alpha is None else alpha
+    return LoraConfig(r=rank, lora_alpha=lora_alpha, lora_dropout=dropout, **variant, **options)
+
+
+def _ours(
+    rank: int, alpha: float | None, init: str | None, *, preset: str, variant: dict[str, Any], **options: Any
+) -> PeftConfig:
+    from nlora_lab import adapters
+
+    chosen = {} if init is None else {"init": init}
+    config: PeftConfig = getattr(adapters, preset)(rank, alpha, **chosen, **{**variant, **options})
+    return config
+
+
+def _peft(**variant: Any) -> Builder:
+    return partial(_lora, variant=variant)
+
+
+def _own(preset: str, **variant: Any) -> Builder:
+    return partial(_ours, preset=preset, variant=variant)
+
+
+BNA, BA, N_ALONE = "A, N, B", "A, B", "N"
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("full", "full fine-tuning", "#6b6b6b", "dot", "every weight", "the model itself", _full_cost),
+        Method("lora", "LoRA", "#0072b2", "solid", BA, "A Kaiming, B zero", _two_factors, _peft()),
+        Method("rslora", "rsLoRA", "#56b4e9", "dash", BA, "LoRA's, scaled by alpha / √r instead of alpha / r",
+               _two_factors, _peft(use_rslora=True)),
+        Method("dora", "DoRA", "#16325c", "longdash", "A, B, and the length of each row of W",
+               "LoRA's, the lengths those of W", _two_factors_and_lengths, _peft(use_dora=True), step0="near"),
+        Method("pissa", "PiSSA", "#7b3294", "dashdot", BA, "the leading SVD of W, subtracted from W", _two_factors,
+               _peft(init_lora_weights="pissa"), step0="near", writes_base=True),
+        Method("olora", "OLoRA", "#b48cd6", "dot", BA, "the leading QR of W, subtracted from W", _two_factors,
+               _peft(init_lora_weights="olora"), step0="near", writes_base=True),
+        Method("lora-xs", "LoRA-XS", "#8c510a", "solid", N_ALONE, "B and A the leading SVD of W, N nearly zero",
+               _core_alone, _own("lora_xs"), step0="near"),
+        Method("slora", "SLoRA", "#d98c00", "dash", BNA, "A and N Kaiming, B zero", _three_factors, _own("slora"),
+               CORE_INITS),
+        Method("nlora", "NLoRA", "#009e73", "dashdot", BNA, "Nyström of W, with its residual", _three_factors,
+               _own("nlora")),
+        Method("nlora-pivoted", "NLoRA, cross pivots", "#7fcdb0", "solid", BNA,
+               "Nyström of W on its largest pivots, with its residual", _three_factors,
+               _own("nlora", pivots="cross")),
+        Method("nlora-core", "NLoRA, optimal core", "#004d38", "longdashdot", BNA,
+               "leading rows and columns of W, N = C⁺ W R⁺, with its residual", _three_factors,
+               _own("nlora", core="optimal")),
+        Method("nlora-balanced", "NLoRA, balanced", "#3f4a00", "dash", BNA,
+               "NLoRA's product, shared evenly between B and A, N = 1", _three_factors, _own("nlora", balance=True)),
+        Method("nlora-released", "NLoRA as released", "#c0448f", "longdash", BNA,
+               "N = W[:r, :r], nothing subtracted", _three_factors, _own("nlora_released"), step0="changed"),
+        Method("inttune", "IntTune", "#d55e00", "longdashdot", N_ALONE, "NLoRA's, B and A frozen", _core_alone,
+               _own("inttune")),
+    )
+}  # fmt: skip
+
+
+BUILT_IN = frozenset(METHODS)  # a process of its own knows these and no others
+
+
+def variant(base: str, name: str, label: str, *, colour: str = "#a6761d", dash: str = "dot", **options: Any) -> Method:
+    """The method ``base`` with other options, as an entry of its own: ``METHODS[name] = variant(base, name, …)``.
+
+    ``options``: fields of the PEFT config that ``base`` builds (:class:`nlora_lab.adapters.NLoraConfig`, or PEFT's
+    ``LoraConfig``), but for those that change what is trained or counted. Once it is in :data:`METHODS`, the lab,
+    ``fine_tune``, ``race`` and the tables of this process know it.
+
+    Raises :class:`nlora_lab.InputError` for an unknown base, for "full", which has no options, and for bad ones.
+    """
+    entry = get_method(base)
+    _check_variant(name, colour, dash, options)
+    if not isinstance(entry.build, partial):
+        raise InputError(f"{base} has no options to vary; write a Method with a build function of your own")
+    build = partial(entry.build.func, **entry.build.keywords)
+    build.keywords["variant"] = {**entry.build.keywords["variant"], **options}
+    told = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    made = replace(entry, name=name, label=label, colour=colour, dash=dash, build=build, start=f"{entry.start}; {told}")
+    _try(made, told)
+    return made
+
+
+def _check_variant(name: str, colour: str, dash: str, options: dict[str, Any]) -> None:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"name={name!r} must be of letters, digits, dots and dashes: it stands in file names")
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", colour):
+        raise InputError(f"colour={colour!r} must be of the form #a6761d")
+    check_choice("dash", dash, {entry.dash for entry in METHODS.values()})
+    for option in FIXED & options.keys():
+        raise InputError(
+            f"{option} cannot vary: it changes what is trained or counted; choose another base, or a Method"
+        )
+
+
+FIXED = {
+    "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
+    "init_lora_weights", "use_dora", "train", "fold", "residual", "start",
+}  # fmt: skip
+
+
+def _try(entry: Method, told: str) -> None:
+    assert entry.build is not None
+    try:
+        entry.build(4, None, None, target_modules="all-linear")
+    except TypeError as error:
+        raise InputError(f"{entry.name}: {told} does not fit ({error})") from error
+
+
+def get_method(name: str) -> Method:
+    """The entry called ``name``; :class:`InputError` lists the known ones."""
+    check_choice("method", name, METHODS)
+    return METHODS[name]
+
+
+def check_init(method: Method, init: str | None) -> None:
+    """Raise :class:`InputError` unless ``init`` is ``None`` or one this method's N can have."""
+    if init is None:
+        return
+    if not method.inits:
+        raise InputError(f"init={init!r}: {method.name} has no choice of init for N; leave init out")
+    check_core_init(init)

@@ -1,0 +1,100 @@
+"""The linear layers of a model: which there are, their weight as (out, in), and what PEFT and FSDP add to them.
+
+GPT-2 and its relatives store a weight transposed, in a ``Conv1D``. What that means is decided here alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nlora_lab.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, int]
+"""(out, in) of a weight."""
+
+PEFT_PREFIX = "base_model.model."  # what PEFT puts before the names of the base model's modules
+HEADS = ("score", "classifier")  # the names by which PEFT knows the head of a classifier
+
+
+def is_conv1d(layer: Any) -> bool:
+    """Whether ``layer`` is transformers' ``Conv1D``, a linear layer that stores its weight as (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(layer, Conv1D)
+
+
+def is_linear(layer: Any) -> bool:
+    """Whether ``layer`` is an ``nn.Linear`` or a ``Conv1D``."""
+    from torch import nn
+
+    return isinstance(layer, nn.Linear) or is_conv1d(layer)
+
+
+def weight_matrix(layer: Any) -> Tensor:
+    """The weight of a linear layer as (out, in), detached; a view, not a copy."""
+    weight: Tensor = layer.weight.detach()
+    return weight.T if is_conv1d(layer) else weight
+
+
+def layer_shape(layer: Any) -> Shape:
+    """(out, in) of a linear layer, also on the meta device."""
+    first, second = layer.weight.shape
+    return (second, first) if is_conv1d(layer) else (first, second)
+
+
+def full_tensor(value: Any) -> Any:
+    """The complete tensor, where each process may hold a part of it (FSDP). Call this in every process."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def head_modules(model: Any) -> list[str]:
+    """The modules that a sequence classifier's head is made of, by name; of any other model none.
+
+    Those that PEFT trains beside an adapter, ``score`` or ``classifier`` (DistilBERT's ``pre_classifier`` too); where
+    there is neither, all that stands beside the body. A pooler is left to the adapters, as PEFT does it, unless
+    :func:`load_model` had to draw it at random: then it has to train, and to be saved, like the rest of the head.
+    """
+    if "ForSequenceClassification" not in type(model).__name__:
+        return []
+    beside = [
+        n for n, m in model.named_children() if n != model.base_model_prefix and any(True for _ in m.parameters())
+    ]
+    head = [name for name in beside if name.endswith(HEADS)] or beside
+    drawn = [name for name in getattr(model, "_drawn", []) if not f"{name}.".startswith(tuple(f"{h}." for h in head))]
+    return [*drawn, *head]
+
+
+def linear_layers(model: Any) -> dict[str, Any]:
+    """The linear layers an adapter can sit on, by dotted name: every ``nn.Linear`` but the output head's."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    within = tuple(f"{name}." for name in head_modules(model))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not head and not f"{name}.".startswith(within)
+    }
+
+
+def target_layers(model: Any, target_modules: Any = "all-linear") -> dict[str, Any]:
+    """The linear layers that PEFT's ``target_modules`` means in ``model``, by dotted name.
+
+    Raises :class:`nlora_lab.InputError` if that matches nothing, or something that is not linear.
+    """
+    from peft.config import PeftConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if target_modules == "all-linear":
+        layers = linear_layers(model)
+    else:
+        wanted: Any = PeftConfig()
+        wanted.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
+        layers = {name: m for name, m in model.named_modules() if name and check_target_module_exists(wanted, name)}
+    if not layers:
+        raise InputError(f"target_modules={target_modules!r} matches no layer of this model; name some of its layers")
+    for name, module in layers.items():
+        if not is_linear(module):
+            raise InputError(f"{name} is a {type(module).__name__}, not a linear layer; leave it out of target_modules")
+    return layers

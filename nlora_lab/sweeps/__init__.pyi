@@ -1,0 +1,3 @@
+from .engine import sweep as sweep
+from .grid import coverage as coverage
+from .grid import expand_grid as expand_grid

@@ -1,0 +1,9 @@
+from .export import save_adapter as save_adapter
+from .export import save_merged as save_merged
+from .export import tuned_model as tuned_model
+from .loop import fine_tune as fine_tune
+from .races import race as race
+from .recorder import InsideRecorder as InsideRecorder
+from .setup import build as build
+from .tokens import Tokens as Tokens
+from .tokens import tokens_of as tokens_of

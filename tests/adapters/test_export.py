@@ -1,0 +1,204 @@
+"""save_as_lora: what a server that has never heard of this package gets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from factories import ARCHITECTURES, PRESETS, adapted, apart, base_logits, base_model, logits, move, tolerance
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
+from nlora_lab.adapters import inttune, nlora, save_as_lora, slora
+from nlora_lab.core.errors import InputError
+
+STOCK = """
+import sys, torch, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+sys.path.insert(0, {tests!r})
+from peft import PeftModel
+from factories import ARCHITECTURES
+ids = torch.load({ids!r}, weights_only=True)
+for folder in sorted(Path({folder!r}).iterdir()):
+    torch.manual_seed(7)
+    base = ARCHITECTURES[folder.name.split(",")[0]]().eval()
+    model = PeftModel.from_pretrained(base, folder).eval()
+    torch.save(model(ids).logits.detach(), folder / "logits")
+assert not [m for m in sys.modules if m.startswith("nlora_lab")]
+"""
+
+
+def test_stock_peft_in_a_fresh_process_gives_the_same_logits(ids, tmp_path):
+    told = {}
+    for architecture in ARCHITECTURES:
+        for name, preset in PRESETS.items():
+            torch.manual_seed(1)
+            model = get_peft_model(base_model(architecture), preset(4, alpha=6.0)).eval()
+            move(model)
+            save_as_lora(model, tmp_path / "out" / f"{architecture},{name}")
+            told[architecture, name] = logits(model, ids), tolerance(model)
+    torch.save(ids, tmp_path / "ids")
+    places = {"folder": str(tmp_path / "out"), "ids": str(tmp_path / "ids"), "tests": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", STOCK.format(**places)], check=True)
+    assert len(told) == 4 * len(PRESETS) == 20
+    for (architecture, name), (tuned, close) in told.items():
+        loaded = torch.load(tmp_path / "out" / f"{architecture},{name}" / "logits", weights_only=True)
+        assert apart(loaded, tuned) <= close, (architecture, name)
+        assert apart(loaded, base_logits(architecture, ids)) > 10 * close
+
+
+REFUSED = """
+import sys
+sys.path.insert(0, {tests!r})
+from peft import PeftConfig, PeftModel
+from factories import tiny_llama
+ways = (
+    lambda: PeftModel.from_pretrained(tiny_llama(), {folder!r}),
+    lambda: PeftConfig.from_pretrained({folder!r}),
+    lambda: tiny_llama().load_adapter({folder!r}),
+)
+for way in ways:
+    try:
+        way()
+    except Exception as error:
+        print("refused:", repr(error))
+    else:
+        print("loaded")
+"""
+
+
+def test_without_this_package_stock_peft_refuses_the_unexported_adapter(tmp_path):
+    adapted("llama", ("nlora", None)).save_pretrained(tmp_path)
+    code = REFUSED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("refused:") and "NLORA" in line for line in lines)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("preset", [slora, nlora, inttune])
+def test_ranks_and_scales_of_single_layers_come_out_exactly(preset, rslora, ids, tmp_path):
+    torch.manual_seed(1)
+    config = preset(
+        4,
+        alpha=6.0,
+        use_rslora=rslora,
+        rank_pattern={"q_proj": 2, "layers.1.mlp.down_proj": 7},
+        alpha_pattern={"v_proj": 5.0, "layers.0.mlp.up_proj": 0.5},
+    )
+    model = get_peft_model(base_model("llama"), config).eval()
+    move(model)
+    lora = PeftModel.from_pretrained(base_model("llama"), save_as_lora(model, tmp_path)).eval()
+    assert apart(logits(lora, ids), logits(model, ids)) <= tolerance(model)
+    ours = {n: m for n, m in model.named_modules() if hasattr(m, "nlora_A")}
+    theirs = {n: m for n, m in lora.named_modules() if hasattr(m, "lora_A")}
+    assert ours.keys() == theirs.keys()
+    for name, layer in ours.items():
+        twice = 2 if preset is nlora else 1
+        assert theirs[name].r["default"] == twice * layer.r["default"]
+        assert theirs[name].scaling["default"] == pytest.approx(layer.scaling["default"], rel=1e-15)
+
+
+def test_only_the_layers_that_were_adapted(ids, tmp_path):
+    torch.manual_seed(1)
+    config = nlora(4, target_modules=["q_proj", "up_proj"], layers_to_transform=[1], dropout=0.1)
+    model = get_peft_model(base_model("llama"), config).eval()
+    move_two(model)
+    lora = PeftModel.from_pretrained(base_model("llama"), save_as_lora(model, tmp_path)).eval()
+    assert sum(hasattr(m, "lora_A") for m in lora.modules()) == 2
+    assert apart(logits(lora, ids), logits(model, ids)) <= tolerance(model)
+    assert lora.peft_config["default"].lora_dropout == 0.1
+
+
+@torch.no_grad()
+def move_two(model):
+    for p in model.parameters():
+        if p.requires_grad:
+            p += 0.05 * torch.randn_like(p)
+
+
+@pytest.mark.parametrize("source", ["live", "folder"])
+def test_modules_to_save_go_along(source, ids, tmp_path):
+    torch.manual_seed(1)
+    model = get_peft_model(base_model("llama"), nlora(4, modules_to_save=["lm_head"])).eval()
+    move_two(model)
+    model.save_pretrained(tmp_path / "saved")
+    folder = save_as_lora(model if source == "live" else tmp_path / "saved", tmp_path / "lora")
+    lora = PeftModel.from_pretrained(base_model("llama"), folder).eval()
+    assert apart(logits(lora, ids), logits(model, ids)) <= tolerance(model)
+    head = lora.base_model.model.lm_head.modules_to_save["default"].weight
+    assert torch.equal(head, model.base_model.model.lm_head.modules_to_save["default"].weight)
+    assert not torch.equal(head, base_model("llama").lm_head.weight)
+
+
+def test_the_other_adapter_and_transformers_own_models(ids, tmp_path):
+    model = adapted("llama", ("slora", None))
+    model.add_adapter("other", nlora(3))
+    model.set_adapter("other")
+    move(model)
+    lora = PeftModel.from_pretrained(base_model("llama"), save_as_lora(model, tmp_path / "a", "other")).eval()
+    assert apart(logits(lora, ids), logits(model, ids)) <= tolerance(model)
+    torch.manual_seed(1)
+    native = base_model("llama")
+    native.add_adapter(inttune(4), "mine")
+    move(native)
+    lora = PeftModel.from_pretrained(base_model("llama"), save_as_lora(native, tmp_path / "b", "mine")).eval()
+    assert apart(logits(lora, ids), logits(native, ids)) <= tolerance(native)
+    merged = base_model("llama")
+    merged.load_adapter(str(tmp_path / "b"))
+    assert apart(logits(merged, ids), logits(native, ids)) <= tolerance(native)
+
+
+def test_the_exported_update_survives_bfloat16(tmp_path):
+    """The pair is written with the small difference, not as two large products that cancel."""
+    model = adapted("llama", ("nlora", None))
+    for layer in (m for m in model.modules() if hasattr(m, "nlora_A")):
+        layer.nlora_N["default"].weight.data *= 1.01
+    weights = load_file(save_as_lora(model, tmp_path) / "adapter_model.safetensors")
+    checked = 0
+    for name, layer in ((n, m) for n, m in model.named_modules() if hasattr(m, "nlora_A")):
+        right, left = (weights[f"{name}.lora_{f}.weight"] for f in "AB")
+        delta = layer.get_delta_weight("default")
+        rounded = left.bfloat16().float() @ right.bfloat16().float()
+        assert float((rounded - delta).norm() / delta.norm()) < 0.02
+        checked += 1
+    assert checked == 14
+
+
+def test_what_cannot_be_exported_is_named(tmp_path):
+    model = adapted("llama", ("slora", None))
+    with pytest.raises(InputError, match=r"adapter_name='absent' is not in this model; it has: default"):
+        save_as_lora(model, tmp_path / "x", "absent")
+    with pytest.raises(InputError, match="carries no adapter"):
+        save_as_lora(base_model("llama"), tmp_path / "x")
+    with pytest.raises(InputError, match="not one of this package"):
+        save_as_lora(get_peft_model(base_model("llama"), LoraConfig(target_modules=["q_proj"])), tmp_path / "x")
+    with pytest.raises(InputError, match=r"adapter_config.json is missing"):
+        save_as_lora(tmp_path / "nothing", tmp_path / "x")
+    get_peft_model(base_model("llama"), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    with pytest.raises(InputError, match="holds a LORA adapter"):
+        save_as_lora(tmp_path / "lora", tmp_path / "x")
+    model.save_pretrained(tmp_path / "saved")
+    file = tmp_path / "saved" / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match="no whole adapter file"):
+        save_as_lora(tmp_path / "saved", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        save_as_lora(model, tmp_path / "file" / "below")
+
+
+def test_a_whole_alpha_stays_whole(tmp_path):
+    save_as_lora(adapted("llama", ("nlora", None)), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (8, 8)
+    assert isinstance(config["lora_alpha"], int)
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}

@@ -1,0 +1,100 @@
+"""The named recipes and the commands about them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+
+import pytest
+
+from nlora_lab.cli.recipes import add_recipes
+from nlora_lab.core.errors import InputError
+from nlora_lab.estimates.recipes import RECIPES
+from nlora_lab.runs.config import RunConfig
+
+
+def told(capsys, *words):
+    parser = argparse.ArgumentParser()
+    add_recipes(parser.add_subparsers(required=True))
+    options = parser.parse_args(words)
+    assert options.command(options) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_makes_runs_and_says_where_it_is_from(name):
+    recipe = RECIPES[name]
+    assert recipe.name == name
+    runs = recipe.configs(["lora", "slora", "nlora", "inttune"])
+    assert [run.method for run in runs] == ["lora", "slora", "nlora", "inttune"]
+    assert all(isinstance(run, RunConfig) and run.steps == recipe.base["steps"] for run in runs)
+    for word in (recipe.title, recipe.source, recipe.note, "rank"):
+        assert word in str(recipe)
+
+
+def test_an_unknown_name_lists_the_known():
+    for name in ("paper", 3, None):
+        with pytest.raises(InputError, match=r"paper-gsm8k, .*laptop"):
+            RECIPES[name]
+    assert "paper" not in RECIPES
+    assert RECIPES.get("paper") is None
+
+
+def test_the_mapping_and_its_settings_are_read_only():
+    with pytest.raises(TypeError):
+        RECIPES["mine"] = RECIPES["laptop"]
+    with pytest.raises(TypeError):
+        RECIPES["laptop"].base["rank"] = 4
+
+
+@pytest.mark.parametrize(("name", "batch"), [("paper-gsm8k", 128), ("paper-gsm8k-small-batch", 16)])
+def test_both_readings_of_the_papers_batch_see_every_row_once(name, batch):
+    run = RECIPES[name].config()
+    assert (run.batch_size, run.steps, run.train_rows) == (batch, math.ceil(100_000 / batch), 100_000)
+    assert (run.rank, run.alpha, run.lr, run.warmup, run.max_length) == (128, 128, 2e-4, 0.03, 512)
+    assert RECIPES[name].config("pissa").lr == 2e-5
+    assert "128" in RECIPES[name].note
+    assert "16" in RECIPES[name].note
+
+
+def test_a_method_takes_its_own_rate_unless_told_otherwise():
+    laptop = RECIPES["laptop"]
+    assert [run.lr for run in laptop.configs()] == [1.6e-2, 8e-3, 2e-4]
+    assert laptop.config("dora").lr == 2e-4
+    assert laptop.config("lora", lr=1e-3, steps=7) == RunConfig(lr=1e-3, steps=7)
+    with pytest.raises(InputError, match="learning_rate"):
+        laptop.config("lora", learning_rate=1e-3)
+
+
+@pytest.mark.parametrize("name", ["colab-gsm8k", "colab-sst2"])
+@pytest.mark.parametrize("method", ["lora", "nlora"])
+def test_the_colab_recipes_fit_a_t4_within_a_quarter_of_an_hour(name, method):
+    found = RECIPES[name].estimate(method, "T4")
+    assert found.fits
+    assert found.seconds + found.evaluation_seconds < 15 * 60
+
+
+def test_the_paper_does_not_fit_a_t4_and_the_laptop_is_measured_here():
+    assert not RECIPES["paper-gsm8k"].estimate("nlora", "T4").fits
+    assert RECIPES["laptop"].estimate().device.startswith("CPU")
+
+
+def test_another_model_is_not_estimated_by_the_recipes_shapes():
+    small = RECIPES["colab-gsm8k"].estimate("lora", "T4", model="embedded")
+    assert small.weights < 4 * 2**20
+
+
+def test_the_commands_list_show_and_estimate(capsys):
+    listed = told(capsys, "recipes")
+    assert all(name in listed for name in RECIPES)
+    assert RECIPES["laptop"].note in told(capsys, "recipes", "laptop")
+    assert len(json.loads(told(capsys, "recipes", "--json"))["recipes"]) == len(RECIPES)
+
+    text = told(capsys, "estimate", "--recipe", "paper-gsm8k", "--method", "nlora", "--device", "T4")
+    assert "323,485,696 numbers train" in text
+    assert "It will not fit" in text
+    found = json.loads(told(capsys, "estimate", "--method", "lora,nlora", "--rank", "4", "--json"))["estimates"]
+    assert [row["method"] for row in found] == ["lora", "nlora"]
+    assert found[0]["trained"] == RECIPES["laptop"].estimate("lora", rank=4).trained
+    assert found[0]["fits"] is True

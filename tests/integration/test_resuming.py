@@ -1,0 +1,180 @@
+"""Checkpoints of a run: it goes on as if nothing had been, from the last one that is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+
+import pytest
+
+from nlora_lab.core.errors import InputError
+from nlora_lab.runs.config import RunConfig
+from nlora_lab.training import checkpoints as resume
+from nlora_lab.training.checkpoints import Checkpoints, RemainingBatches
+from nlora_lab.training.loop import fine_tune
+
+CFG = RunConfig(method="nlora", steps=6, batch_size=4, test_rows=4, dropout=0.1)
+
+
+def histories(run):
+    return run.history["loss"].tolist(), run.history["grad_norm"].tolist()
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return fine_tune(CFG)
+
+
+def stopped_after(number, folder, every=2, cfg=CFG):
+    return fine_tune(cfg, lambda step: step.step == number, checkpoints=folder, every=every)
+
+
+@pytest.mark.parametrize("method", ["nlora", "full", "pissa"])
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(method, undisturbed, tmp_path):
+    cfg = replace(CFG, method=method, dropout=0.0 if method == "full" else 0.1)
+    whole = undisturbed if method == "nlora" else fine_tune(cfg)
+    first = stopped_after(3, tmp_path, cfg=cfg)
+    assert first.stopped
+    assert len(first.steps) == 3
+    made = []
+    rest = fine_tune(cfg, lambda step: made.append(step.step), checkpoints=tmp_path)
+    assert made == [4, 5, 6]
+    assert histories(rest) == histories(whole)
+    assert rest.metrics == whole.metrics
+    assert rest.seconds > first.seconds
+
+
+def test_a_finished_run_is_only_measured_again(undisturbed, tmp_path):
+    fine_tune(CFG, checkpoints=tmp_path, every=4)
+    made = []
+    again = fine_tune(CFG, lambda step: made.append(step.step), checkpoints=tmp_path)
+    assert made == []
+    assert histories(again) == histories(undisturbed)
+    assert again.metrics == undisturbed.metrics
+
+
+def test_two_are_kept_and_a_damaged_one_is_passed_over(undisturbed, tmp_path):
+    stopped_after(5, tmp_path)
+    folders = sorted(Checkpoints(tmp_path, CFG).folder.glob("step-*"))
+    assert [f.name for f in folders] == ["step-00000004", "step-00000005"]
+    state = folders[-1] / "state.pt"
+    state.write_bytes(state.read_bytes()[:-1000])  # half of it was written
+    assert len(Checkpoints(tmp_path, CFG).newest().steps) == 4
+    assert histories(fine_tune(CFG, checkpoints=tmp_path)) == histories(undisturbed)
+
+
+def test_another_config_has_checkpoints_of_its_own(tmp_path):
+    stopped_after(2, tmp_path)
+    assert Checkpoints(tmp_path, replace(CFG, seed=1)).newest() is None
+    assert Checkpoints(tmp_path, CFG).newest() is not None
+
+
+def test_other_rows_and_another_commit_are_not_gone_on_from(tmp_path, monkeypatch):
+    rows = [{"prompt": f"{i} + 1 =", "target": f" {i + 1}", "answer": f"{i + 1}"} for i in range(40)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = RunConfig(steps=4, batch_size=4, task="own", data=str(data), columns="prompt,target", test_rows=2)
+    stopped_after(2, tmp_path / "kept", cfg=cfg)
+    monkeypatch.setattr("nlora_lab.training.loop.revision_of", lambda model: "c0ffee")
+    with pytest.raises(InputError, match="at commit c0ffee"):
+        fine_tune(cfg, checkpoints=tmp_path / "kept")
+    monkeypatch.undo()
+    data.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    with pytest.raises(InputError, match="training rows are others"):
+        fine_tune(cfg, checkpoints=tmp_path / "kept")
+
+
+def test_ctrl_c_on_the_command_line_leaves_a_checkpoint(tmp_path):
+    asked = ["run", "--method", "lora", "--steps", "500", "--batch-size", "2", "--checkpoints", str(tmp_path)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "nlora_lab", *asked, "--every", "400", "--json"], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    cfg = RunConfig(method="lora", steps=500, batch_size=2)
+    for line in child.stderr:  # a line every ten seconds, once it trains
+        if "step" in line:
+            break
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=120)
+    assert child.returncode == 130
+    (row,) = json.loads(out)["runs"]
+    assert row["stopped"]
+    assert len(Checkpoints(tmp_path, cfg).newest().steps) == row["steps"] > 0
+
+
+SLOW = """
+    import sys, time, torch
+    from nlora_lab.config import RunConfig
+    from nlora_lab.training import fine_tune
+    save = torch.save
+
+    def slowly(state, path):
+        save(state, path)
+        if "state" in str(path) and "00000004" in str(path):
+            print("half of it is written", flush=True)
+            time.sleep(60)
+
+    torch.save = slowly
+    fine_tune(RunConfig(**{config}), checkpoints=sys.argv[1], every=2)
+"""
+
+
+def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_one_before(undisturbed, tmp_path):
+    asked = {f: v for f, v in CFG.to_dict().items() if v is not None}
+    script = tmp_path / "slow.py"
+    script.write_text(textwrap.dedent(SLOW).format(config=asked))
+    folder = tmp_path / "kept"
+    child = subprocess.Popen(
+        [sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert "half" in child.stdout.readline()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert len(Checkpoints(folder, CFG).newest().steps) == 2
+    made = []
+    rest = fine_tune(CFG, lambda step: made.append(step.step), checkpoints=folder, every=2)
+    assert made == [3, 4, 5, 6]
+    # another process: equal to rounding
+    assert rest.history["loss"].tolist() == pytest.approx(undisturbed.history["loss"].tolist(), rel=1e-4)
+    assert not list(Checkpoints(folder, CFG).folder.glob(".*"))
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(undisturbed, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(resume.torch, "save", full_disk)
+    with pytest.warns(UserWarning, match="No space left.*goes on"):
+        run = fine_tune(CFG, checkpoints=tmp_path, every=3)
+    assert histories(run) == histories(undisturbed)
+
+
+def test_what_is_left_of_an_order_is_its_end():
+    class Order(list):
+        batch_size, seed = 1, 7
+
+    order = Order([[0], [1], [2]])
+    assert list(RemainingBatches(order, 0)) == order
+    assert list(RemainingBatches(order, 2)) == [[2]]
+    assert len(RemainingBatches(order, 2)) == 1
+    assert (RemainingBatches(order, 2).batch_size, RemainingBatches(order, 2).seed) == (1, 7)
+
+
+def test_bad_arguments_are_named_before_anything_is_loaded(tmp_path):
+    with pytest.raises(InputError, match="every=0"):
+        Checkpoints(tmp_path, CFG, every=0)
+    file = tmp_path / "file"
+    file.write_text("")
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="checkpoints="):
+        fine_tune(CFG, checkpoints=file)
+    assert time.perf_counter() - started < 2
+    assert json.loads(json.dumps(CFG.to_dict()))["method"] == "nlora"

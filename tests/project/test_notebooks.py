@@ -1,0 +1,135 @@
+"""What every committed notebook must be, so that `pytest --nbval` really compares something."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import nbformat
+import pytest
+from factories import ROOT
+from notebook_output import Printed, same_printed
+
+from nlora_lab.course.checking import EXERCISES
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [p.name for p in NOTEBOOKS]
+IGNORED = ("# NBVAL_IGNORE_OUTPUT", "nbval-ignore-output")
+
+
+def test_the_course_is_complete():
+    assert NAMES == [
+        "00_start_here.ipynb",
+        "01_low_rank.ipynb",
+        "02_nystrom.ipynb",
+        "03_spectra_of_a_transformer.ipynb",
+        "04_adapters_from_scratch.ipynb",
+        "05_fine_tuning_lab.ipynb",
+        "06_learning_rate_and_init.ipynb",
+        "07_reading_the_paper.ipynb",
+        "08_real_models.ipynb",
+    ]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=NAMES)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code_cells(notebook):
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def test_it_is_valid_and_was_run_once_from_top_to_bottom(notebook):
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert len(cells) >= 5
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+
+
+def test_no_widget_state_no_error_no_stderr_no_machine(notebook):
+    assert "widgets" not in notebook.metadata
+    outputs = [o for c in code_cells(notebook) for o in c.outputs]
+    assert outputs
+    assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs)
+    assert not re.search(r"/(?:home|root|tmp|Users|work)/", json.dumps(outputs))
+    assert set(notebook.metadata.kernelspec) == {"display_name", "language", "name"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_is_small(path):
+    assert path.stat().st_size < 500_000
+
+
+def test_at_most_half_of_the_cells_with_output_are_not_compared(notebook):
+    shown = [c for c in code_cells(notebook) if c.outputs]
+    ignored = [c for c in shown if c.source.startswith(IGNORED[0]) or IGNORED[1] in c.metadata.get("tags", [])]
+    assert len(ignored) <= len(shown) / 2
+
+
+def test_every_live_panel_has_a_picture_or_a_line_beside_it(notebook):
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "application/vnd.jupyter.widget-view+json" in data:
+                nothing_yet = data["text/plain"].endswith(": 0 runs")
+                assert nothing_yet or "image/png" in data
+    pictures = [o for c in code_cells(notebook) for o in c.outputs if "image/png" in o.get("data", {})]
+    assert pictures
+
+
+def test_code_cells_are_short(notebook):
+    lengths = sorted(len(c.source.splitlines()) for c in code_cells(notebook))
+    assert lengths[len(lengths) // 2] <= 4
+    assert lengths[-1] <= 12
+
+
+def test_it_states_its_goals_and_its_time_and_asks_for_predictions(notebook):
+    first = notebook.cells[0].source
+    assert re.search(r"\*\*Goals?\.\*\*", first)
+    assert re.search(r"\*\*Time\.\*\*.*minutes", first, flags=re.S)
+    prose = "".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    assert len(re.findall(r"redict|guess", prose)) >= 3
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=NAMES[1:])
+def test_its_exercises_are_asked_and_left_open(path):
+    """Two at least; each is asked by its number, its stub is a nudge, and it is one of this notebook's."""
+    cells = code_cells(nbformat.read(path, as_version=4))
+    asked = [n for c in cells for n in re.findall(r'nl\.exercise\("([\d.]+)"\)', c.source)]
+    # the stub stands in the cell itself, or, where it is a function, in the one before
+    pairs = list(zip([cells[0], *cells], cells, strict=False))
+    checked = {n: (a, c) for a, c in pairs for n in re.findall(r'nl\.check\("([\d.]+)"', c.source)}
+    chapter = path.name[:2].lstrip("0")
+    assert len(asked) >= 2
+    assert set(asked) == set(checked) == {n for n in EXERCISES if n.split(".")[0] == chapter}
+    for number, (before, cell) in checked.items():
+        assert "..." in cell.source or before.source.endswith("return ...")
+        printed = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+        assert f"Exercise {number} " in printed
+        assert "waits for your answer" in printed
+
+
+def test_it_opens_in_colab(notebook):
+    assert "colab.research.google.com/github/nlora-lab/nlora-lab/blob/main/notebooks/" in notebook.cells[0].source
+    assert "%pip install" in code_cells(notebook)[0].source
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("loss 0.123", "loss 0.124", True),
+        ("loss 0.123", "loss 0.125", False),
+        ("loss 0.123", "loss 0.1230", False),
+        ("3 runs", "4 runs", False),
+        ("1.2e-03", "1.3e-03", True),
+        ("1.2e-03", "1.2e-04", False),
+        ("a 1.5 b", "a 1.5 c", False),
+        ("-0.01", "0.01", False),
+        ("no number", "no number", True),
+    ],
+)
+def test_printed_decimals_may_differ_by_one_in_the_last_digit(a, b, same):
+    assert same_printed(a, b) is same
+    assert (Printed(a) == b) is same
+    assert (Printed(a) != b) is not same

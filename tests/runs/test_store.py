@@ -1,0 +1,356 @@
+"""The store: whole records or none, one maker a run, and nothing to clean up after a crash."""
+
+from __future__ import annotations
+from factories import ROOT
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from factories import some_run
+
+from nlora_lab.core.errors import InputError
+from nlora_lab.methods.table import METHODS
+from nlora_lab.runs import leases as claims
+from nlora_lab.runs import store as stores
+from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.leases import Lease, scratch
+from nlora_lab.runs.run import Run
+from nlora_lab.runs.store import RunStore, gather, open_store, run_key
+
+CFG = RunConfig(method="slora", init="identity")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path / "runs")
+
+
+def test_what_is_added_is_found_again_by_another(store):
+    run = some_run()
+    assert run.config not in store
+    place = store.add(run)
+    assert place.name.startswith("word-problems-slora-r8-identity-lr0.0002-seed0-")
+    again = RunStore(store.path)
+    assert len(again) == 1
+    assert list(again) == [run]
+    assert run.config in again
+    assert list(again.table()["method"]) == ["slora"]
+    assert repr(again) == "RunStore: 1 run"
+
+
+def test_the_key_is_of_what_is_asked_not_of_the_machine():
+    assert run_key(RunConfig(device="cpu")) == run_key(RunConfig())
+    others = [RunConfig(lr=2.1e-4), RunConfig(seed=1), RunConfig(clip_norm=1.0), RunConfig(warmup=0.1)]
+    assert len({run_key(c) for c in [RunConfig(), *others]}) == 5
+
+
+def test_what_asks_for_the_same_has_the_same_key(store):
+    same = [
+        (RunConfig(lr=1, weight_decay=0), RunConfig(lr=1.0)), (RunConfig(weight_decay=-0.0), RunConfig()),
+        (RunConfig(alpha=8, difficulty="medium"), RunConfig()), (RunConfig(alpha=16), RunConfig(alpha=16.0)),
+        (RunConfig(method="slora", init="kaiming"), RunConfig(method="slora")),
+    ]  # fmt: skip
+    assert [run_key(a) for a, _ in same] == [run_key(b) for _, b in same]
+    store.add(some_run(config=same[0][0]))
+    assert same[0][1] in store
+    others = [RunConfig(alpha=16), RunConfig(difficulty="hard"), CFG, RunConfig(method="slora", init="normal")]
+    assert len({run_key(c) for c in [RunConfig(), *others]}) == 5
+
+
+def test_the_keys_of_recorded_runs_stay_what_they_were():
+    assert run_key(RunConfig()) == "word-problems-lora-r8-lr0.0002-seed0-720e994b"
+    files = list((ROOT / "data" / "results").glob("*/*.jsonl"))
+    runs = [Run.from_json(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert runs
+    for cfg in (run.config for run in runs):
+        asked = {k: v for k, v in cfg.to_dict().items() if k != "device"}
+        assert run_key(cfg).endswith(hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8])
+
+
+def test_an_empty_store_needs_no_folder(store):
+    assert len(store) == 0
+    assert list(store) == []
+    assert store.keys() == set()
+    assert len(store.table()) == 0
+    assert not store.path.exists()
+
+
+def test_a_stopped_run_is_not_done(store):
+    with pytest.raises(InputError, match="was stopped at step 40"):
+        store.add(some_run(stopped=True))
+
+
+def test_a_second_run_of_one_config_stands_beside_the_first(store):
+    store.add(some_run(seconds=1.0))
+    store.add(some_run(seconds=2.0))
+    assert sorted(r.seconds for r in store) == [1.0, 2.0]
+
+
+def test_many_who_add_one_config_at_once_all_keep_theirs(store, monkeypatch):
+    barrier, to_json = threading.Barrier(8), Run.to_json
+
+    def all_at_once(run):
+        barrier.wait()
+        return to_json(run)
+
+    monkeypatch.setattr(Run, "to_json", all_at_once)
+
+    def add(seconds):
+        store.add(some_run(seconds=float(seconds)))
+
+    threads = [threading.Thread(target=add, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(r.seconds for r in RunStore(store.path)) == [float(i) for i in range(8)]
+    assert {f.suffix for f in store.path.iterdir()} == {".json"}
+
+
+def test_without_links_a_run_is_kept_all_the_same(store, monkeypatch):
+    def no_links(*names):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    for seconds in (1.0, 2.0):
+        store.add(some_run(seconds=seconds))
+    assert sorted(r.seconds for r in store) == [1.0, 2.0]
+
+
+def test_a_newer_record_is_never_written_over(store):
+    place = store.add(some_run())
+    newer = place.read_text().replace('"format":2', '"format":99')
+    place.write_text(newer)
+    assert store.add(some_run()) != place
+    assert place.read_text() == newer
+    with pytest.warns(UserWarning, match="format 99"):
+        assert len(RunStore(store.path)) == 1
+
+
+def test_a_run_that_is_packed_during_a_look_is_seen(store, monkeypatch):
+    run = some_run()
+    for look in (lambda s: run.config in s, RunStore.keys, list):
+        for file in store.path.rglob("*.json*"):
+            file.unlink()
+        store.add(run)
+        reader, glob = RunStore(store.path), Path.glob
+
+        def slow_glob(self, pattern, glob=glob):  # as if another packed right after the first look into the folder
+            found = list(glob(self, pattern))
+            monkeypatch.setattr(Path, "glob", glob)
+            RunStore(store.path).pack()
+            return iter(found)
+
+        monkeypatch.setattr(Path, "glob", slow_glob)
+        assert look(reader)
+
+
+def test_packing_keeps_what_it_cannot_read_at_that_moment(store, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", replace(METHODS["lora"], name="mine"))
+    store.add(some_run(config=RunConfig(method="mine")))
+    store.add(some_run(config=RunConfig(method="mine", lr=1e-2)))
+    store.pack()
+    assert len(store) == 2
+    home = store.path / "word-problems" / "mine.jsonl"
+    store.add(some_run(config=RunConfig(method="mine", lr=1e-1)))
+    parse, mine = stores.read_records, METHODS["mine"]
+
+    def forgetful(file):  # the method goes between the reading of the single record and that of its home
+        parsed = parse(file)
+        METHODS.pop("mine", None)
+        return parsed
+
+    monkeypatch.setattr(stores, "parse", forgetful)
+    with pytest.warns(UserWarning, match="mine"):
+        assert store.pack() == 1
+    assert len(home.read_text().splitlines()) == 3
+    monkeypatch.setattr(stores, "parse", parse)
+    with pytest.warns(UserWarning, match="mine"):
+        assert len(store) == 0
+    METHODS["mine"] = mine
+    assert len(store) == 3  # though the file has not changed
+
+
+def test_a_store_may_be_at_home_and_must_be_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    RunStore("~/runs").add(some_run())
+    assert len(open_store("~/runs")) == len(RunStore(tmp_path / "runs")) == 1
+    for bad in (None, 5):
+        with pytest.raises(InputError, match=f"store={bad!r} must be a folder"):
+            RunStore(bad)
+
+
+def test_a_file_cut_short_is_named_and_left_out(store):
+    whole = store.add(some_run())
+    (store.path / "half.json").write_text(whole.read_text()[:300])
+    with pytest.warns(UserWarning, match=r"half\.json, line 1: not a run record"):
+        assert len(RunStore(store.path)) == 1
+
+
+def test_a_record_edited_by_hand_is_named_and_left_out(store):
+    store.add(some_run())
+    odd = json.loads(some_run().to_json())
+    odd["metrics"]["accuracy"] = "high"
+    (store.path / "odd.json").write_text(json.dumps(odd))
+    with pytest.warns(UserWarning, match=r"odd\.json, line 1: metrics\.accuracy='high'.*; it is left out"):
+        assert len(RunStore(store.path)) == 1
+
+
+def test_packing_keeps_every_run_and_rounds_the_history(store):
+    runs = [some_run(config=RunConfig(method=m, lr=lr)) for m in ("lora", "nlora") for lr in (1e-3, 1e-2)]
+    for run in runs:
+        store.add(run)
+    assert store.pack() == 4
+    assert sorted(p.name for p in store.path.rglob("*") if p.is_file()) == ["lora.jsonl", "nlora.jsonl"]
+    again = RunStore(store.path)
+    assert again.keys() == {run_key(r.config) for r in runs}
+    assert all(run.config in again for run in runs)
+    first = next(r for r in again if r.config == runs[0].config)
+    assert first.metrics == runs[0].metrics
+    assert first.steps[2].loss == 0.33333
+    assert first.steps[2].step == 3
+    assert again.pack() == 0
+
+
+def test_packing_twice_adds_to_what_is_there(store):
+    for lr in (1e-3, 1e-2):
+        store.add(some_run(config=RunConfig(lr=lr)))
+        store.pack()
+    assert len(store) == 2
+    lines = (store.path / "word-problems" / "lora.jsonl").read_text().splitlines()
+    assert [json.loads(line)["config"]["lr"] for line in lines] == [1e-3, 1e-2]
+
+
+def test_a_crash_between_packing_and_deleting_doubles_nothing(store):
+    run = some_run()
+    text = store.add(run).read_text()
+    store.pack()
+    (store.path / f"{run_key(run.config)}.json").write_text(text)
+    assert len(store) == 1
+    assert store.pack() == 1
+    assert len(RunStore(store.path)) == 1
+
+
+def test_only_one_of_many_gets_the_claim(store):
+    barrier, got = threading.Barrier(8), []
+
+    def claim():
+        barrier.wait()
+        with store.claim(CFG) as mine:
+            got.append(mine)
+            barrier.wait()
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(got) == [False] * 7 + [True]
+    assert not list(store.path.glob("*.claim"))
+    with store.claim(CFG) as mine:
+        assert mine
+
+
+def test_a_finished_run_is_not_claimed_again(store):
+    store.add(some_run(config=CFG))
+    with store.claim(CFG) as mine:
+        assert not mine
+
+
+def test_the_claim_of_a_killed_process_is_taken_over(store):
+    code = (
+        "import sys, time; from nlora_lab.runs.leases import Claim; from pathlib import Path\n"
+        "print(Claim(Path(sys.argv[1]), 'k').take(), flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(store.path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        assert Lease(store.path, "k").alive()
+        assert not Lease(store.path, "k").take()
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    claim = Lease(store.path, "k")
+    assert not claim.alive()
+    assert claim.take()
+    assert not Lease(store.path, "k").take()
+    claim.release()
+    assert not list(store.path.iterdir())
+
+
+def test_a_claim_of_another_machine_lives_as_long_as_it_gives_signs(store):
+    store.path.mkdir()
+    file = store.path / "k.1.claim"
+    file.write_text(json.dumps({"host": "elsewhere", "pid": 1, "born": 1.0}))
+    assert not Lease(store.path, "k").take()
+    old = file.stat().st_mtime - 1000
+    os.utime(file, (old, old))
+    assert Lease(store.path, "k").take()
+
+
+def test_a_claim_outlives_a_clock_that_is_set(store, monkeypatch):
+    claim = Lease(store.path, "k")
+    assert claim.take()
+    born = claims._born
+    for step, age, lives in ((1.0, 0, True), (1.0, 1000, True), (-3600.0, 0, True), (-3600.0, 1000, False)):
+        monkeypatch.setattr(claims, "_born", lambda pid, step=step: born(pid) + step)
+        file = store.path / "k.1.claim"
+        os.utime(file, (claims._now(store.path) - age,) * 2)
+        assert Lease(store.path, "k").alive() == lives
+    monkeypatch.setattr(claims, "_born", lambda pid: 0.0)
+    os.utime(file)
+    assert not Lease(store.path, "k").alive()  # dead is dead, however fresh
+    monkeypatch.setattr(claims, "_born", born)
+    claim.release()
+
+
+def test_a_claim_cut_short_counts_by_its_age(store):
+    store.path.mkdir()
+    (store.path / "k.1.claim").write_text("{")
+    assert not Lease(store.path, "k").take()
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = RunStore(tmp_path / "file")
+    with pytest.raises(InputError, match="cannot be written"):
+        store.check_writable()
+    with pytest.raises(InputError, match="cannot be written"):
+        store.add(some_run())
+    with pytest.raises(InputError, match="cannot be written"), store.claim(CFG):
+        pass
+
+
+def test_stores_of_several_people_come_together(tmp_path):
+    people = [RunStore(tmp_path / name) for name in "ab"]
+    for i, store in enumerate(people):
+        store.add(some_run(config=RunConfig(), seconds=1.0 + i))
+    people[1].add(some_run(config=RunConfig(lr=1e-2)))
+    into = RunStore(tmp_path / "all")
+    assert gather(people, into) == 3
+    assert gather(people, into) == 0
+    assert len(into) == 3
+
+
+def test_what_a_killed_writer_left_half_written_is_taken_away_and_a_living_one_s_is_not(tmp_path):
+    dead = (
+        "import os, sys; from pathlib import Path; from nlora_lab.runs.leases import scratch\n"
+        "scratch(Path(sys.argv[1]), '.part').touch(); scratch(Path(sys.argv[1]), '.clock').touch(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
+    mine, foreign, old = scratch(tmp_path, ".part"), tmp_path / ".aaaa.1.b.part", tmp_path / ".aaaa.1.c.part"
+    for file in (mine, foreign, old):
+        file.touch()
+    os.utime(old, (1e9, 1e9))
+    assert len(list(tmp_path.iterdir())) == 5
+    (tmp_path / f"{run_key(CFG)}.1.claim").touch()  # its process was killed before it could sign
+    RunStore(tmp_path).add(some_run(config=CFG))
+    RunStore(tmp_path).tidy()
+    assert set(tmp_path.iterdir()) == {mine, foreign, tmp_path / f"{run_key(CFG)}.json"}

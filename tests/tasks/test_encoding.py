@@ -1,0 +1,401 @@
+"""Encoding, cutting, packing and batching for real tasks."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import tiny_llama
+
+from nlora_lab.core.errors import InputError
+from nlora_lab.tasks.batches import BatchOrder, Collate, LengthOrder, plain_batches, training_batches
+from nlora_lab.tasks.encoding import IGNORED, Encoded, encode, encode_task, last_tokens, pack, prompt_ids
+from nlora_lab.tasks.generated import TASKS
+from nlora_lab.tasks.registry import load_task
+from nlora_lab.tasks.task import Task
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}Q: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}A: {% endif %}"
+)
+TEXTS = [
+    {"prompt": "Question: Ana has 3 pears.\nAnswer:", "target": " 3 pears, é\n#### 3", "answer": "3"},
+    {"prompt": "Q?", "target": "\tno", "answer": "no"},
+    {"prompt": "a b c d e f g h i j k l m n o p", "target": " one", "answer": "one"},
+]
+
+
+def dataset(rows):
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)
+
+
+def task_for(rows, **changes):
+    rows = dataset(rows)
+    return Task("mine", "", rows, rows, rows, **changes)
+
+
+@pytest.fixture
+def llama(embedded):
+    return copy.deepcopy(embedded[1])
+
+
+@pytest.fixture
+def talkative(llama):
+    llama.chat_template = TEMPLATE
+    return llama
+
+
+@pytest.fixture(scope="module")
+def wordpiece():
+    """A BERT tokenizer of a few words, cased pieces and all."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "pear", "##s", "is", "are", "green", "not", "##ish"]
+    made = Tokenizer(WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()
+    made.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+PAIRS = [
+    {"text": "the pears are green", "pair": "the pear is greenish", "label": 1},
+    {"text": "the pear", "pair": "not green", "label": 0},
+]
+
+
+# ------------------------------------------------------------------------------------------------ encoding of text
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_generated_tasks_are_encoded_as_ever(embedded, name):
+    _, tokenizer = embedded
+    task = load_task(name)
+    encoded = encode_task(task.test, task, tokenizer)
+    assert encoded.rows == encode(task.test, tokenizer)
+    assert (encoded.cut, encoded.longest) == (0, max(len(row["input_ids"]) for row in encoded.rows))
+    assert encode_task(task.test, task, tokenizer, 512) == encoded
+
+
+def learned(row, tokenizer):
+    return tokenizer.decode([i for i in row["labels"] if i != IGNORED])
+
+
+def test_only_the_target_is_learned_token_by_token(llama):
+    task = task_for(TEXTS)
+    for row, item in zip(encode_task(task.train, task, llama).rows, TEXTS, strict=True):
+        asked = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+        assert llama.decode(asked) == f"<s>{item['prompt']}"
+        assert learned(row, llama) == f"{item['target']}</s>"
+        kept = [(i, label) for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+        assert all(i == label for i, label in kept)
+
+
+def test_with_a_chat_template_only_the_target_is_learned_and_s_comes_once(talkative):
+    task = task_for(TEXTS, chat=True)
+    for row, item in zip(encode_task(task.train, task, talkative).rows, TEXTS, strict=True):
+        asked = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+        assert talkative.decode(asked) == f"<s>Q: {item['prompt']}\nA: "
+        assert learned(row, talkative) == f"{item['target'].strip()}</s>"
+        assert row["input_ids"].count(talkative.bos_token_id) == 1
+
+
+def test_without_a_template_or_without_chat_prompts_are_plain(llama, talkative):
+    silent, plain = task_for(TEXTS, chat=True), task_for(TEXTS)
+    without = copy.deepcopy(llama)
+    without.chat_template = None
+    assert encode_task(silent.train, silent, without) == encode_task(plain.train, plain, talkative)
+
+
+def test_the_prompt_is_cut_from_its_left_and_the_target_stays(llama):
+    task = task_for(TEXTS)
+    whole, cut = (encode_task(task.train, task, llama, limit) for limit in (None, 14))
+    assert whole.longest > 14 == cut.longest
+    assert cut.cut == sum(len(row["input_ids"]) > 14 for row in whole.rows) == 2
+    before, after = whole.rows[2], cut.rows[2]
+    answer = [i for i in before["labels"] if i != IGNORED]
+    room = 14 - len(answer)
+    assert after["input_ids"] == [
+        llama.bos_token_id, *before["input_ids"][: -len(answer)][-(room - 1) :], *answer,
+    ]  # fmt: skip
+    assert after["labels"] == [IGNORED] * room + answer
+    assert cut.rows[1] == whole.rows[1]
+
+
+def test_of_a_target_too_long_by_itself_the_end_is_cut(llama):
+    task = task_for(TEXTS)
+    whole, cut = encode_task(task.train, task, llama).rows[0], encode_task(task.train, task, llama, 5).rows[0]
+    answer = [i for i in whole["labels"] if i != IGNORED]
+    assert len(answer) > 5
+    assert cut["labels"] == [IGNORED, *answer[:4]]
+    assert cut["input_ids"] == [whole["input_ids"][-len(answer) - 1], *answer[:4]]
+
+
+def test_a_target_without_a_token_is_named(talkative):
+    rows = [TEXTS[0], {"prompt": "b", "target": "  ", "answer": "c"}]
+    task = task_for(rows, chat=True)
+    with pytest.raises(InputError, match="task 'mine', row 2: the target '' has no token to learn; leave the row out"):
+        encode_task(task.train, task, talkative)
+    with pytest.raises(InputError, match="max_length=1 leaves no room"):
+        encode_task(task.train, task, talkative, 1)
+
+
+def test_the_last_tokens_keep_the_start(llama):
+    bos = llama.bos_token_id
+    assert last_tokens([bos, 5, 6, 7], 3, llama) == [bos, 6, 7]
+    assert last_tokens([bos, 5, 6, 7], 4, llama) == [bos, 5, 6, 7]
+    assert last_tokens([bos, 5, 6, 7], 1, llama) == [7]
+    assert last_tokens([4, 5, 6, 7], 2, llama) == [6, 7]
+    assert prompt_ids(["a b c d"], llama, limit=2)[0] == [bos, llama("a b c d")["input_ids"][-1]]
+
+
+# ----------------------------------------------------------------------------------------------- for a classifier
+
+
+def test_a_pair_is_read_as_the_tokenizer_makes_it(wordpiece):
+    task = task_for(PAIRS, kind="classes", labels=("no", "yes"))
+    encoded = encode_task(task.train, task, wordpiece)
+    first = encoded.rows[0]
+    words = wordpiece.convert_ids_to_tokens(first["input_ids"])
+    assert words == "[CLS] the pear ##s are green [SEP] the pear is green ##ish [SEP]".split()
+    assert first["token_type_ids"] == [0] * 7 + [1] * 6
+    assert [row["labels"] for row in encoded.rows] == [1, 0]
+    assert (encoded.cut, encoded.longest) == (0, 13)
+
+    batch = Collate(wordpiece.pad_token_id)(encoded.rows)
+    assert batch["labels"].tolist() == [1, 0]
+    assert batch["labels"].dtype == torch.int64
+    assert batch["token_type_ids"].tolist()[1] == [0] * 4 + [1] * 3 + [0] * 6
+    assert batch["attention_mask"].tolist()[1] == [1] * 7 + [0] * 6
+    assert batch["input_ids"].tolist()[1][7:] == [wordpiece.pad_token_id] * 6
+
+
+def test_texts_too_long_for_a_classifier_are_cut_as_the_tokenizer_does(wordpiece):
+    task = task_for(PAIRS, kind="classes", labels=("no", "yes"))
+    encoded = encode_task(task.train, task, wordpiece, 9)
+    expected = wordpiece(PAIRS[0]["text"], PAIRS[0]["pair"], truncation=True, max_length=9)
+    assert encoded.rows[0]["input_ids"] == expected["input_ids"]
+    assert encoded.rows[0]["token_type_ids"] == expected["token_type_ids"]
+    assert (encoded.cut, encoded.longest) == (1, 9)
+
+
+def test_single_texts_and_scores(wordpiece):
+    rows = [{"text": "the pear", "pair": "", "label": 2.5}, {"text": "green", "pair": "", "label": 0.0}]
+    task = task_for(rows, kind="score")
+    encoded = encode_task(task.train, task, wordpiece)
+    assert wordpiece.convert_ids_to_tokens(encoded.rows[0]["input_ids"]) == "[CLS] the pear [SEP]".split()
+    batch = Collate(0)(encoded.rows)
+    assert batch["labels"].dtype == torch.float32
+    assert batch["labels"].tolist() == [2.5, 0.0]
+
+
+def test_a_text_without_a_token_is_named():
+    rows = [{"text": "a", "pair": "", "label": 0}, {"text": "", "pair": "", "label": 0}]
+    task = task_for(rows, kind="classes", labels=("no", "yes"))
+
+    def bare(texts, pairs=None, **_):
+        return {"input_ids": [list(map(ord, text)) for text in texts]}
+
+    with pytest.raises(InputError, match="row 2: the text '' has no token"):
+        encode_task(task.train, task, bare)
+
+
+# ---------------------------------------------------------------------------------------------------------- packing
+
+
+def examples(*lengths):
+    rng = torch.Generator().manual_seed(5)
+    rows = []
+    for length in lengths:
+        ids = torch.randint(3, 97, (length,), generator=rng).tolist()
+        rows.append({"input_ids": ids, "labels": [IGNORED] * (length // 2) + ids[length // 2 :]})
+    return Encoded(rows, 1, max(lengths))
+
+
+def test_each_example_goes_to_the_first_row_with_room():
+    packed = pack(examples(6, 5, 3, 4, 1, 9, 1), 10)
+    assert [row["position_ids"] for row in packed.rows] == [
+        [*range(6), *range(3), *range(1)], [*range(5), *range(4), *range(1)], [*range(9)],
+    ]  # fmt: skip
+    assert (packed.cut, packed.longest) == (1, 10)
+    assert packed == pack(examples(6, 5, 3, 4, 1, 9, 1), 10)
+
+
+def test_packing_loses_no_token_and_foretells_no_example_from_another():
+    encoded = examples(1, 6, 5, 3, 4, 1, 9, 1)
+    packed = pack(encoded, 12)
+    before = sorted(tuple(row["input_ids"]) for row in encoded.rows)
+    after, labels = [], {}
+    for row in packed.rows:
+        starts = [i for i, position in enumerate(row["position_ids"]) if position == 0]
+        for start, end in zip(starts, [*starts[1:], len(row["input_ids"])], strict=True):
+            after.append(tuple(row["input_ids"][start:end]))
+            labels[after[-1]] = row["labels"][start:end]
+    assert sorted(after) == before
+    for row in encoded.rows:
+        assert labels[tuple(row["input_ids"])] == [IGNORED, *row["labels"][1:]]
+
+
+def test_many_examples_are_packed_tightly():
+    lengths = [1 + i * 7 % 60 for i in range(3000)]
+    packed = pack(examples(*lengths), 128)
+    assert len(packed.rows) < 1.03 * sum(lengths) / 128
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("training", [False, True])
+def test_in_a_packed_row_no_example_sees_another(attention, training):
+    torch.manual_seed(0)
+    model = tiny_llama(attn_implementation=attention).train(training)
+    encoded = examples(7, 5, 1, 4, 11)
+    packed = pack(encoded, 20)
+    batch = Collate(0)(packed.rows)
+    assert len(packed.rows) == 2
+    assert batch["input_ids"].shape == (2, 17)  # the second row is padded
+    assert "attention_mask" not in batch
+    assert batch["labels"][1, 11:].tolist() == [IGNORED] * 6
+    assert batch["position_ids"][1, 11:].tolist() == [*range(6)]
+    with torch.no_grad():
+        output = model(**batch)
+        places = {7: (0, 0), 5: (0, 7), 1: (0, 12), 4: (0, 13), 11: (1, 0)}
+        total = 0.0
+        for row in encoded.rows:
+            length = len(row["input_ids"])
+            line, start = places[length]
+            alone = model(torch.tensor([row["input_ids"]])).logits[0]
+            torch.testing.assert_close(output.logits[line, start : start + length], alone, atol=1e-5, rtol=1e-5)
+            shifted = torch.tensor(row["labels"][1:], dtype=torch.int64)
+            total += float(
+                torch.nn.functional.cross_entropy(alone[:-1], shifted, ignore_index=IGNORED, reduction="sum")
+            )
+    counted = int((batch["labels"] != IGNORED).sum())
+    assert float(output.loss) == pytest.approx(total / counted, rel=1e-5)
+
+
+def test_packed_batches_reach_the_model_through_accelerate(embedded):
+    from accelerate import Accelerator
+
+    _, tokenizer = embedded
+    task = load_task("entailment")
+    encoded = pack(encode_task(task.train.select(range(40)), task, tokenizer), 100)
+    order = BatchOrder(len(encoded), 2, 3, 0)
+    batches = list(Accelerator(cpu=True).prepare(training_batches(encoded, tokenizer, order)))
+    for rows, batch in zip(order, batches, strict=True):
+        expected = Collate(tokenizer.pad_token_id)([encoded.rows[i] for i in rows])
+        assert batch.keys() == expected.keys()
+        assert torch.equal(batch["position_ids"], expected["position_ids"])
+        assert batch["use_cache"] is False
+
+
+def test_what_cannot_be_packed_is_named():
+    with pytest.raises(InputError, match="example 2 has 9 tokens and a packed row 8; encode with max_length=8"):
+        pack(examples(3, 9), 8)
+    with pytest.raises(InputError, match="a classifier reads one example a row"):
+        pack(Encoded([{"input_ids": [1], "labels": 0}], 0, 1), 8)
+
+
+# ------------------------------------------------------------------------------------------------- batches by length
+
+
+LENGTHS = [(i * 37) % 101 for i in range(1003)]
+
+
+def test_every_epoch_by_length_sees_every_row_in_full_batches():
+    order = list(LengthOrder(LENGTHS, 300, 8, seed=3))
+    assert order == list(LengthOrder(LENGTHS, 300, 8, seed=3))
+    assert order != list(LengthOrder(LENGTHS, 300, 8, seed=4))
+    assert [len(batch) for batch in order] == [8] * 300
+    flat = [i for batch in order for i in batch]
+    assert sorted(flat[:1003]) == sorted(flat[1003:2006]) == list(range(1003))
+    assert flat[:1003] != flat[1003:2006]
+
+
+def test_batches_by_length_are_of_similar_length_in_no_order_of_length():
+    order = list(LengthOrder(LENGTHS, 120, 8, seed=0))
+
+    def spread(batches):
+        return sum(max(LENGTHS[i] for i in b) - min(LENGTHS[i] for i in b) for b in batches) / len(batches)
+
+    assert spread(order) < 0.1 * spread(list(BatchOrder(len(LENGTHS), 120, 8, 0)))
+    shortest = [min(LENGTHS[i] for i in batch) for batch in order[:50]]
+    assert shortest != sorted(shortest)
+
+
+def test_a_longer_run_by_length_begins_with_the_same_batches():
+    short, long = (list(LengthOrder(LENGTHS, n, 8, 1)) for n in (5, 400))
+    assert long[:5] == short
+
+
+def test_fewer_rows_than_a_batch_takes_come_again():
+    for rows in range(1, 6):
+        order = LengthOrder(list(range(rows)), 9, 4, 0)
+        batches = list(order)
+        assert [len(batch) for batch in batches] == [4] * len(order) == [4] * 9
+        flat = [i for batch in batches for i in batch]
+        assert sorted(flat[:rows]) == list(range(rows)) == sorted(flat[rows : 2 * rows])
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(InputError, match="empty"):
+        LengthOrder([], 1, 1, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------- loaders
+
+
+def test_encoded_rows_make_the_same_batches_as_a_dataset(embedded):
+    _, tokenizer = embedded
+    task = load_task("entailment")
+    rows = task.train.select(range(30))
+    encoded = encode_task(rows, task, tokenizer)
+    order, cpu = BatchOrder(30, 3, 4, 1), torch.device("cpu")
+    pairs = [
+        (training_batches(rows, tokenizer, order), training_batches(encoded, tokenizer, order)),
+        (plain_batches(rows, tokenizer, cpu, 7), plain_batches(encoded, tokenizer, cpu, 7)),
+    ]
+    for plain, made in pairs:
+        for one, other in zip(plain, made, strict=True):
+            assert one.keys() == other.keys() == {"input_ids", "attention_mask", "labels"}
+            assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_loader_follows_an_order_by_length(embedded):
+    _, tokenizer = embedded
+    task = replace(load_task("word-problems"), chat=False)
+    encoded = encode_task(task.train.select(range(200)), task, tokenizer)
+    order = LengthOrder([len(row["input_ids"]) for row in encoded.rows], 4, 8, 2)
+    for rows, batch in zip(order, training_batches(encoded, tokenizer, order), strict=True):
+        expected = Collate(tokenizer.pad_token_id)([encoded.rows[i] for i in rows])
+        assert torch.equal(batch["input_ids"], expected["input_ids"])
+
+
+def test_a_model_in_which_packed_examples_see_one_another_is_found_out(embedded):
+    from types import SimpleNamespace
+
+    from transformers import BloomConfig, BloomForCausalLM, OPTConfig, OPTForCausalLM
+
+    from nlora_lab.training.setup import check_packing
+
+    data = SimpleNamespace(tokenizer=range(97), cfg=SimpleNamespace(model="a/b"))
+    check_packing(tiny_llama(), data)
+    torch.manual_seed(0)
+    opt = OPTForCausalLM(OPTConfig(
+        vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32,
+        max_position_embeddings=64, init_std=0.3,
+    ))  # fmt: skip
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3))
+    for model in (opt, bloom):
+        with pytest.raises(InputError, match="see one another"):
+            check_packing(model, data)
