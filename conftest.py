@@ -1,4 +1,4 @@
-"""Settings of all tests, those of the notebooks included: on the CPU, offline."""
+"""Settings of all tests, those of the notebooks included: on the CPU, offline, with shapes checked."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 os.environ.setdefault("NLORA_LAB_DEVICE", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two single-threaded processes do twice the work of one with two threads
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
 
 def pytest_configure() -> None:
     import notebook_output
+    import shape_checks
+    from jaxtyping import install_import_hook
 
     notebook_output.install()
+    install_import_hook(shape_checks.PACKAGES, "shape_checks.check_shapes")
