@@ -1,7 +1,8 @@
 """nlora_lab: understand low-rank fine-tuning by touching it.
 
-``import nlora_lab as nl`` is quick: torch, transformers, plotly and the rest load when a name that needs them is first
-used. The names that most people need stand here; all others in their package, for example ``nl.plots.valleys``.
+``import nlora_lab as nl`` is quick. torch, transformers, plotly and other large libraries load when you first use a
+name that needs them. The names that most people need are here. All other names are in their package, for example
+``nl.plots.valleys``.
 """
 
 from importlib.metadata import version

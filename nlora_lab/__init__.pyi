@@ -29,7 +29,7 @@ from .estimates.recipes import RECIPES as RECIPES
 from .estimates.requirements import estimate as estimate
 from .evaluation.saved import measure_saved as measure_saved
 from .evaluation.scoring import answers as answers
-from .labs.fine_tune import FineTuneLab as FineTuneLab
+from .labs.fine_tuning import FineTuneLab as FineTuneLab
 from .labs.memory import MemoryLab as MemoryLab
 from .labs.nystrom import NystromLab as NystromLab
 from .labs.spectrum import SpectrumLab as SpectrumLab

@@ -1,4 +1,4 @@
-"""``python -m nlora_lab`` is ``nlora-lab``: for launchers that start modules."""
+"""Run the command line as ``python -m nlora_lab``, for launchers that start modules."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command that takes an adapter to where this package is not installed."""
+"""The command ``export``: a saved adapter for programs that do not know this package."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
 
 
-def add_export(commands: Any) -> None:
-    """Enter ``export`` among the subparsers ``commands``."""
-    export = commands.add_parser("export", help="a saved adapter of this package, for those who have not installed it")
-    export.add_argument("folder", type=Path, help="what save_pretrained wrote")
-    export.add_argument(
-        "--as",
-        dest="form",
-        choices=["lora", "merged"],
-        default="lora",
-        help="lora: plain LoRA, exactly, which stock PEFT loads; merged: the model with the adapter in its weights",
-    )
-    export.add_argument("--model", help="for merged: the base model (default: the one the adapter names)")
-    export.add_argument("--dtype", help="for merged: float32 or bfloat16 (default: that of the base's checkpoint)")
-    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where it goes")
-    export.set_defaults(command=_export)
+def add_export(commands: Any) -> argparse.ArgumentParser:
+    """Add ``export`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "export", "write a saved adapter in a form that needs no nlora-lab",
+        "nlora-lab export my-adapter --as lora --out my-adapter-as-lora", _export,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("folder", type=Path, help="the saved adapter, as save_pretrained or run --adapter wrote it")
+    add(
+        "--as", dest="form", choices=["lora", "merged"], default="lora",
+        help="lora: an exact plain LoRA adapter, for stock PEFT; merged: the model with the adapter in its weights "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    add("--model", help="for merged: the base model (default: the one that the adapter names)")
+    add("--dtype", help="for merged: float32 or bfloat16 (default: that of the base model's checkpoint)")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="write into this folder")
+    return parser
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -34,8 +37,8 @@ def _export(options: argparse.Namespace) -> int:
         raise InputError("--out '' names no folder; for example: --out my-adapter-as-lora")
     for name in ("adapter_config.json", "config.json"):
         if (options.out / name).exists():
-            kind = "an adapter" if name.startswith("adapter") else "a model"
-            raise InputError(f"--out {str(options.out)!r} holds {kind} already; choose another folder")
+            content = "an adapter" if name.startswith("adapter") else "a model"
+            raise InputError(f"--out {str(options.out)!r} holds {content} already; choose another folder")
     if options.form == "lora":
         print(save_as_lora(options.folder, options.out))
     else:

@@ -1,7 +1,8 @@
-"""Is this machine ready for the course? One line a check, with the remedy where something is amiss."""
+"""The command ``doctor``: is this machine ready for the course? One line per check, with a remedy for each problem."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -11,67 +12,84 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from nlora_lab.cli.lab import START
+from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.formatting import format_bytes
 
 PACKAGE = "nlora-lab"
-START = "00_start_here.ipynb"
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 SPLITS = ("train", "validation", "test")
-MEMORY, DISK = 1 * 2**30, 1 * 2**30  # bytes free: enough for the embedded model, and for a small one from the hub
+MEMORY, DISK = 1 * 2**30, 1 * 2**30  # free bytes: enough for the embedded model, and for a small one from the hub
+INSTALL_AGAIN = "install nlora-lab again"
+FIGURE_NAMES = {"plotly": "live (plotly)", "image": "images, drawn once a second"}
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The outcome of a check: "ok", "note" (works, but worth knowing) or "PROBLEM", and what to do."""
+    """The result of a check.
+
+    Attributes:
+        state: "ok", "note" (works, but worth knowing) or "PROBLEM".
+        message: one line that says what the check saw.
+        remedy: what to do, or nothing.
+    """
 
     state: Literal["ok", "note", "PROBLEM"]
-    words: str
+    message: str
     remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.state:<8} {self.words}" + (f"; {self.remedy}" if self.remedy else "")
+        return f"{self.state:<8} {self.message}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+def add_doctor(commands: Any) -> argparse.ArgumentParser:
+    """Add ``doctor`` to the subparsers, and return its parser."""
+    purpose = "check this machine: versions, device, figures, files, disk and cache"
+    return add_command(commands, "doctor", purpose, "nlora-lab doctor", lambda options: 0 if doctor() else 1)
 
 
 def doctor() -> bool:
-    """Print one line a check; ``True`` if none of them is a PROBLEM.
+    """Check this machine, and print one line per check.
 
-    Looks at versions, device, figures, shipped files, disk and cache, and never at the network. Never
-    raises: a check that fails itself is a PROBLEM that names the exception.
+    The checks look at versions, the device, figures, the files that ship, disk and cache. They never use the network.
+    A check never ends the doctor: if it fails itself, its line is a PROBLEM that names the exception.
+
+    Returns:
+        ``True`` if no line is a PROBLEM.
     """
     healthy = True
     for check in CHECKS:
-        for finding in _findings(check):
-            print(finding)  # noqa: T201  # its lines are what it is for
-            healthy = healthy and finding.state != "PROBLEM"
+        for result in _results(check):
+            print(result)
+            healthy = healthy and result.state != "PROBLEM"
     verdict = "ready" if healthy else "not ready: see the lines marked PROBLEM"
-    print(f"nlora-lab {_installed(PACKAGE) or '(not installed)'} is {verdict}")  # noqa: T201
+    print(f"nlora-lab {_installed(PACKAGE) or '(not installed)'} is {verdict}")
     return healthy
 
 
-def _findings(check: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult]:
+def _results(check: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult]:
     try:
         yield from check()
-    except InputError as error:  # says itself what to do
-        yield CheckResult("PROBLEM", _home(str(error)))
+    except InputError as error:  # its message names the remedy
+        yield CheckResult("PROBLEM", _shorten_home(str(error)))
     except Exception as error:  # a broken library can raise anything when it is imported
-        what = check.__name__.strip("_").replace("_", " ")
-        said = _home(" ".join(str(error).split())[:200])
-        yield CheckResult(
-            "PROBLEM", f"the check of {what} failed with {type(error).__name__}: {said}", "install nlora-lab again"
-        )
+        name = check.__name__.strip("_").replace("_", " ")
+        reason = _shorten_home(" ".join(str(error).split())[:200])
+        message = f"the check of {name} failed with {type(error).__name__}: {reason}"
+        yield CheckResult("PROBLEM", message, INSTALL_AGAIN)
 
 
-def _home(text: str) -> str:
-    """Paths below the home folder as ``~``: a line pasted into a question should not carry a name."""
+def _shorten_home(text: str) -> str:
+    """Replace the home folder by ``~``, so that a line pasted into a question does not show a user's name."""
     try:
         home = str(Path.home())
-    except RuntimeError:  # a user without one
+    except RuntimeError:  # a user without a home folder
         return text
     return text if home == os.sep else text.replace(home, "~")
 
@@ -80,18 +98,17 @@ def _home(text: str) -> str:
 
 
 def _python() -> Iterator[CheckResult]:
-    wanted = SpecifierSet(metadata(PACKAGE)["Requires-Python"] or "")
-    here = ".".join(map(str, sys.version_info[:3]))
-    if here not in wanted:
-        yield CheckResult(
-            "PROBLEM", f"Python {here} is too old: {wanted}", "make a new environment with a newer Python"
-        )
+    bounds = SpecifierSet(metadata(PACKAGE)["Requires-Python"] or "")
+    current = ".".join(map(str, sys.version_info[:3]))
+    if current not in bounds:
+        message = f"Python {current} is too old: {bounds}"
+        yield CheckResult("PROBLEM", message, "make a new environment with a newer Python")
     else:
-        yield CheckResult("ok", f"Python {here} ({wanted})")
+        yield CheckResult("ok", f"Python {current} ({bounds})")
 
 
 def _libraries() -> Iterator[CheckResult]:
-    """The libraries the package needs, by its own metadata."""
+    """The libraries that the package needs, by its own metadata."""
     for requirement in map(Requirement, requires(PACKAGE) or []):
         if requirement.marker is None:
             yield _library(requirement)
@@ -99,28 +116,26 @@ def _libraries() -> Iterator[CheckResult]:
 
 def _library(requirement: Requirement) -> CheckResult:
     name, bounds = requirement.name, requirement.specifier
-    found = _installed(name)
+    current = _installed(name)
     remedy = f"run: pip install -U '{name}{bounds}'"
-    if found is None:
+    if current is None:
         return CheckResult("PROBLEM", f"{name} is not installed", remedy)
-    if not bounds.contains(found, prereleases=True):
-        return CheckResult("PROBLEM", f"{name} {found} is too old: {bounds}", remedy)
-    return CheckResult("ok", f"{name} {found} ({bounds})" if bounds else f"{name} {found}")
+    if not bounds.contains(current, prereleases=True):
+        return CheckResult("PROBLEM", f"{name} {current} is too old: {bounds}", remedy)
+    return CheckResult("ok", f"{name} {current} ({bounds})" if bounds else f"{name} {current}")
 
 
 def _extras() -> Iterator[CheckResult]:
-    """JupyterLab is not needed where a notebook server is there already, as in Colab."""
+    """JupyterLab. It is not needed where a notebook server already runs, as in Colab."""
     for requirement in map(Requirement, requires(PACKAGE) or []):
         if requirement.marker is None or not requirement.marker.evaluate({"extra": "lab"}):
             continue
-        found = _library(requirement)
-        if found.state == "ok":
-            yield found
+        result = _library(requirement)
+        if result.state == "ok":
+            yield result
         else:
-            yield CheckResult("note", f"{found.words}, which only `nlora-lab lab` needs", _LAB)
-
-
-_LAB = "run: pip install 'nlora-lab[lab]'"
+            message = f"{result.message}; only `nlora-lab lab` needs it"
+            yield CheckResult("note", message, "run: pip install 'nlora-lab[lab]'")
 
 
 def _installed(name: str) -> str | None:
@@ -130,7 +145,7 @@ def _installed(name: str) -> str | None:
         return None
 
 
-# --- what it runs on ---
+# --- what a run uses ---
 
 
 def _device() -> Iterator[CheckResult]:
@@ -142,53 +157,45 @@ def _device() -> Iterator[CheckResult]:
     try:
         device = find_device()
     except InputError as error:
-        yield CheckResult("PROBLEM", str(error), f"it was asked for by {OVERRIDE}: unset that")
+        yield CheckResult("PROBLEM", str(error), f"{OVERRIDE} sets it: unset {OVERRIDE}")
         return
-    chosen = f" (by {OVERRIDE})" if os.environ.get(OVERRIDE) else ""
+    source = f" (by {OVERRIDE})" if os.environ.get(OVERRIDE) else ""
     if device.kind == "cuda":
         free, total = torch.cuda.mem_get_info()
     else:
         memory = psutil.virtual_memory()
         free, total = memory.available, memory.total
     threads = "" if device.kind == "cpu" else f", {torch.get_num_threads()} CPU threads"  # a CPU's words have them
-    words = f"runs take place on {device.words}{chosen}{threads}, {format_bytes(free)} of {format_bytes(total)} free"
+    message = f"training runs on {device.words}{source}{threads}, {format_bytes(free)} of {format_bytes(total)} free"
     if free < MEMORY:
-        yield CheckResult("note", words, "close other programs if a run ends for want of memory")
+        yield CheckResult("note", message, "close other programs if a run ends for lack of memory")
     else:
-        yield CheckResult("ok", words)
+        yield CheckResult("ok", message)
 
 
 def _figures() -> Iterator[CheckResult]:
     from nlora_lab.labs.figures import OVERRIDE, in_colab, pick_figures
 
     try:
-        picked = pick_figures()
+        kind = pick_figures()
     except InputError as error:
-        yield CheckResult("PROBLEM", str(error), f"it was asked for by {OVERRIDE}: unset that")
+        yield CheckResult("PROBLEM", str(error), f"{OVERRIDE} sets it: unset {OVERRIDE}")
         return
-    if os.environ.get(OVERRIDE) == picked:
-        yield CheckResult("ok", f"figures are {_FIGURES[picked]}, because {OVERRIDE} says so")
-    elif picked == "plotly":
-        yield CheckResult("ok", f"figures are {_FIGURES[picked]}")
+    message = f"figures are {FIGURE_NAMES[kind]}"
+    if os.environ.get(OVERRIDE) == kind:
+        yield CheckResult("ok", f"{message}, because {OVERRIDE} says so")
+    elif kind == "plotly":
+        yield CheckResult("ok", message)
     elif in_colab() or {"VSCODE_PID", "VSCODE_CWD"} & set(os.environ):
-        place = "Colab" if in_colab() else "VS Code"
-        yield CheckResult(
-            "note",
-            f"figures are {_FIGURES[picked]}: {place} does not always show live ones",
-            f"set {OVERRIDE}=plotly to try",
-        )
+        editor = "Colab" if in_colab() else "VS Code"
+        message += f": {editor} does not always show live ones"
+        yield CheckResult("note", message, f"set {OVERRIDE}=plotly to try")
     else:
-        yield CheckResult(
-            "note",
-            f"figures are {_FIGURES[picked]}: plotly cannot make a widget here",
-            "run: pip install -U anywidget plotly",
-        )
+        message += ": plotly cannot make a widget in this environment"
+        yield CheckResult("note", message, "run: pip install -U anywidget plotly")
 
 
-_FIGURES = {"plotly": "live (plotly)", "image": "images, drawn once a second"}
-
-
-# --- what came with the package ---
+# --- what ships with the package ---
 
 
 def _embedded_model() -> Iterator[CheckResult]:
@@ -231,18 +238,18 @@ def _notebooks() -> Iterator[CheckResult]:
     from nlora_lab.core.files import shipped_folder
 
     folder = shipped_folder("notebooks")
-    found = sorted(folder.glob("*.ipynb"))
-    damaged = [f.name for f in found if not _is_json(f)]
-    if START not in (f.name for f in found):
+    notebooks = sorted(folder.glob("*.ipynb"))
+    damaged = [f.name for f in notebooks if not _is_json(f)]
+    if START not in (f.name for f in notebooks):
         yield _incomplete(f"{START} is missing")
     elif damaged:
         yield _incomplete(f"these notebooks are damaged: {', '.join(damaged)}")
     else:
-        yield CheckResult("ok", f"the notebooks are there: {len(found)}, in {_home(str(folder))}")
+        yield CheckResult("ok", f"the notebooks are complete: {len(notebooks)}, in {_shorten_home(str(folder))}")
 
 
-def _incomplete(words: str) -> CheckResult:
-    return CheckResult("PROBLEM", words, "install nlora-lab again, or in a clone run: git checkout data notebooks")
+def _incomplete(message: str) -> CheckResult:
+    return CheckResult("PROBLEM", message, f"{INSTALL_AGAIN}, or in a clone run: git checkout data notebooks")
 
 
 def _is_json(path: Path) -> bool:
@@ -253,36 +260,33 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-# --- where results are kept ---
+# --- where results are stored ---
 
 
 def _cache() -> Iterator[CheckResult]:
     from nlora_lab.core.cache import OVERRIDE, cache_folder
 
     folder = cache_folder()
-    name = _home(str(folder))
+    name = _shorten_home(str(folder))
     try:
         place = _existing(folder)
         with tempfile.TemporaryFile(dir=place):  # leaves nothing behind
             pass
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        yield CheckResult(
-            "note",
-            f"the cache {name} cannot be written ({reason}), so every scan is computed anew",
-            f"set {OVERRIDE} to a folder that can be",
-        )
+        message = f"the cache {name} cannot be written ({reason}), so every scan is computed anew"
+        yield CheckResult("note", message, f"set {OVERRIDE} to a folder that can be written")
         return
     free = shutil.disk_usage(place).free
-    words = f"the cache {name} can be written, {format_bytes(free)} of disk free"
+    message = f"the cache {name} can be written, {format_bytes(free)} of disk free"
     if free < DISK:
-        yield CheckResult("note", words, "make room before you load a model from the hub")
+        yield CheckResult("note", message, "make room before you load a model from the hub")
     else:
-        yield CheckResult("ok", words)
+        yield CheckResult("ok", message)
 
 
 def _existing(folder: Path) -> Path:
-    """``folder``, or the nearest one above it that exists."""
+    """The folder itself, or the nearest folder above it that exists."""
     absolute = folder.absolute()
     return next(place for place in (absolute, *absolute.parents) if place.exists())
 

@@ -1,4 +1,4 @@
-"""cli.lab."""
+"""The command ``lab``: the notebooks in JupyterLab."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import shipped_folder
-
-if TYPE_CHECKING:
-    pass
-
 
 START = "00_start_here.ipynb"
 COPIES = "nlora-lab-notebooks"
 
 
-def _lab(options: argparse.Namespace) -> int:
+def add_lab(commands: Any) -> argparse.ArgumentParser:
+    """Add ``lab`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "lab", "open the notebooks in JupyterLab (other options go to jupyter lab)",
+        "nlora-lab lab --no-browser --port 9999", open_lab,
+    )  # fmt: skip
+    parser.add_argument("--no-browser", action="store_true", help="start the server and print its address")
+    return parser
+
+
+def open_lab(options: argparse.Namespace) -> int:
+    """Start JupyterLab at the first notebook, and return its exit code."""
     if find_spec("jupyterlab") is None:
         raise InputError("JupyterLab is not installed; run: pip install 'nlora-lab[lab]'")
     folder = notebook_folder(Path.cwd())
@@ -34,20 +42,27 @@ def _lab(options: argparse.Namespace) -> int:
     try:
         return subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:
-        return 0  # Ctrl-C is how a JupyterLab server is ended
+        return 0  # Ctrl-C is the usual end of a JupyterLab server
 
 
-def notebook_folder(here: Path) -> Path:
-    """Where to open the notebooks: the clone's own, or copies in ``here`` of those in the wheel.
+def notebook_folder(target: Path) -> Path:
+    """Return the folder of notebooks to open.
 
-    A copy that is already there is left as it is: it may hold somebody's answers.
+    In a clone this is the clone's own folder. The notebooks of a wheel are copied first. An existing copy is never
+    overwritten, because it may hold somebody's answers.
+
+    Args:
+        target: the folder to copy into.
+
+    Returns:
+        The folder of the notebooks.
     """
     source = shipped_folder("notebooks")
     if "_shipped" not in source.parts:
         return source
-    target = here / COPIES
-    target.mkdir(exist_ok=True)
+    copies = target / COPIES
+    copies.mkdir(exist_ok=True)
     for notebook in sorted(source.glob("*.ipynb")):
-        if not (target / notebook.name).exists():
-            shutil.copy(notebook, target / notebook.name)
-    return target
+        if not (copies / notebook.name).exists():
+            shutil.copy(notebook, copies / notebook.name)
+    return copies

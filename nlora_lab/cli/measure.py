@@ -1,4 +1,4 @@
-"""The command that measures a model as it stands."""
+"""The command ``measure``: a model on a task, without training."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import argparse
 import json
 from typing import Any
 
+from nlora_lab.cli.parsers import add_command
 
-def add_measure(commands: Any) -> None:
-    """Enter ``measure`` among the subparsers ``commands``."""
-    parser = commands.add_parser("measure", help="what a model, or a saved adapter on it, gets right; no training")
+
+def add_measure(commands: Any) -> argparse.ArgumentParser:
+    """Add ``measure`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "measure", "measure a model, or a saved adapter, on a task without training",
+        "nlora-lab measure --model HuggingFaceTB/SmolLM2-135M --task gsm8k --adapter my-adapter --test-rows 200",
+        _measure,
+    )  # fmt: skip
     add = parser.add_argument
     add("--model", default="embedded", help="embedded, a folder, or a hub id (default: %(default)s)")
-    add("--adapter", metavar="FOLDER", help="a saved adapter to put on it")
-    add("--task", default="word-problems", help="as for run (default: %(default)s)")
-    add("--data", metavar="PLACE", help="the task's rows, as for run")
-    add("--columns", metavar="A,B", help="the two columns of such data")
-    add("--test-rows", type=int, help="measure on the first so many (default: all)")
-    add("--shots", type=int, default=0, help="worked examples before each question (default: %(default)s)")
+    add("--adapter", metavar="FOLDER", help="a saved adapter for the model")
+    add("--task", default="word-problems", help="a task, as for run (default: %(default)s)")
+    add("--data", metavar="PLACE", help="the rows of the task, as for run")
+    add("--columns", metavar="A,B", help="the two columns of these rows, as for run")
+    add("--test-rows", type=int, help="number of test rows to use (default: all)")
+    add("--shots", type=int, default=0, help="number of worked examples before each question (default: %(default)s)")
     add("--revision", help="branch, tag or commit of the model on the hub")
-    add("--device", help="cuda, mps or cpu (default: the best one here)")
-    add("--engine", default="auto", help="auto (vLLM where it is installed and there is a card), transformers or vllm")
-    add("--json", action="store_true", help="the measures and all answers as JSON")
-    parser.set_defaults(command=_measure)
+    add("--device", help="cuda, mps or cpu (default: the best device of this machine)")
+    add("--engine", default="auto", help="transformers, vllm, or auto: vLLM if it is installed and there is a card")
+    add("--json", action="store_true", help="print the measures and all answers as JSON")
+    return parser
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -32,12 +38,13 @@ def _measure(options: argparse.Namespace) -> int:
     from nlora_lab.tasks.registry import load_task
 
     task = load_task(options.task, options.data, columns=options.columns, test_rows=options.test_rows)
-    given, measured = measure_saved(
+    answers, measures = measure_saved(
         options.model, task, options.adapter, shots=options.shots, revision=options.revision, device=options.device,
         engine=options.engine,
     )  # fmt: skip
     if options.json:
-        print(json.dumps({"measures": measured, "answers": [asdict(answer) for answer in given]}, indent=1))
+        print(json.dumps({"measures": measures, "answers": [asdict(answer) for answer in answers]}, indent=1))
     else:
-        print("\n".join([*(f"{name}: {value:.3f}" for name, value in measured.items()), f"of {len(given)} test items"]))
+        lines = [f"{name}: {value:.3f}" for name, value in measures.items()]
+        print("\n".join([*lines, f"of {len(answers)} test items"]))
     return 0

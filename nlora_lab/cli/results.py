@@ -1,4 +1,4 @@
-"""The commands about runs that are there: bring stores together, and compare methods."""
+"""The commands for recorded runs: ``compare`` compares methods, ``gather`` joins stores."""
 
 from __future__ import annotations
 
@@ -7,56 +7,64 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
 
-SHOWN = ["rate", "seeds", "median", "low", "high", "difference", "verdict"]
+COLUMNS = ["rate", "seeds", "median", "low", "high", "difference", "verdict"]
 
 
-def add_commands(commands: Any) -> None:
-    """Enter ``compare`` and ``gather`` among the subparsers ``commands``."""
-    compare = commands.add_parser("compare", help="methods at their own best rates, over seeds, with a verdict")
-    compare.add_argument(
-        "store", nargs="?", type=Path, metavar="FOLDER", help="a store of runs (default: the recorded ones that ship)"
-    )
-    compare.add_argument("--task", default="word-problems", help="(default: %(default)s)")
-    compare.add_argument("--methods", help="their names, with commas (default: all that have runs)")
-    compare.add_argument("--rank", type=int, default=8, help="(default: %(default)s)")
-    compare.add_argument("--model", default="embedded", help="whose runs (default: %(default)s)")
-    compare.add_argument("--baseline", default="lora", help="what the others are compared with (default: %(default)s)")
-    compare.add_argument("--metric", default="accuracy", help="or final_loss, validation_loss (default: %(default)s)")
-    compare.add_argument("--at", type=float, metavar="RATE", help="all at this rate instead of each at its own best")
-    compare.add_argument("--out", type=Path, metavar="FILE", help="write the whole table: .csv, .json, .parquet, .tex")
-    compare.add_argument("--json", action="store_true", help="the whole table as JSON on stdout")
-    compare.set_defaults(command=_compare)
+def add_compare(commands: Any) -> argparse.ArgumentParser:
+    """Add ``compare`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "compare", "compare methods over seeds, each at its own best learning rate, with a verdict",
+        "nlora-lab compare runs --methods lora,nlora --out table.csv", _compare,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("store", nargs="?", type=Path, metavar="FOLDER", help="a store of runs (default: the recorded runs that ship)")
+    add("--task", default="word-problems", help="the task of the runs (default: %(default)s)")
+    add("--methods", help="methods, separated by commas (default: all that have runs)")
+    add("--rank", type=int, default=8, help="the rank of the runs (default: %(default)s)")
+    add("--model", default="embedded", help="the model of the runs (default: %(default)s)")
+    add("--baseline", default="lora", help="the method to compare the others with (default: %(default)s)")
+    add("--metric", default="accuracy", help="accuracy, final_loss or validation_loss (default: %(default)s)")
+    add("--at", type=float, metavar="RATE", help="compare all methods at this rate, not each at its own best")
+    add("--out", type=Path, metavar="FILE", help="write the complete table: .csv, .json, .parquet or .tex")
+    add("--json", action="store_true", help="print the complete table as JSON")
+    return parser
 
-    gather = commands.add_parser("gather", help="copy the runs of several stores into one")
-    gather.add_argument("stores", nargs="+", type=Path, metavar="FOLDER", help="stores, such as class/*/runs")
-    gather.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="the store they are copied into")
-    gather.set_defaults(command=_gather)
+
+def add_gather(commands: Any) -> argparse.ArgumentParser:
+    """Add ``gather`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "gather", "copy the runs of several stores into one store",
+        "nlora-lab gather class/*/runs --into class-runs", _gather,
+    )  # fmt: skip
+    parser.add_argument("stores", nargs="+", type=Path, metavar="FOLDER", help="stores of runs, such as class/*/runs")
+    parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="the store to copy the runs into")
+    return parser
 
 
 def _compare(options: argparse.Namespace) -> int:
     from nlora_lab.analysis.comparison import compare
-    from nlora_lab.analysis.selection import at_best, at_rate, known, left_out
+    from nlora_lab.analysis.selection import at_best, at_rate, describe_left_out, recorded_index
 
-    names = None if options.methods is None else [n.strip() for n in options.methods.split(",") if n.strip()]
-    recordings = known(options.store, options.model)
-    if left_out(recordings):
-        print(f"nlora-lab: left out: {left_out(recordings)}", file=sys.stderr)
-    asked: dict[str, Any] = {
-        "runs": recordings, "task": options.task, "methods": names, "rank": options.rank,
-        "model": options.model,
+    methods = None if options.methods is None else [n.strip() for n in options.methods.split(",") if n.strip()]
+    runs = recorded_index(options.store, options.model)
+    if describe_left_out(runs):
+        print(f"nlora-lab: left out: {describe_left_out(runs)}", file=sys.stderr)
+    selection: dict[str, Any] = {
+        "runs": runs, "task": options.task, "methods": methods, "rank": options.rank, "model": options.model,
     }  # fmt: skip
-    groups = at_best(**asked) if options.at is None else at_rate(options.at, **asked)
-    rows = compare(groups, options.baseline, options.metric)
+    groups = at_best(**selection) if options.at is None else at_rate(options.at, **selection)
+    table = compare(groups, options.baseline, options.metric)
     if options.out is not None:
         from nlora_lab.core.tables import save_table
 
-        print(f"nlora-lab: wrote {save_table(rows, options.out)}", file=sys.stderr)
+        print(f"nlora-lab: wrote {save_table(table, options.out)}", file=sys.stderr)
     if options.json:
-        print(rows.rename_axis("method").reset_index().to_json(orient="records", double_precision=15))
+        print(table.rename_axis("method").reset_index().to_json(orient="records", double_precision=15))
     else:
-        print(rows[SHOWN].to_string(float_format=lambda value: f"{value:.3g}"))
+        print(table[COLUMNS].to_string(float_format=lambda value: f"{value:.3g}"))
     return 0
 
 
@@ -65,7 +73,7 @@ def _gather(options: argparse.Namespace) -> int:
 
     for folder in options.stores:
         if not folder.is_dir():
-            raise InputError(f"{str(folder)!r} is no folder of runs; name the folders that --store wrote")
+            raise InputError(f"{str(folder)!r} is not a folder of runs; name the folders that --store wrote")
     into = RunStore(options.into)
     into.check_writable()
     copied = 0

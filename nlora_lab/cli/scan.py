@@ -1,16 +1,32 @@
-"""cli.scan."""
+"""The command ``scan``: spectra and approximation errors of a model's weight matrices."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import check_writable
 
-if TYPE_CHECKING:
-    pass
+
+def add_scan(commands: Any) -> argparse.ArgumentParser:
+    """Add ``scan`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "scan", "show the spectrum and the approximation errors of each weight matrix of a model",
+        "nlora-lab scan embedded --ranks 4,8,16 --csv scan.csv", _scan,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("source", help="embedded, a safetensors file or folder, or a hub id")
+    add("--ranks", default="4,8,16,32", help="ranks to measure at, separated by commas (default: %(default)s)")
+    add("--device", help="cuda or cpu (default: the best device of this machine)")
+    add("--no-cache", action="store_true", help="compute everything anew, and store nothing in the cache")
+    add("--revision", help="branch, tag or commit of a hub id (default: the main branch)")
+    add("--no-keep", dest="keep", action="store_false", help="delete each downloaded shard of a hub id after use")
+    add("--csv", type=Path, metavar="FILE", help="write the complete table into this file")
+    add("--json", action="store_true", help="print the complete table as JSON")
+    return parser
 
 
 def _scan(options: argparse.Namespace) -> int:
@@ -20,9 +36,9 @@ def _scan(options: argparse.Namespace) -> int:
         ranks = [int(word) for word in options.ranks.split(",")]
     except ValueError:
         raise InputError(f"--ranks {options.ranks}: write whole numbers with commas, for example 4,8,16") from None
-    if options.csv is not None:  # before the scan, not after it
+    if options.csv is not None:  # before the scan, which takes long
         if options.csv == Path() or options.csv.is_dir():
-            raise InputError(f"--csv {str(options.csv)!r} is no file; for example: --csv scan.csv")
+            raise InputError(f"--csv {str(options.csv)!r} is not a file; for example: --csv scan.csv")
         check_writable(options.csv.parent, f"--csv {options.csv}")
     table = scan(
         options.source, ranks, device=options.device, cache=not options.no_cache, progress=True,
@@ -34,8 +50,8 @@ def _scan(options: argparse.Namespace) -> int:
         print(table.to_json(orient="records"))
     else:
         r = min(ranks, key=lambda rank: abs(rank - 8))
-        shown = [f"{kind}_r{r}" for kind in ("nystrom", "optimal", "cross", "svd", "cond")]
-        columns = ["layer", "module", "out", "in", "stable_rank", *shown]
+        errors = [f"{kind}_r{r}" for kind in ("nystrom", "optimal", "cross", "svd", "cond")]
+        columns = ["layer", "module", "out", "in", "stable_rank", *errors]
         print(table[columns].to_string(index=False, float_format=lambda v: f"{v:.3g}"))
         print("Relative Frobenius errors; 1 is as bad as zero. nystrom: leading block, as NLoRA starts; svd: the best.")
     return 0

@@ -1,4 +1,4 @@
-"""cli.sweep."""
+"""The command ``sweep``: many runs into one store."""
 
 from __future__ import annotations
 
@@ -7,13 +7,31 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-GRID_EXAMPLE = '{"method": ["lora", "nlora"], "lr": [2e-4, 1e-2], "seed": [0, 1]}, or a list of such'
+GRID_EXAMPLE = '{"method": ["lora", "nlora"], "lr": [2e-4, 1e-2], "seed": [0, 1]}'
+
+
+def add_sweep(commands: Any) -> argparse.ArgumentParser:
+    """Add ``sweep`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "sweep", "make all runs of a grid in several processes, and store their records",
+        f"echo '{GRID_EXAMPLE}' > grid.json\nnlora-lab sweep grid.json --store runs", _sweep,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("grid", help="a JSON file: settings of a run with lists of values, or a list of such grids")
+    add("--store", type=Path, metavar="FOLDER", help="write the records into this folder")
+    add("--device", help="cuda, mps or cpu (default: that of the grid, or the best device of this machine)")
+    add("--workers", type=int, help="number of processes (default: one per core)")
+    add("--together", type=int, help="number of runs that a worker trains in one race (default: 8 on a card, else 1)")
+    add("--pack", action="store_true", help="at the end, join the records: one file per task and method")
+    add("--retry", action="store_true", help="repeat runs that failed, for example for lack of memory")
+    add("--show", action="store_true", help="only say how many runs of the grid are in the store")
+    add("--json", action="store_true", help="print the table as JSON")
+    return parser
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -21,9 +39,9 @@ def _sweep(options: argparse.Namespace) -> int:
     from nlora_lab.sweeps.engine import sweep
     from nlora_lab.sweeps.grid import coverage, expand_grid
 
-    grid = _grid_file(Path(options.grid))
+    grid = _read_grid(Path(options.grid))
     if options.store is None:
-        raise InputError("--store is missing: name the folder the records go to, for example --store runs")
+        raise InputError("--store is missing; name the folder for the records, for example --store runs")
     store = RunStore(options.store)
     if options.show:
         print(coverage(grid, store))
@@ -42,15 +60,18 @@ def _sweep(options: argparse.Namespace) -> int:
     return 0
 
 
-def _grid_file(path: Path) -> Any:
+def _read_grid(path: Path) -> Any:
+    example = f"write JSON such as {GRID_EXAMPLE}, or a list of such grids"
     try:
         grid = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no grid ({error}); write JSON such as {GRID_EXAMPLE}") from error
+        if path == Path("recorded"):
+            example = "for the grid of the recorded runs, use a clone of the repository: python -m tools.record_grid"
+        raise InputError(f"{path} is not a grid ({error}); {example}") from error
     if isinstance(grid, dict):
         return grid
     if not isinstance(grid, list) or not grid or not all(isinstance(part, dict) for part in grid):
-        raise InputError(f"{path} is no grid: it holds a {type(grid).__name__}; write JSON such as {GRID_EXAMPLE}")
+        raise InputError(f"{path} is not a grid, it holds a {type(grid).__name__}; {example}")
     from nlora_lab.sweeps.grid import expand_grid
 
     return [cfg for part in grid for cfg in expand_grid(part)]

@@ -1,4 +1,4 @@
-"""Errors, validation, files, devices, progress and statistics: what every other package stands on."""
+"""Errors, checks of values, files, devices, progress and statistics: everything that the other packages share."""
 
 import lazy_loader
 

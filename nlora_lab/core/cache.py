@@ -1,4 +1,4 @@
-"""Where results that are cheap to keep and dear to compute are kept, and how."""
+"""On-disk cache for results that are slow to compute."""
 
 from __future__ import annotations
 
@@ -15,35 +15,54 @@ OVERRIDE = "NLORA_LAB_CACHE"
 
 
 def cache_folder() -> Path:
-    """The cache of this user, or what ``NLORA_LAB_CACHE`` says. It can be deleted at any time."""
-    named = os.environ.get(OVERRIDE)
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("nlora-lab", appauthor=False))
+    """Return the cache folder of this user. It can be deleted at any time.
+
+    Returns:
+        The folder that the environment variable ``NLORA_LAB_CACHE`` names, or the platform's usual place.
+    """
+    override = os.environ.get(OVERRIDE)
+    return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("nlora-lab", appauthor=False))
 
 
 class Cache:
-    """Small JSON documents by name, below one folder.
+    """A cache of small JSON documents, each a file of its own in one folder.
 
-    A document is written whole or not at all. Where the folder cannot be written, or a document cannot be
-    read, it is as if there were none: a cache never ends a computation.
+    The cache never ends a computation. If the folder cannot be written, nothing is stored. If a document cannot be
+    read, it counts as missing. A document is written completely or not at all.
+
+    Attributes:
+        folder: the folder of the documents.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def get(self, name: str) -> Any:
-        """The document called ``name``, or ``None``."""
+        """Return a document.
+
+        Args:
+            name: the name that the document was stored under.
+
+        Returns:
+            The document, or ``None`` if it is missing or cannot be read.
+        """
         try:
             return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return None
 
     def put(self, name: str, document: Any) -> None:
-        """Keep ``document`` as ``name``, replacing an older one."""
+        """Store a document. An older one of the same name is replaced.
+
+        Args:
+            name: the name of the document. A slash makes a folder.
+            document: anything that JSON can hold.
+        """
         target = self.folder / f"{name}.json"
         part = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            # a name of its own: other threads and processes may be writing the same document
+            # a temporary name of its own: other threads and processes may be writing the same document
             handle, part = tempfile.mkstemp(".part", dir=target.parent)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump(document, file)

@@ -1,16 +1,12 @@
-"""Which device a run uses, said in words, and how much memory it took."""
+"""The device and precision of a run, and the memory that it uses."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
-
-if TYPE_CHECKING:
-    pass
 
 DEVICES = ("cuda", "mps", "cpu")
 OVERRIDE = "NLORA_LAB_DEVICE"
@@ -18,32 +14,46 @@ OVERRIDE = "NLORA_LAB_DEVICE"
 
 @dataclass(frozen=True)
 class Device:
-    """A device and the precision a run takes on it."""
+    """A device and the precision of a run on it.
 
-    kind: str  # "cuda", "mps" or "cpu"
-    precision: str  # "bf16" (autocast) or "no" (float32), accelerate's words
+    Attributes:
+        kind: "cuda", "mps" or "cpu".
+        precision: "bf16" (bfloat16 autocast) or "no" (float32), as accelerate names them.
+        words: a description for people, for example "CPU, 2 threads, float32".
+    """
+
+    kind: str
+    precision: str
     words: str
 
 
-def find_device(wanted: str | None = None) -> Device:
-    """The device asked for, or the best one here: CUDA, then Apple's MPS, then the CPU.
+def find_device(name: str | None = None) -> Device:
+    """Return the device with a name, or the best device of this machine.
 
-    ``NLORA_LAB_DEVICE`` in the environment overrides ``wanted``. CUDA cards with bf16 units run
-    under bf16 autocast, everything else in float32. Raises :class:`InputError` if the device is
-    unknown or not there.
+    The best device is CUDA, then Apple's MPS, then the CPU. The environment variable ``NLORA_LAB_DEVICE`` overrides
+    ``name``. CUDA cards with bfloat16 units run under bfloat16 autocast. Every other device runs in float32.
+
+    Args:
+        name: "cuda", "mps" or "cpu", or ``None`` for the best device.
+
+    Returns:
+        The device with its precision and a description.
+
+    Raises:
+        InputError: the name is not known, or this machine has no such device.
     """
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = os.environ.get(OVERRIDE) or wanted or next(d for d in DEVICES if there[d])
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = os.environ.get(OVERRIDE) or name or next(d for d in DEVICES if available[d])
     check_choice("device", kind, DEVICES)
-    if not there[kind]:
-        raise InputError(f"device={kind!r} is not there; leave device out, or use 'cpu'")
+    if not available[kind]:
+        raise InputError(f"device={kind!r} is not available on this machine; leave device out, or use 'cpu'")
     if kind == "cuda":
-        # without this flag torch counts slow emulation (a T4's) as support
+        # without this flag torch counts slow emulation (on a T4, for example) as support
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        name = torch.cuda.get_device_name()
-        return Device(kind, "bf16" if bf16 else "no", f"{name}, {'bfloat16 autocast' if bf16 else 'float32'}")
+        card = torch.cuda.get_device_name()
+        return Device(kind, "bf16" if bf16 else "no", f"{card}, {'bfloat16 autocast' if bf16 else 'float32'}")
     if kind == "mps":
         return Device(kind, "no", "Apple GPU, float32")
     threads = torch.get_num_threads()
@@ -51,10 +61,16 @@ def find_device(wanted: str | None = None) -> Device:
 
 
 class PeakMemory:
-    """The most memory seen at the moments :meth:`look` was called, in bytes.
+    """The highest memory use so far.
 
-    On CUDA the allocator's own peak since the start; elsewhere the resident size of this whole
-    process, because the operating system keeps no peak for a part of one.
+    On CUDA this is the peak of torch's allocator since the start. On other devices it is the highest resident size of
+    the complete process at the calls of ``look``, because the operating system keeps no peak for a part of a process.
+
+    Args:
+        kind: the device: "cuda", "mps" or "cpu".
+
+    Attributes:
+        bytes: the peak in bytes.
     """
 
     def __init__(self, kind: str) -> None:
@@ -67,7 +83,7 @@ class PeakMemory:
         self.look()
 
     def look(self) -> None:
-        """Take a reading (some 20 µs)."""
+        """Read the memory use (about 20 µs)."""
         import torch
 
         now = torch.cuda.max_memory_allocated() if self._kind == "cuda" else self._process.memory_info().rss
@@ -75,14 +91,21 @@ class PeakMemory:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that an allocation failed, on a card or on the CPU."""
+    """Return whether an error means that memory could not be allocated, on a card or on the CPU.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        ``True`` for Python's ``MemoryError``, torch's ``OutOfMemoryError`` and torch's message for the CPU.
+    """
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def release_memory() -> None:
-    """Give back what nothing refers to any more, after an allocation has failed."""
+    """Free memory that nothing refers to any more. Call this after an allocation has failed."""
     import gc
 
     import torch

@@ -1,19 +1,19 @@
-"""What can go wrong on the caller's side, and nothing else."""
+"""The exceptions for mistakes that the caller can mend."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A value the caller gave cannot be used; the message names it and says what to do instead."""
+    """A value from the caller cannot be used. The message names the value and the remedy."""
 
 
 class ModelError(InputError):
-    """A model folder or hub id that cannot be loaded."""
+    """A model folder or hub id cannot be loaded."""
 
 
 class StoreError(InputError):
-    """A store of runs that cannot be written."""
+    """A store of runs cannot be written."""
 
 
 class FitError(InputError):
-    """What is asked for will not fit into the memory that is free."""
+    """A run needs more memory than is free."""

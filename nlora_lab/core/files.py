@@ -1,4 +1,4 @@
-"""Where the shipped data lies, in a clone and in an installed wheel alike; and how every file is written."""
+"""The folders that ship with the package, and how files are written."""
 
 from __future__ import annotations
 
@@ -14,26 +14,56 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder ``name`` ("data" or "notebooks") that came with the package.
+    """Return a folder that ships with the package.
 
-    A wheel carries it inside the package; in a clone it stands at the top level.
+    A wheel carries the folder inside the package. In a clone it lies at the top level.
+
+    Args:
+        name: "data" or "notebooks".
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        InputError: the folder is missing.
     """
     for place in (_PACKAGE / "_shipped" / name, _PACKAGE.parent / name):
         if place.is_dir():
             return place
-    raise InputError(f"the {name}/ folder is missing beside {_PACKAGE}; install nlora-lab again")
+    raise InputError(f"the folder {name}/ is missing beside {_PACKAGE}; install nlora-lab again")
 
 
 def expand_path(path: str | Path) -> Path:
-    """``path`` with a leading ``~`` replaced by the home folder; :class:`InputError` where there is no such home."""
+    """Return a path with a leading ``~`` replaced by the home folder.
+
+    Args:
+        path: any path.
+
+    Returns:
+        The path without ``~``.
+
+    Raises:
+        InputError: the home folder does not exist.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise InputError(f"path={str(path)!r} cannot be found ({error}); write it out") from error
+        raise InputError(f"path={str(path)!r} cannot be found ({error}); write the full path") from error
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write ``text`` (UTF-8) into the file ``path`` as :func:`atomic_file` does, and return it."""
+    """Write a text file completely or not at all (see ``atomic_file``).
+
+    Args:
+        path: the file. Missing folders are created.
+        text: the content, written as UTF-8.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     with atomic_file(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
     return path
@@ -41,9 +71,19 @@ def write_atomically(path: Path, text: str) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A file to write that becomes ``path`` in the end, or is gone: whole or not at all. Missing folders are made.
+    """Write a file completely or not at all.
 
-    Raises :class:`InputError` where that cannot be done.
+    Write into the path that the ``with`` statement gives. At the end of the block that file is renamed to ``path``.
+    If the block is left by an exception, it is deleted and ``path`` stays unchanged.
+
+    Args:
+        path: the file to write in the end. Missing folders are created.
+
+    Yields:
+        The path of a temporary file in the same folder.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     part = path.parent / f"{path.name}.{uuid.uuid4().hex}.part"
     try:
@@ -52,17 +92,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be written ({error}); make room, or choose another place") from error
-    finally:  # where it was not renamed, whatever the reason: an interrupt too
+    finally:  # after any failure to rename it, an interrupt included
         with suppress(OSError, ValueError):
             part.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path, called: str) -> None:
-    """Raise :class:`InputError` if no file can be made in ``folder``, which the caller knows as ``called``."""
+def check_writable(folder: Path, name: str) -> None:
+    """Check that files can be created in a folder. A missing folder is created.
+
+    Args:
+        folder: the folder.
+        name: what the caller knows the folder as, for the message.
+
+    Raises:
+        InputError: no file can be created in the folder.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{uuid.uuid4().hex}"
         probe.touch()
         probe.unlink()
     except (OSError, ValueError) as error:
-        raise InputError(f"{called} cannot be written ({error}); choose another folder") from error
+        raise InputError(f"{name} cannot be written ({error}); choose another folder") from error

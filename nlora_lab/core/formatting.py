@@ -1,4 +1,4 @@
-"""How quantities are printed: bytes, durations, learning rates. Each has one form in the whole package."""
+"""The printed forms of bytes, durations and learning rates. Each quantity has one form in the complete package."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def format_duration(seconds: float) -> str:
         seconds: the duration in seconds.
 
     Returns:
-        The duration to the second, from an hour on to the minute.
+        The duration to the second below an hour, and to the minute above.
     """
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    total = max(0, round(seconds))
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"
 
 
 def format_rate(rate: float) -> str:
@@ -44,7 +44,7 @@ def format_rate(rate: float) -> str:
         rate: the learning rate.
 
     Returns:
-        Mantissa and exponent, without the zeros that Python pads exponents with.
+        The mantissa and the exponent, without the zero that Python puts before a short exponent.
     """
     mantissa, _, exponent = f"{rate:.1e}".partition("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

@@ -1,4 +1,8 @@
-"""Ending a run from outside: who loads, trains or measures asks ``should_stop`` again and again, and ends at its yes."""
+"""Stopping a run from outside: by a signal, a button or another thread.
+
+A function that loads, trains or evaluates calls its argument ``should_stop`` again and again. When the answer is
+``True``, it ends at the next safe point.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +13,59 @@ from contextlib import contextmanager
 from typing import Any
 
 StopCheck = Callable[[], bool]
-"""Whether someone wants the end; asked often, so it should answer at once."""
+"""A function that returns whether to stop. It is called often, so it must return at once."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """``should_stop`` said yes in the middle of something; it is handled as an interrupt (Ctrl-C) is."""
+    """``should_stop`` returned ``True`` in the middle of a computation. It is handled like Ctrl-C."""
 
 
 def never_stop() -> bool:
-    """Nobody wants the end."""
+    """Return ``False``: the stop check of a computation that nobody stops."""
     return False
 
 
 def raise_if_stopped(should_stop: StopCheck) -> None:
-    """Raise :class:`Interrupted` if ``should_stop`` says yes."""
+    """Raise an exception if the computation is to stop.
+
+    Args:
+        should_stop: the stop check to call.
+
+    Raises:
+        Interrupted: ``should_stop`` returned ``True``.
+    """
     if should_stop():
         raise Interrupted
 
 
 @contextmanager
-def stop_on_signal(wanted: bool = True) -> Iterator[StopCheck]:
-    """What is to be asked, and says yes once Ctrl-C was pressed or the process is to end (SIGTERM, as a queue sends).
+def stop_on_signal(enabled: bool = True) -> Iterator[StopCheck]:
+    """Turn Ctrl-C and SIGTERM into a request to stop, so that a run ends between two steps with a checkpoint.
 
-    So a run ends between two steps, with a checkpoint. A second Ctrl-C interrupts at once. Where not ``wanted``, or in
-    another thread than the main one, which alone hears signals, nothing is changed.
+    Job queues send SIGTERM before they kill a process. A second Ctrl-C interrupts at once. The former signal handlers
+    are restored at the end of the block.
+
+    Args:
+        enabled: ``False`` changes nothing. Neither does a thread other than the main one, which alone receives signals.
+
+    Yields:
+        A stop check that returns ``True`` from the first signal on.
     """
-    if not wanted or threading.current_thread() is not threading.main_thread():
+    if not enabled or threading.current_thread() is not threading.main_thread():
         yield never_stop
         return
-    heard = threading.Event()
-    before: dict[int, Any] = {}
+    stopped = threading.Event()
+    former: dict[int, Any] = {}
 
-    def hear(number: int, frame: Any) -> None:
-        if heard.is_set():
+    def handle(number: int, frame: Any) -> None:
+        if stopped.is_set():
             raise KeyboardInterrupt
-        heard.set()
+        stopped.set()
 
     for name in (signal.SIGINT, signal.SIGTERM):
-        before[name] = signal.signal(name, hear)
+        former[name] = signal.signal(name, handle)
     try:
-        yield heard.is_set
+        yield stopped.is_set
     finally:
-        for number, handler in before.items():
+        for number, handler in former.items():
             signal.signal(number, handler)

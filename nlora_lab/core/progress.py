@@ -3,66 +3,90 @@
 from __future__ import annotations
 
 import sys
-import time
-from typing import TextIO
+from threading import RLock
+from typing import Any, TextIO
 
-from nlora_lab.core.formatting import format_duration
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 
 class ProgressLine:
-    """One line that rewrites itself in a terminal; in a log, a new line every ``quiet`` seconds.
+    """One line that rewrites itself in a terminal. In a log, a new line every ``quiet`` seconds.
 
-    ``total`` counts units of equal cost, such as optimiser steps over all runs. ``silent``: say nothing (for all but
-    one of several processes).
+    Args:
+        total: the number of units of equal cost, for example optimiser steps over all runs.
+        stream: where the line is written (default: stderr).
+        quiet: seconds between two lines in a log.
+        silent: print nothing. Use this in all processes but one.
     """
 
     def __init__(self, total: int, stream: TextIO | None = None, quiet: float = 10.0, *, silent: bool = False) -> None:
-        self.total, self.done = total, 0
-        # None where there is no terminal at all
-        self._stream: TextIO | None = None if silent else stream or sys.stderr
-        self._live = self._stream is not None and self._stream.isatty()
-        self._every = 0.1 if self._live else quiet
-        self._started = self._said = time.monotonic()
-        self._width = 0
+        self._out = _Output(None if silent else stream or sys.stderr)
+        self._bar: Any = _Bar(
+            total=total, file=self._out, bar_format="{desc}  {percentage:.0f} %  {remaining} left", leave=False,
+            mininterval=0.1 if self._out.live else quiet, miniters=0, smoothing=0, delay=1e-9, position=0,
+        )  # fmt: skip
 
     def advance(self, text: str, by: int = 1) -> None:
-        """``by`` more units are done; ``text`` says where we are."""
-        self.done += by
-        now = time.monotonic()
-        if now - self._said < self._every and self.done < self.total:
-            return
-        self._said = now
-        left = format_duration((now - self._started) / self.done * (self.total - self.done)) if self.done else "…"
-        self._write(f"{text}  {100 * self.done // self.total} %  {left} left")
+        """Count finished units and show the progress.
+
+        Args:
+            text: what is being done now.
+            by: the number of units that were finished since the last call.
+        """
+        self._bar.set_description_str(text, refresh=False)
+        if not self._bar.update(by) and self._bar.n >= self._bar.total:
+            self._bar.refresh()
 
     def skip(self, units: int) -> None:
-        """These units will not be done (a run ended early)."""
-        self.total = max(self.total - units, self.done, 1)
+        """Remove units from the total, for example because a run ended early.
+
+        Args:
+            units: the number of units that will not be done.
+        """
+        self._bar.total = max(self._bar.total - units, self._bar.n, 1)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays.
+
+        Args:
+            text: the line, without a line break.
+        """
         self.close()
-        self._put(text + "\n")
+        self._out.write(text + "\n")
 
     def close(self) -> None:
-        """Clear the live line."""
-        if self._live and self._width:
-            self._put("\r" + " " * self._width + "\r")
-            self._width = 0
+        """Clear the live line. A later ``advance`` shows it again."""
+        self._bar.clear()
 
-    def _write(self, line: str) -> None:
-        if self._live:
-            self._put("\r" + line.ljust(self._width))
-            self._width = len(line)
-        else:
-            self._put(line + "\n")
 
-    def _put(self, text: str) -> None:
-        """Write, unless nobody listens any more: progress must never end a run."""
-        if self._stream is None:
+class _Bar(tqdm):  # type: ignore[misc]
+    """tqdm without a thread of its own, a lock between processes, and a last write by the garbage collector."""
+
+    monitor_interval = 0
+
+    def __del__(self) -> None:
+        pass
+
+
+_Bar.set_lock(RLock())
+
+
+class _Output:
+    """A stream for tqdm, which alone ends the run on a broken pipe and rewrites its line in logs too."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream  # None: nobody reads
+        self.live = stream is not None and stream.isatty()
+
+    def write(self, text: str) -> None:
+        if not self.live and not (text := text.strip("\r\n ")):
             return
         try:
-            self._stream.write(text)
-            self._stream.flush()
+            if self._stream is not None:
+                self._stream.write(text if self.live else text + "\n")
+                self._stream.flush()
         except (OSError, ValueError):
             self._stream = None
+
+    def flush(self) -> None:
+        """Do nothing: every write is flushed."""

@@ -1,7 +1,6 @@
-"""Few numbers, honestly: intervals and paired differences for the handful of seeds that one can afford.
+"""Statistics for a handful of seeds: intervals, paired differences and tests of two shares.
 
-Everything here takes plain numbers, so that it can be checked against scipy; :mod:`nlora_lab.analysis.comparison` applies it to
-runs.
+Every function takes plain numbers, so that scipy can check it. ``nlora_lab.analysis.comparison`` applies them to runs.
 """
 
 from __future__ import annotations
@@ -16,15 +15,22 @@ from statistics import median
 import numpy as np
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_number
 
-EXACT = 9  # up to so many numbers the bootstrap is enumerated: 24,310 samples, instead of drawn
+EXACT = 9  # up to this many values the bootstrap is enumerated (24,310 samples); above, samples are drawn
 DRAWS = 20_000
-LEAST_PAIRS = 5  # with fewer, nothing is said: a t test of three hangs on how alike three numbers happen to be
+LEAST_PAIRS = 5  # no verdict with fewer: a t test of three depends on how alike three numbers happen to be
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and where it may lie."""
+    """A number with its confidence interval.
+
+    Attributes:
+        middle: the number.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
+    """
 
     middle: float
     low: float
@@ -32,16 +38,26 @@ class Interval:
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The median and its percentile bootstrap interval (Efron 1979): all resamples up to 9 values, 20,000 draws above.
+    """Compute the median and its percentile bootstrap interval (Efron 1979).
 
-    Infinite values (a loss that diverged) are allowed; NaN is not. With five values the interval is nearly always the
-    whole range, and that covers the true median with probability 1 − 2 · 0.5⁵ = 0.9375: fewer cannot promise more.
-    All NaN for no value at all.
+    Up to 9 values all resamples are enumerated. Above that, 20,000 resamples are drawn from a fixed seed. With five
+    values the interval is nearly always the full range. The full range covers the true median with probability
+    1 − 2 · 0.5⁵ = 0.9375, so fewer values cannot promise more.
+
+    Args:
+        values: the numbers. An infinite value (a loss that diverged) is allowed.
+        confidence: the level of the interval, between 0 and 1.
+
+    Returns:
+        The median with its interval. All three numbers are NaN without any value.
+
+    Raises:
+        InputError: a value is NaN, or the confidence is out of range.
     """
     check_confidence(confidence)
     ordered = sorted(float(v) for v in values)
     if any(math.isnan(v) for v in ordered):
-        raise InputError(f"values={ordered} hold NaN; leave out what was not measured")
+        raise InputError(f"values={ordered} contain NaN; leave out what was not measured")
     if not ordered:
         return Interval(math.nan, math.nan, math.nan)
     medians, weights = _resampled_medians(ordered)
@@ -54,24 +70,24 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
 
 def _resampled_medians(ordered: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """The medians that resamples have, ascending, and how often."""
+    """The medians of the resamples in ascending order, and how often each occurs."""
     n = len(ordered)
     if n > EXACT:
-        drawn = np.random.default_rng(0).choice(np.asarray(ordered), (DRAWS, n))
-        found, counts = np.unique(_medians(np.sort(drawn, axis=1)), return_counts=True)
-        return found, counts
+        resamples = np.random.default_rng(0).choice(np.asarray(ordered), (DRAWS, n))
+        medians, counts = np.unique(_row_medians(np.sort(resamples, axis=1)), return_counts=True)
+        return medians, counts
     weights: Counter[float] = Counter()
-    for picked in combinations_with_replacement(range(n), n):  # ascending, as `ordered` is
+    for resample in combinations_with_replacement(range(n), n):  # ascending, as `ordered` is
         ways = math.factorial(n)
-        for count in Counter(picked).values():
+        for count in Counter(resample).values():
             ways //= math.factorial(count)
-        weights[float(_medians(np.asarray([[ordered[i] for i in picked]]))[0])] += ways
+        weights[float(_row_medians(np.asarray([[ordered[i] for i in resample]]))[0])] += ways
     ascending = sorted(weights)
     return np.asarray(ascending), np.asarray([weights[v] for v in ascending])
 
 
-def _medians(rows: np.ndarray) -> np.ndarray:
-    """Of sorted rows; numpy's own makes NaN of two infinities."""
+def _row_medians(rows: np.ndarray) -> np.ndarray:
+    """The medians of sorted rows. numpy's own function returns NaN for the mean of two infinities."""
     n = rows.shape[1]
     low, high = rows[:, (n - 1) // 2], rows[:, n // 2]
     same = low == high
@@ -80,12 +96,18 @@ def _medians(rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences of pairs: their ``mean`` with Student's interval from ``low`` to ``high``.
+    """Statistics of paired differences. Below two pairs, all but ``pairs``, ``mean`` and ``above`` are NaN.
 
-    ``p``: of Student's t test that the true mean is 0, two-sided; where all differences are alike, so that there is no
-    scatter to judge by, ``p_signs``. That is the exact test that flips signs: it assumes no normal distribution, only
-    that a difference could as well have had the other sign; with n pairs it cannot be below 2 / 2ⁿ. ``above``: how many
-    of the ``pairs`` differences are above 0. All NaN below two pairs.
+    Attributes:
+        pairs: the number of differences.
+        mean: their mean.
+        low: the lower end of Student's confidence interval of the mean.
+        high: the upper end.
+        p: the p-value of Student's two-sided t test that the true mean is 0. Equal differences have no scatter to
+            judge by. For them this is ``p_signs``.
+        p_signs: the p-value of the exact test that flips signs. It assumes no normal distribution, only that each
+            difference could as well have had the other sign. With n pairs it is at least 2 / 2ⁿ.
+        above: the number of differences above 0.
     """
 
     pairs: int
@@ -98,7 +120,18 @@ class Paired:
 
 
 def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
-    """:class:`Paired` of finite differences, one a seed. Raises :class:`InputError` for others."""
+    """Compute the statistics of paired differences.
+
+    Args:
+        differences: finite numbers, one per pair (seed).
+        confidence: the level of the interval, between 0 and 1.
+
+    Returns:
+        The mean with its interval, and the p-values of two tests.
+
+    Raises:
+        InputError: a difference is not finite, or the confidence is out of range.
+    """
     from scipy import stats
 
     check_confidence(confidence)
@@ -107,10 +140,10 @@ def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
         raise InputError(f"differences={d.tolist()} must be finite; leave out pairs of which one diverged")
     above = int((d > 0).sum())
     if len(d) < 2:
-        middle = float(d[0]) if len(d) else math.nan
-        return Paired(len(d), middle, math.nan, math.nan, math.nan, math.nan, above)
+        mean = float(d[0]) if len(d) else math.nan
+        return Paired(len(d), mean, math.nan, math.nan, math.nan, math.nan, above)
     signs = _sign_flips(d)
-    if np.ptp(d) <= 1e-12 * np.abs(d).max():  # all alike but for rounding: no scatter to judge by
+    if np.ptp(d) <= 1e-12 * np.abs(d).max():  # all equal but for rounding
         same = float(d[0])
         return Paired(len(d), same, same, same, signs, signs, above)
     test = stats.ttest_1samp(d, 0.0)
@@ -119,7 +152,7 @@ def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
 
 
 def _sign_flips(d: np.ndarray) -> float:
-    """The share of all 2ⁿ choices of signs whose sum is as far from 0 as the one seen; drawn above 16 numbers."""
+    """The share of all 2ⁿ choices of signs whose sum is at least as far from 0 as that of d. Drawn above 16 numbers."""
     if len(d) > 16:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, len(d)))
     else:
@@ -128,26 +161,44 @@ def _sign_flips(d: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of several comparisons made at once, adjusted by Holm (1979); NaN stays, and counts as one of them.
+    """Adjust the p-values of several comparisons (Holm 1979).
 
-    Among twenty honest comparisons of equals one has p < 0.05; after this, one in twenty *sets* of comparisons has.
+    Among twenty comparisons of equal methods one has p < 0.05 by chance. After this adjustment, one in twenty *sets*
+    of comparisons has such a p.
+
+    Args:
+        p_values: one p-value per comparison. NaN is allowed, and counts as a comparison.
+
+    Returns:
+        The adjusted p-values in the same order. NaN stays NaN.
     """
-    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    ordered = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     adjusted, highest = [math.nan] * len(p_values), 0.0
-    for place, (p, i) in enumerate(known):
+    for place, (p, i) in enumerate(ordered):
         highest = max(highest, min(1.0, p * (len(p_values) - place)))
         adjusted[i] = highest
     return adjusted
 
 
 def two_shares(first: int, second: int, of: int) -> tuple[float, float]:
-    """z and the two-sided p of the difference of two shares, each of ``of`` items, pooled: (first − second) / of.
+    """Test the difference of two shares (the two-sided z test with the pooled share).
 
-    The test one can make with nothing but two printed percentages of one test set. It takes the two results for
-    independent; were the items' own answers known, McNemar's test on them would be sharper.
+    This test needs only two printed percentages of one test set. It treats the two results as independent. If the
+    answer to every item is known, McNemar's test is sharper.
+
+    Args:
+        first: the number of right answers of the first model.
+        second: the number of right answers of the second model.
+        of: the number of items that each model answered.
+
+    Returns:
+        z and p. z is positive if ``first`` is larger.
+
+    Raises:
+        InputError: a number is negative or larger than ``of``, or ``of`` is not positive.
     """
     if not (0 <= first <= of and 0 <= second <= of and of > 0):
-        raise InputError(f"{first} and {second} of {of} are no shares")
+        raise InputError(f"first={first} and second={second} must be from 0 to of={of}; give numbers of right answers")
     pooled = (first + second) / (2 * of)
     spread = math.sqrt(2 * pooled * (1 - pooled) / of)
     z = (first - second) / of / spread if spread else 0.0
@@ -155,11 +206,25 @@ def two_shares(first: int, second: int, of: int) -> tuple[float, float]:
 
 
 def standard_error(share: float, of: int) -> float:
-    """√(p (1 − p) / n) of a share p of n independent items."""
+    """Return the standard error √(p (1 − p) / n) of a share.
+
+    Args:
+        share: the share p, 0 to 1.
+        of: the number n of independent items.
+
+    Returns:
+        The standard error, as a share.
+    """
     return math.sqrt(share * (1 - share) / of)
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise :class:`InputError` unless it is between 0 and 1."""
-    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence!r} must be between 0 and 1; try 0.95")
+    """Check that a confidence level is between 0 and 1.
+
+    Args:
+        confidence: the level.
+
+    Raises:
+        InputError: the level is out of range, or not a number.
+    """
+    check_number("confidence", confidence, above=0, below=1, remedy="try 0.95")

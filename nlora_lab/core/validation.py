@@ -1,6 +1,6 @@
-"""Checks of values that a caller gives. Each rule and its wording stand here once.
+"""Checks of values from the caller. Each rule and its wording stand here once.
 
-Every check raises :class:`InputError` in one line that names the value, what is allowed, and what to do.
+Every check raises ``InputError`` with one line that names the value, what is allowed, and the remedy.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """Check that ``value`` is one of ``allowed``.
 
     Args:
-        name: what the caller knows the value as.
-        value: the value given.
+        name: the name of the argument or option, for the message.
+        value: the value to check.
         allowed: the values to choose from. The message lists them in this order.
 
     Raises:
@@ -32,12 +32,12 @@ def whole_number(value: object) -> int | None:
     """Read ``value`` as a whole number.
 
     Args:
-        value: anything. A whole number of Python or numpy counts, also one that is held in a numpy scalar.
+        value: anything. Whole numbers of Python and of numpy count.
 
     Returns:
-        The number as an ``int``, or ``None`` for a truth value, a tensor and everything else.
+        The number as an ``int``. ``None`` for a truth value, a tensor and everything else.
     """
-    # numpy's bool and torch's tensors answer operator.index, but no rank or count is meant by them
+    # operator.index accepts numpy's bool and torch's tensors, but nobody means a rank or a count by them
     if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool") or hasattr(value, "requires_grad"):
         return None
     try:
@@ -52,18 +52,18 @@ def check_whole_number(
     """Check that ``value`` is a whole number from ``low`` to ``high``.
 
     Args:
-        name: what the caller knows the value as.
-        value: the value given.
+        name: the name of the argument or option, for the message.
+        value: the value to check.
         low: the smallest number allowed.
         high: the largest number allowed, or ``None`` for no upper end.
         remedy: what to do instead, without a full stop.
-        limit: where ``high`` comes from, for example ``"min(4, 6) = 4"``; printed in the place of the number.
+        limit: where ``high`` comes from, for example ``"min(4, 6) = 4"``. It is printed instead of the number.
 
     Returns:
         The number as an ``int``.
 
     Raises:
-        InputError: it is not such a number.
+        InputError: the value is not such a number.
     """
     number = whole_number(value)
     if number is None or number < low or (high is not None and number > high):
@@ -84,18 +84,18 @@ def check_number(
     """Check that ``value`` is a finite number within bounds.
 
     Args:
-        name: what the caller knows the value as.
-        value: the value given.
+        name: the name of the argument or option, for the message.
+        value: the value to check.
         above: the number must be greater than this.
         low: the number must be at least this.
         below: the number must be smaller than this.
         remedy: what to do instead, without a full stop.
 
     Returns:
-        The number, as it was given.
+        The number, unchanged.
 
     Raises:
-        InputError: it is not such a number.
+        InputError: the value is not such a number.
     """
     tests: tuple[tuple[float | None, str, Callable[[float, float], bool]], ...] = (
         (above, "above", operator.gt),
@@ -103,10 +103,11 @@ def check_number(
         (below, "below", operator.lt),
     )
     bounds = [(words, bound, holds) for bound, words, holds in tests if bound is not None]
-    is_number = hasattr(value, "__float__") and not isinstance(value, bool | str) and not hasattr(value, "shape")
-    if hasattr(value, "shape"):  # numpy's single numbers have one, and so do arrays and tensors
-        is_number = value.shape == () and type(value).__module__ == "numpy" and type(value).__name__ != "bool"
-    if not (is_number and abs(value) < 1e300 and all(holds(value, bound) for _, bound, holds in bounds)):
+    number = value
+    if hasattr(value, "shape"):  # a single number of numpy has a shape, and so do arrays and tensors
+        number = value.item() if value.shape == () and type(value).__module__ == "numpy" else None
+    is_number = hasattr(number, "__float__") and not isinstance(number, bool | str)
+    if not (is_number and abs(number) < 1e300 and all(holds(number, bound) for _, bound, holds in bounds)):
         words = " and ".join(f"{text} {bound:g}" for text, bound, _ in bounds)
         raise InputError(f"{name}={value!r} must be a number {words}".rstrip() + (f"; {remedy}" if remedy else ""))
     return value  # type: ignore[no-any-return]
@@ -116,15 +117,15 @@ def check_text(name: str, value: object, remedy: str = "") -> str:
     """Check that ``value`` is text and not blank.
 
     Args:
-        name: what the caller knows the value as.
-        value: the value given.
+        name: the name of the argument or option, for the message.
+        value: the value to check.
         remedy: what to do instead, without a full stop.
 
     Returns:
-        The text, as it was given.
+        The text, unchanged.
 
     Raises:
-        InputError: it is something else, or blank.
+        InputError: the value is not text, or is blank.
     """
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{name}={value!r} must be text, and not blank{'; ' + remedy if remedy else ''}")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from nlora_lab.cli import lab
 from nlora_lab.cli import main as cli
-from nlora_lab.cli import run as cli_run
+from nlora_lab.cli.settings import parse_rates
 from nlora_lab.core.errors import InputError
 from nlora_lab.runs.run import Run
 
@@ -22,7 +25,7 @@ def test_race_prints_a_table_and_progress_apart(capsys, tmp_path):
     assert lines[2].split()[1] == "1.0e-03"
     assert lines[4].split()[1] == "2.0e-04"
     assert "100 %" in err
-    assert "0 s left" in err
+    assert "00:00 left" in err
     assert len(list((tmp_path / "runs").glob("*.json"))) == 3
     assert {Run.load(p).config.rank for p in (tmp_path / "runs").glob("*.json")} == {4}
 
@@ -31,8 +34,8 @@ def test_json_is_all_there_is_on_stdout(capsys):
     assert cli.main(["race", "--methods", "lora,full", "--json", *QUICK]) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
     assert [r["method"] for r in runs] == ["lora", "full"]
-    wanted = {"method", "final_loss", "accuracy", "trainable", "seconds", "peak_memory", "diverged"}
-    assert all(wanted <= set(r) for r in runs)
+    names = {"method", "final_loss", "accuracy", "trainable", "seconds", "peak_memory", "diverged"}
+    assert all(names <= set(r) for r in runs)
 
 
 def test_run_is_a_race_of_one(capsys):
@@ -54,7 +57,7 @@ def test_run_is_a_race_of_one(capsys):
         (["--lr=-1e-3"], "lr=-0.001"),
         (["--lr", "fast"], "'fast' is not a rate"),
         (["--lr", "lora=1e-3"], "gives slora, nlora no rate"),
-        (["--lr", "2e-4,dora=1e-3"], "'dora' is not racing"),
+        (["--lr", "2e-4,dora=1e-3"], "'dora' is not in the race"),
         (["--init", "zeros"], "nothing can learn"),
         (["--methods", "lora", "--init", "kaiming"], "none of lora has a choice"),
         (["--steps", "0"], "steps=0"),
@@ -73,14 +76,14 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, names):
 
 
 def test_rates():
-    assert cli_run.parse_rates("2e-4", ["a", "b"]) == {"a": 2e-4, "b": 2e-4}
-    assert cli_run.parse_rates("a=1, b=2e-3", ["a", "b"]) == {"a": 1.0, "b": 2e-3}
+    assert parse_rates("2e-4", ["a", "b"]) == {"a": 2e-4, "b": 2e-4}
+    assert parse_rates("a=1, b=2e-3", ["a", "b"]) == {"a": 1.0, "b": 2e-3}
     for twice in ("a=1,a=2,b=1", "1,2"):
         with pytest.raises(InputError, match="two rates"):
-            cli_run.parse_rates(twice, ["a", "b"])
-    assert cli_run.parse_rates("a=1,5", ["a", "b"]) == {"a": 1.0, "b": 5.0}
+            parse_rates(twice, ["a", "b"])
+    assert parse_rates("a=1,5", ["a", "b"]) == {"a": 1.0, "b": 5.0}
     with pytest.raises(InputError, match="no rate"):
-        cli_run.parse_rates("a=1", ["a", "b"])
+        parse_rates("a=1", ["a", "b"])
 
 
 def test_notebooks_from_a_wheel_are_copied_once(tmp_path, monkeypatch):
@@ -88,32 +91,84 @@ def test_notebooks_from_a_wheel_are_copied_once(tmp_path, monkeypatch):
 
     source = tmp_path / "site" / "_shipped" / "notebooks"
     source.mkdir(parents=True)
-    (source / cli.START).write_text("{}")
+    (source / lab.START).write_text("{}")
     monkeypatch.setattr(nlora_lab.core.files, "_PACKAGE", tmp_path / "site")
-    folder = cli.notebook_folder(tmp_path)
-    assert folder == tmp_path / cli.COPIES
-    (folder / cli.START).write_text("my answers")
-    assert (cli.notebook_folder(tmp_path) / cli.START).read_text() == "my answers"
+    folder = lab.notebook_folder(tmp_path)
+    assert folder == tmp_path / lab.COPIES
+    (folder / lab.START).write_text("my answers")
+    assert (lab.notebook_folder(tmp_path) / lab.START).read_text() == "my answers"
 
 
 def test_without_jupyterlab_the_lab_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(lab, "find_spec", lambda name: None)
     assert cli.main(["lab"]) == 2
     assert "pip install 'nlora-lab[lab]'" in capsys.readouterr().err
 
 
 def test_lab_opens_the_first_notebook_and_hands_its_options_on(monkeypatch):
-    called = []
+    commands = []
 
     class Done:
         returncode = 0
 
-    monkeypatch.setattr(cli.subprocess, "run", lambda command, **_: called.append(command) or Done())
+    monkeypatch.setattr(lab.subprocess, "run", lambda command, **_: commands.append(command) or Done())
     assert cli.main(["lab", "--no-browser", "--port", "9999"]) == 0
-    (command,) = called
-    assert f"--LabApp.default_url=/lab/tree/notebooks/{cli.START}" in command
+    (command,) = commands
+    assert f"--LabApp.default_url=/lab/tree/notebooks/{lab.START}" in command
     assert command[-2:] == ["--port", "9999"]
     assert "--no-browser" in command
+
+
+def shown(capsys, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+COMMANDS = {
+    "Learn": ["lab", "doctor"],
+    "Train": ["run", "race", "sweep", "recipes", "estimate"],
+    "Look at results": ["compare", "gather", "measure", "scan", "export"],
+}
+
+
+def test_help_shows_the_commands_in_groups_with_one_line_each(capsys):
+    text = shown(capsys)
+    assert text.startswith("usage: nlora-lab [-h] [--version] COMMAND ...\n")
+    assert "positional arguments" not in text
+    for title, names in COMMANDS.items():
+        group = text.partition(f"\n{title}:\n")[2].partition("\n\n")[0].splitlines()
+        assert [line.split()[0] for line in group] == names
+        assert all(len(line) <= 100 and len(line.split()) > 4 for line in group)
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert "the following arguments are required: COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for names in COMMANDS.values() for name in names])
+def test_the_help_of_every_command_ends_with_an_example_that_is_valid(capsys, name):
+    text = shown(capsys, name)
+    assert text.startswith(f"usage: nlora-lab {name} ")
+    example = text.partition("\nexample:\n")[2].splitlines()[-1].split()
+    assert example[:2] == ["nlora-lab", name]
+    options, rest = cli._parser().parse_known_args(example[1:])
+    assert callable(options.command)
+    assert name == "lab" or not rest
+
+
+def test_building_the_command_line_loads_nothing_heavy():
+    code = "import sys; from nlora_lab.cli import main; main._parser(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"torch", "transformers", "datasets", "peft", "plotly", "pandas"}
+
+
+def test_the_grid_of_recorded_runs_has_a_command_of_its_own(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", "recorded", "--store", "runs"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nlora-lab: error: recorded is not a grid (")
+    assert error.endswith("python -m tools.record_grid\n")
 
 
 def test_an_unknown_option_is_refused(capsys):
@@ -168,28 +223,27 @@ def test_a_saved_adapter_is_exported_as_plain_lora(capsys, tmp_path):
         for parameter in (p for p in tuned.parameters() if p.requires_grad):
             parameter.add_(0.01 * torch.randn(parameter.shape))
     tuned.save_pretrained(tmp_path / "mine")
-    asked = ["export", str(tmp_path / "mine"), "--as", "lora", "--out"]
-    assert cli.main([*asked, str(tmp_path / "out" / "plain")]) == 0
+    assert cli.main(["export", str(tmp_path / "mine"), "--as", "lora", "--out", str(tmp_path / "out" / "plain")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out' / 'plain'}\n"
     assert json.loads((tmp_path / "out" / "plain" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     loaded = PeftModel.from_pretrained(load_model()[0], str(tmp_path / "out" / "plain")).eval()
     ids = torch.arange(5, 45)[None]
     with torch.no_grad():
-        wanted, base = tuned(ids).logits, load_model()[0](ids).logits
-        assert (loaded(ids).logits - wanted).norm() < 1e-3 * (wanted - base).norm()
+        target, base = tuned(ids).logits, load_model()[0](ids).logits
+        assert (loaded(ids).logits - target).norm() < 1e-3 * (target - base).norm()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "adapter_config.json").write_text("{")
     (tmp_path / "damaged" / "adapter_model.safetensors").write_text("")
     wrong = {
         (str(tmp_path / "mine"), str(tmp_path / "mine")): "holds an adapter already",
-        (str(tmp_path / "none"), str(tmp_path / "x")): "holds no saved adapter",
+        (str(tmp_path / "none"), str(tmp_path / "x")): "does not hold a saved adapter",
         (str(tmp_path / "damaged"), str(tmp_path / "x")): "adapter_config.json is damaged",
         (str(tmp_path / "mine"), ""): "--out '' names no folder",
         (str(tmp_path / "mine"), "/dev/null/x"): "cannot be written",
     }
-    for (folder, out), told in wrong.items():
+    for (folder, out), words in wrong.items():
         assert cli.main(["export", folder, "--out", out]) == 2
-        assert told in capsys.readouterr().err
+        assert words in capsys.readouterr().err
 
 
 def test_doctor_prints_its_lines_and_exits_by_its_verdict(capsys, monkeypatch):

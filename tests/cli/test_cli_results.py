@@ -1,4 +1,4 @@
-"""The commands about runs that are there."""
+"""The commands for recorded runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def test_compare_says_what_the_seeds_allow(tmp_path, capsys):
     for method, shift in (("lora", 0.0), ("slora", 0.1)):
         for seed, accuracy in enumerate((0.4, 0.7, 0.85, 0.6, 0.8)):
             config = RunConfig(method=method, lr=1e-2, seed=seed)
-            found = accuracy + shift * (1 + seed / 50)
-            store.add(some_run(config=config, metrics={"accuracy": found, "validation_loss": 0.1}))
+            shifted = accuracy + shift * (1 + seed / 50)
+            store.add(some_run(config=config, metrics={"accuracy": shifted, "validation_loss": 0.1}))
     assert cli.main(["compare", str(store.path), "--out", str(tmp_path / "t.csv")]) == 0
     out = capsys.readouterr().out
     assert "better than LoRA: +10" in out
@@ -39,4 +39,4 @@ def test_gather_brings_a_class_together(tmp_path, capsys):
     assert cli.main(["gather", str(tmp_path / "first"), into, "--into", into]) == 0
     assert "0 runs copied" in capsys.readouterr().out
     assert cli.main(["gather", str(tmp_path / "third"), "--into", into]) == 2
-    assert "third' is no folder of runs" in capsys.readouterr().err
+    assert "third' is not a folder of runs" in capsys.readouterr().err

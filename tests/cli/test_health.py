@@ -1,4 +1,4 @@
-"""The doctor: right on a healthy machine, and each thing that can be amiss has its line."""
+"""The doctor: ready on a healthy machine, and one line for each problem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nlora_lab.cli import health
 
 
 def lines(check):
-    return [str(finding) for finding in health._findings(check)]
+    return [str(result) for result in health._results(check)]
 
 
 def one(check):
@@ -84,7 +84,7 @@ def test_a_package_that_was_never_installed_is_a_problem(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("found", "line"),
+    ("installed", "line"),
     [
         ("2.5.1", "PROBLEM  torch 2.5.1 is too old: >=2.6; run: pip install -U 'torch>=2.6'"),
         (None, "PROBLEM  torch is not installed; run: pip install -U 'torch>=2.6'"),
@@ -93,19 +93,19 @@ def test_a_package_that_was_never_installed_is_a_problem(monkeypatch):
         ("10", "ok       torch 10 (>=2.6)"),
     ],
 )
-def test_versions_are_compared_as_numbers(monkeypatch, found, line):
-    monkeypatch.setattr(health, "_installed", lambda name: found)
+def test_versions_are_compared_as_numbers(monkeypatch, installed, line):
+    monkeypatch.setattr(health, "_installed", lambda name: installed)
     monkeypatch.setattr(health, "requires", lambda name: ["torch>=2.6", "ruff>=1; extra == 'test'"])
     assert lines(health._libraries) == [line]
 
 
 def test_a_missing_jupyterlab_is_only_a_note(monkeypatch):
-    asked = ["torch>=2.6", 'jupyterlab>=4.2; extra == "lab"', "jupyterlab>=4.2; extra == 'test'"]
-    monkeypatch.setattr(health, "requires", lambda name: asked)
+    libraries = ["torch>=2.6", 'jupyterlab>=4.2; extra == "lab"', "jupyterlab>=4.2; extra == 'test'"]
+    monkeypatch.setattr(health, "requires", lambda name: libraries)
     monkeypatch.setattr(health, "_installed", lambda name: None)
     line = one(health._extras)
     assert line.startswith(
-        "note     jupyterlab is not installed, which only `nlora-lab lab` needs; run: pip install 'nlora"
+        "note     jupyterlab is not installed; only `nlora-lab lab` needs it; run: pip install 'nlora"
     )
 
 
@@ -124,7 +124,7 @@ def test_the_device_and_who_chose_it(monkeypatch):
     monkeypatch.setenv("NLORA_LAB_DEVICE", "abacus")
     line = one(health._device)
     assert line.startswith("PROBLEM  device='abacus' is not known")
-    assert line.endswith("it was asked for by NLORA_LAB_DEVICE: unset that")
+    assert line.endswith("NLORA_LAB_DEVICE sets it: unset NLORA_LAB_DEVICE")
 
 
 def test_a_graphics_card_is_named_with_its_own_memory(monkeypatch):
@@ -136,8 +136,8 @@ def test_a_graphics_card_is_named_with_its_own_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**30, 16 * 2**30))
     monkeypatch.delenv("NLORA_LAB_DEVICE", raising=False)
     line = one(health._device)
-    assert line.startswith("ok       runs take place on Big Card, bfloat16 autocast, ")
-    assert line.endswith("3.0 GB of 16.0 GB free")
+    assert line.startswith("ok       training runs on Big Card, bfloat16 autocast, ")
+    assert line.endswith("3.0 GiB of 16 GiB free")
 
 
 def test_why_figures_are_live_or_not(monkeypatch):
@@ -163,11 +163,11 @@ def test_why_figures_are_live_or_not(monkeypatch):
 def test_what_shipped_is_found_whole(shipped):
     assert one(health._embedded_model).startswith("ok       the embedded model is complete: 5 files, 38 tensors")
     assert one(health._tasks) == "ok       the tasks are complete: word-problems, entailment"
-    assert one(health._notebooks).startswith("ok       the notebooks are there: ")
+    assert one(health._notebooks).startswith("ok       the notebooks are complete: ")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "words"),
     [
         ("tokenizer.json", None, "the embedded model lacks tokenizer.json"),
         ("config.json", "{", "config.json of the embedded model is damaged"),
@@ -175,12 +175,12 @@ def test_what_shipped_is_found_whole(shipped):
         ("model.safetensors", "", "weights are damaged"),
     ],
 )
-def test_a_damaged_model_is_a_problem(shipped, name, content, said):
+def test_a_damaged_model_is_a_problem(shipped, name, content, words):
     path = shipped / "data" / "embedded" / name
     path.unlink() if content is None else path.write_text(content)
     line = one(health._embedded_model)
     assert line.startswith("PROBLEM")
-    assert said in line
+    assert words in line
     assert "install nlora-lab again" in line
 
 
@@ -211,14 +211,14 @@ def test_a_cache_that_cannot_be_written_is_a_note(monkeypatch):
     monkeypatch.setenv("NLORA_LAB_CACHE", "/dev/null/cache")
     line = one(health._cache)
     assert line.startswith("note     the cache /dev/null/cache cannot be written (")
-    assert line.endswith("set NLORA_LAB_CACHE to a folder that can be")
+    assert line.endswith("set NLORA_LAB_CACHE to a folder that can be written")
 
 
 def test_a_full_disk_is_a_note(monkeypatch, tmp_path):
     monkeypatch.setenv("NLORA_LAB_CACHE", str(tmp_path))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(health.shutil, "disk_usage", lambda place: usage(2**40, 2**40, 2**20))
-    assert "0.0 GB of disk free; make room" in one(health._cache)
+    assert "1.0 MiB of disk free; make room" in one(health._cache)
     assert list(tmp_path.iterdir()) == []
 
 

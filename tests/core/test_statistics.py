@@ -49,7 +49,7 @@ def test_infinite_losses_and_no_values():
     assert median_interval([0.1, math.inf]).middle == math.inf
     assert all(math.isnan(v) for v in vars(median_interval([])).values())
     assert median_interval([0.3]) == Interval(0.3, 0.3, 0.3)
-    with pytest.raises(InputError, match="hold NaN"):
+    with pytest.raises(InputError, match="contain NaN"):
         median_interval([0.1, math.nan])
     with pytest.raises(InputError, match="confidence=95"):
         median_interval([0.1], 95)
@@ -79,7 +79,7 @@ def test_five_of_five_is_the_most_that_signs_can_say():
 
 def test_pairs_without_scatter_and_too_few():
     assert paired([0.0, 0.0, 0.0]).p == 1.0
-    assert paired([0.005] * 5).p == 2 / 32  # one test item each: no scatter is no certainty
+    assert paired([0.005] * 5).p == 2 / 32  # one test item each: without scatter there is still doubt
     assert median_interval(np.array([0.1, 0.3, 0.2])).middle == 0.2
     alone = paired([0.5])
     assert (alone.pairs, alone.mean) == (1, 0.5)
@@ -104,5 +104,5 @@ def test_two_shares_is_the_chi_square_test_without_correction():
     assert p == pytest.approx(chi.pvalue)
     assert two_shares(5, 5, 5) == (0.0, 1.0)
     assert standard_error(0.5, 100) == pytest.approx(0.05)
-    with pytest.raises(InputError, match="7 and 1 of 5"):
+    with pytest.raises(InputError, match="first=7 and second=1 must be from 0 to of=5"):
         two_shares(7, 1, 5)

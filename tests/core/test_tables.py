@@ -1,4 +1,4 @@
-"""Tables for others, and runs for a tracker."""
+"""Tables in files, and runs for a tracker."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_row_names_of_several_levels_become_columns(tmp_path):
 
 def test_what_is_no_table_or_has_no_place_is_named(tmp_path):
     for bad in ([1, 2], None, FRAME["seeds"]):
-        with pytest.raises(InputError, match="no table; give a pandas DataFrame"):
+        with pytest.raises(InputError, match="not a table; give a pandas DataFrame"):
             save_table(bad, tmp_path / "t.csv")
     with pytest.raises(InputError, match="two columns called 'group'"):
         save_table(FRAME.assign(group=1), tmp_path / "t.csv")
@@ -86,16 +86,16 @@ def test_what_is_no_table_or_has_no_place_is_named(tmp_path):
 
 
 class Tracker(ModuleType):
-    """Keeps what it is told, and is as strict about the order of steps as the real ones."""
+    """Records its calls, and is as strict about the order of steps as the real ones."""
 
     def __init__(self, name):
         super().__init__(name)
         self.__spec__ = object()
         self.runs, self.open = [], None
 
-    def init(self, **asked):
+    def init(self, **settings):
         assert self.open is None
-        self.open = {**asked, "logged": []}
+        self.open = {**settings, "logged": []}
 
     def log(self, numbers, step):
         assert not self.open["logged"] or step > self.open["logged"][-1][0]

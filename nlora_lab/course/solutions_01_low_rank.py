@@ -1,0 +1,125 @@
+"""The exercises of notebook 01, with their solutions and with hints for typical mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import matrix_norm, matrix_rank, svd, svdvals
+
+from nlora_lab.course.exercises import Exercise, Mistake, normal_matrix, tall_wide_and_square
+
+
+def _noise_and_rank_2() -> list[tuple[Any, ...]]:
+    return [(0.3 * normal_matrix(9, 7, 1),), (normal_matrix(6, 2, 2) @ normal_matrix(2, 10, 3),)]
+
+
+def best(W: Tensor, r: int) -> Tensor:
+    """Sum the first r terms of the singular value decomposition (Eckart–Young)."""
+    U, S, Vh = svd(W)
+    product: Tensor = U[:, :r] @ torch.diag(S[:r]) @ Vh[:r]
+    return product
+
+
+def stable_rank(W: Tensor) -> Tensor:
+    """Return ‖W‖_F² / σ₁²."""
+    ratio: Tensor = matrix_norm(W) ** 2 / matrix_norm(W, ord=2) ** 2
+    return ratio
+
+
+def _from_svd(formula: Callable[..., Tensor]) -> Callable[[Tensor, int], Tensor]:
+    return lambda W, r: formula(*svd(W, full_matrices=False), r)
+
+
+def _numbers_at_rank(r: float) -> str:
+    m, n = 352, 128
+    return f"rank {r:g} takes {r:g}·({m} + {n}) = {r * (m + n):,.0f} numbers, and W itself {m}·{n} = {m * n:,}"
+
+
+# a mistake and its hint are one paragraph here, not five lines
+# fmt: off
+EXERCISES: tuple[Exercise, ...] = (
+    Exercise(
+        "1.1",
+        "the best approximation of rank r",
+        "Write best(W, r): the matrix of rank r that is closest to W. Use torch.linalg.svd (about 2 lines).\n"
+        "W is an (m, n) tensor and 1 ≤ r ≤ min(m, n). Return an (m, n) tensor.",
+        best,
+        "By Eckart and Young, no matrix of rank r is closer to W, in the Frobenius norm or in the spectral norm.",
+        (
+            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ torch.diag(S[:r]) @ Vh.T[:r]),
+                "you took rows of V (or columns of Vh, transposed). torch returns Vh = Vᵀ. Its first r ROWS are "
+                "the first r singular vectors: Vh[:r]."),
+            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ torch.diag(S[:r]) @ Vh[:, :r]),
+                "the shapes do not fit, because Vh[:, :r] takes columns. torch returns Vh = Vᵀ, already transposed. "
+                "You need its first r rows: Vh[:r]."),
+            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ S[:r] @ Vh[:r]),
+                "S is a vector, not a matrix. Write torch.diag(S[:r]), or scale the columns by U[:, :r] * S[:r]."),
+            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ Vh[:r]),
+                "the singular values are missing. Weight each pair of vectors by its σ."),
+            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ torch.diag(S[:r] ** 2) @ Vh[:r]),
+                "the singular values came in twice (σ²). Multiply by S once: into U or into Vh, not into both."),
+            Mistake(_from_svd(lambda U, S, Vh, r: U[:, : r + 1] @ torch.diag(S[: r + 1]) @ Vh[: r + 1]),
+                "you kept r + 1 terms. Python's slice :r has r entries, 0 to r − 1, so :r is enough."),
+            Mistake(_from_svd(lambda U, S, Vh, r: S[r - 1] * torch.outer(U[:, r - 1], Vh[r - 1])),
+                "that is the r-th term alone, a matrix of rank 1. Sum the first r terms: slice with :r."),
+            Mistake(_from_svd(lambda U, S, Vh, r: U @ torch.diag(S) @ Vh),
+                "that is W itself, because all terms are there. Keep only the first r of them."),
+        ),
+        inputs=tall_wide_and_square,
+    ),
+    Exercise(
+        "1.2",
+        "where low rank stops saving",
+        "A factorisation W ≈ B A of an m × n matrix stores B (m × r) and A (r × n). How many numbers is that?\n"
+        "Give the largest rank r at which it is fewer than the m·n numbers of W, for W of 352 × 128\n"
+        "(an MLP weight of the embedded model): one whole number (about 1 line).",
+        93,
+        "Below rank 94 of 128 the factors are smaller than W. An adapter of rank 8 needs 9 % of the numbers of W.",
+        (
+            Mistake(94, "rank 94 is the first that no longer saves: 94·480 = 45,120 is more than 45,056. Go one down."),
+            Mistake(352 * 128 / (352 + 128),
+                "the two sides balance there, but a rank is a whole number. Which is the last one below?"),
+            Mistake(128,
+                "128 is the largest rank W can have, and there the factors hold more numbers than W. Count them: "
+                "r·m for B and r·n for A."),
+            Mistake(64,
+                "half of the full rank is the break-even of a square matrix. Here m is larger than n: compare r·(m "
+                "+ n) with m·n."),
+            Mistake(80,
+                "that also counts an r × r core, the N of SLoRA and NLoRA. Here there are only two factors."),
+            Mistake(127,
+                "r·(m + n − r) counts the degrees of freedom of a rank-r matrix. The factors store more than that: "
+                "r·(m + n) numbers."),
+        ),
+        gives=_numbers_at_rank,
+        reason="r·(352 + 128) < 352·128 = 45,056, so r < 45,056 / 480 = 93.87: the largest whole number is 93.",
+    ),
+    Exercise(
+        "1.3",
+        "stable rank",
+        "Write stable_rank(W) = ‖W‖_F² / σ₁², with σ₁ the largest singular value (about 1 line).\n"
+        "W is an (m, n) tensor. Return one number.",
+        stable_rank,
+        "It counts the directions that W really uses, from 1 up to the rank. It hardly moves when W does.",
+        (
+            Mistake(lambda W: matrix_norm(W) / matrix_norm(W, ord=2),
+                "neither norm is squared. Energies add up as squares: ‖W‖_F² is the sum of all σ²."),
+            Mistake(lambda W: matrix_norm(W) ** 2 / matrix_norm(W, ord=2),
+                "the Frobenius norm is squared and σ₁ is not. Divide by σ₁². A rank must not change when W is scaled."),
+            Mistake(lambda W: matrix_norm(W) / matrix_norm(W, ord=2) ** 2,
+                "σ₁ is squared and the Frobenius norm is not. Square both. A rank must not change when W is scaled."),
+            Mistake(matrix_rank,
+                "that is the number of singular values that are not zero, the ordinary rank. The stable rank weights "
+                "each singular value by its size relative to σ₁."),
+            Mistake(lambda W: svdvals(W).sum() / svdvals(W).max(),
+                "you added the singular values themselves. ‖W‖_F² is the sum of their squares."),
+            Mistake(lambda W: matrix_norm(W, ord=2) ** 2 / matrix_norm(W) ** 2,
+                "that is the reciprocal: the share of σ₁² in the sum of all σ². Turn the fraction over."),
+        ),
+        inputs=_noise_and_rank_2,
+    ),
+)
+# fmt: on

@@ -1,0 +1,93 @@
+"""The exercises of notebook 04, with their solutions and with hints for typical mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlora_lab.course.exercises import Exercise, Mistake
+
+
+def _inputs_and_factors() -> list[tuple[Any, ...]]:
+    """x, then B, N, A, then their values at the start: tall, and square with N far from symmetric."""
+    trials = []
+    for m, n, r, seed in ((7, 5, 2, 1), (6, 6, 3, 2)):
+        draw = torch.Generator().manual_seed(seed)
+        shapes = ((4, n), (m, r), (r, r), (r, n), (m, r), (r, r), (r, n))
+        trials.append(tuple(torch.randn(*s, generator=draw, dtype=torch.float64) for s in shapes))
+    return trials
+
+
+def nlora_change(x: Tensor, B: Tensor, N: Tensor, A: Tensor, B0: Tensor, N0: Tensor, A0: Tensor) -> Tensor:
+    """Multiply the rows of x by the transposed factors, A first, and subtract the start."""
+    change: Tensor = x @ A.T @ N.T @ B.T - x @ A0.T @ N0.T @ B0.T
+    return change
+
+
+def _numbers_per_matrix(value: float) -> str:
+    return f"{value:,.0f} numbers would be {value / 224:,.6g} in each of the 32·7 = 224 matrices"
+
+
+# a mistake and its hint are one paragraph here, not five lines
+# fmt: off
+EXERCISES: tuple[Exercise, ...] = (
+    Exercise(
+        "4.1",
+        "what N costs",
+        "LLaMA-2-7B has 32 layers with 7 weight matrices each. How many numbers do all the N of SLoRA have\n"
+        "together at rank 64? One whole number (about 1 line).",
+        32 * 7 * 64**2,
+        "N costs the same in every matrix, because its size does not depend on m and n.",
+        (
+            Mistake(32 * 64**2, "that is one matrix per layer, but seven are adapted."),
+            Mistake(7 * 64**2, "that is one layer, but there are 32."),
+            Mistake(32 * 7 * 64, "N is a matrix. It has r × r numbers, not r."),
+            Mistake(32 * 7 * 128**2, "that is rank 128, the rank of the paper. The question is about rank 64."),
+            Mistake(32 * 7 * 2 * 4096 * 64, "that is A and B of 224 matrices of 4096 × 4096. Count only N."),
+        ),
+        gives=_numbers_per_matrix,
+        reason="32 · 7 · 64² = 917,504: a quarter of the paper's 3,670,016 at rank 128.",
+    ),
+    Exercise(
+        "4.2",
+        "NLoRA's change of the output",
+        "Write nlora_change(x, B, N, A, B0, N0, A0): what NLoRA adds to the output of its layer, (B N A − B0 N0 A0)\n"
+        "applied to each row of x (about 1 line). x is (k, n), B (m, r), N (r, r), A (r, n). Return a (k, m) tensor.",
+        nlora_change,
+        "At step 0 the two terms are the same numbers, so the model is the one you started from.",
+        (
+            Mistake(lambda x, B, N, A, B0, N0, A0: x @ A.T @ N.T @ B.T,
+                "the start is not subtracted. Without − B0 N0 A0 the model changes before it has learned anything."),
+            Mistake(lambda x, B, N, A, B0, N0, A0: x @ A0.T @ N0.T @ B0.T - x @ A.T @ N.T @ B.T,
+                "the sign is wrong. The change is what is there now MINUS the start."),
+            Mistake(lambda x, B, N, A, B0, N0, A0: x @ A.T @ N.T @ B.T + x @ A0.T @ N0.T @ B0.T,
+                "the start is added a second time. Subtract it."),
+            Mistake(lambda x, B, N, A, B0, N0, A0: x @ A.T @ N @ B.T - x @ A0.T @ N0 @ B0.T,
+                "N is not transposed. Rows of x stand on the left, so transpose every factor: x Aᵀ Nᵀ Bᵀ."),
+            Mistake(lambda x, B, N, A, B0, N0, A0: x @ (B @ N @ A) - x @ (B0 @ N0 @ A0),
+                "the product is not transposed: y = W x for a column is y = x Wᵀ for rows."),
+            Mistake(lambda x, B, N, A, B0, N0, A0: x @ (A - A0).T @ (N - N0).T @ (B - B0).T,
+                "a product of differences is not the difference of the products. First multiply, then subtract."),
+        ),
+        inputs=_inputs_and_factors,
+    ),
+    Exercise(
+        "4.3",
+        "how the released start scales",
+        "Every weight of a layer is tripled. By which factor does the released start grow, the product\n"
+        "W[:, :r] W[:r, :r] W[:r, :]? One number (about 1 line).",
+        27,
+        "It is cubic in W. An approximation of 3 W would have to be three times that of W.",
+        (
+            Mistake(3,
+                "that is how W grows. Its Nyström approximation, with the pseudo-inverse as core, grows the same way."),
+            Mistake(9, "three factors hold W, not two."),
+            Mistake(1 / 3, "that would be the pseudo-inverse alone. The released core is the block itself."),
+            Mistake(6, "factors multiply: 3·3·3, not 3 + 3."),
+        ),
+        reason="Each of the three factors is tripled: 3³ = 27.",
+    ),
+)
+# fmt: on

@@ -1,0 +1,103 @@
+"""The exercises of notebook 07, with their solutions and with hints for typical mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median
+
+from nlora_lab.course.exercises import Exercise, Mistake
+
+Scores = Sequence[float]
+
+
+def _scores() -> list[tuple[Scores, Scores]]:
+    """The paper's IntTune and LoRA, a method that wins where scores are low, and one that loses everywhere."""
+    return [
+        ([44.28, 6.86, 20.70, 34.40, 4.46], [42.30, 5.50, 18.29, 35.34, 4.58]),
+        ([60.0, 3.0, 41.0], [64.0, 2.0, 40.0]),
+        ([10.0, 45.0], [20.0, 50.0]),
+    ]
+
+
+def mean_gain(ours: Scores, theirs: Scores) -> float:
+    """Return the mean of the changes on each task, in percent of theirs."""
+    return sum(100 * (a - b) / b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
+def _accuracies() -> list[tuple[float, float, int]]:
+    """NLoRA and SLoRA on GSM8K, 200 questions as in this course, and a larger test with low scores."""
+    return [(57.70, 56.48, 1319), (30.0, 42.0, 200), (8.0, 5.0, 5000)]
+
+
+def z_of(first: float, second: float, items: int) -> float:
+    """Return the difference in units of its standard error, with the pooled share."""
+    p = (first + second) / 200
+    return (first - second) / 100 / math.sqrt(2 * p * (1 - p) / items)
+
+
+def _unpooled(first: float, second: float, items: int) -> float:
+    a, b = first / 100, second / 100
+    return (a - b) / math.sqrt((a * (1 - a) + b * (1 - b)) / items)
+
+
+# a mistake and its hint are one paragraph here, not five lines
+# fmt: off
+EXERCISES: tuple[Exercise, ...] = (
+    Exercise(
+        "7.1",
+        "two ways to average",
+        "Two methods have scores on several tasks. Write mean_gain(ours, theirs): the average gain, computed as the\n"
+        "paper computes its 7.45 %. Take the change on each task in percent of theirs, then the mean of these changes\n"
+        "(about 1 line). ours and theirs are lists of numbers, one number per task.",
+        mean_gain,
+        "A task with low scores counts as much as any other. One and a half points more on it can be a quarter more.",
+        (
+            Mistake(lambda ours, theirs: 100 * (fmean(ours) - fmean(theirs)) / fmean(theirs),
+                "that is the change of the means. There a task counts by how many points it has. Here each change is "
+                "made relative first."),
+            Mistake(lambda ours, theirs: fmean(a - b for a, b in zip(ours, theirs, strict=True)),
+                "that is the mean change in points. Divide each change by the score of theirs on that task."),
+            Mistake(lambda ours, theirs: fmean(100 * (a - b) / a for a, b in zip(ours, theirs, strict=True)),
+                "you divided by ours. A gain over theirs is in percent of theirs."),
+            Mistake(lambda ours, theirs: fmean((a - b) / b for a, b in zip(ours, theirs, strict=True)),
+                "that is a fraction. In percent it is a hundred times as much."),
+            Mistake(lambda ours, theirs: fmean(100 * a / b for a, b in zip(ours, theirs, strict=True)),
+                "that is what percentage of theirs ours is. The gain is the part above 100."),
+            Mistake(lambda ours, theirs: median(100 * (a - b) / b for a, b in zip(ours, theirs, strict=True)),
+                "that is the median of the changes, a more cautious choice. The paper takes the mean."),
+            Mistake(lambda ours, theirs: sum(100 * (a - b) / b for a, b in zip(ours, theirs, strict=True)),
+                "that is the sum of the changes. Divide it by the number of tasks."),
+        ),
+        inputs=_scores,
+    ),
+    Exercise(
+        "7.2",
+        "is that a difference",
+        "Two models answer the same number of questions. first and second are their percentages of right answers.\n"
+        "Write z_of(first, second, items): the difference of the two shares, divided by its standard error\n"
+        "√(2 p (1 − p) / items) with the pooled share p, the mean of both shares (about 2 lines).",
+        z_of,
+        "Below about 2, chance alone makes such a difference more often than once in twenty times.",
+        (
+            Mistake(lambda first, second, items: z_of(first, second, items) * math.sqrt(2),
+                "that is the standard error of one share. Two shares scatter, so the error of their difference is √2 "
+                "times as large."),
+            Mistake(lambda first, second, items: 100 * z_of(first, second, items),
+                "the difference is in percent and its error in shares. Turn both into shares."),
+            Mistake(lambda first, second, items: -z_of(first, second, items),
+                "the sign is wrong: first minus second."),
+            Mistake(lambda first, second, items: (first - second) / 100,
+                "that is the difference itself. Divide it by its standard error."),
+            Mistake(lambda first, second, items: z_of(first, second, items) ** 2,
+                "that is z squared. Is a root missing, or is there a square too many?"),
+            Mistake(lambda first, second, items: z_of(first, second, items) / math.sqrt(items),
+                "the number of questions is missing in the error. More questions mean less scatter."),
+            Mistake(_unpooled,
+                "that uses the scatter of each share separately. It is a valid test too, with nearly the same result. "
+                "Here the question is whether both shares could be equal, so use one pooled p for both."),
+        ),
+        inputs=_accuracies,
+    ),
+)
+# fmt: on
