@@ -1,4 +1,4 @@
-"""Evaluation: the answers of a model to the items of a task, and measures of them."""
+"""Evaluation: the answers of a model to the items of a task, and the measures of these answers."""
 
 import lazy_loader
 

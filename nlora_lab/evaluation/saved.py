@@ -1,4 +1,4 @@
-"""Measuring a model as it stands, or with a saved adapter: no training, and vLLM where it is installed."""
+"""Measuring a model as it is, or with a saved adapter, without training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from nlora_lab.core.devices import find_device
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path
 from nlora_lab.core.validation import check_choice
-from nlora_lab.evaluation.scoring import Answer, accuracy, longest_answer, mark_answers, measure, task_prompts
+from nlora_lab.evaluation.generation import longest_answer
+from nlora_lab.evaluation.scoring import Answer, accuracy, mark_answers, measure, task_prompts
+from nlora_lab.evaluation.vllm_engine import generate_texts
 from nlora_lab.models.loading import load_model
 from nlora_lab.models.names import check_model
 from nlora_lab.tasks.task import Task
@@ -28,15 +30,24 @@ def measure_saved(
     device: str | None = None,
     engine: str = "auto",
 ) -> tuple[list[Answer], dict[str, float]]:
-    """The answers of ``model`` to the test items of ``task``, and the task's measures of them.
+    """Measure a model, alone or with a saved adapter, on the test rows of a task.
 
-    ``model``: as for :func:`nlora_lab.load_model`. ``adapter``: a folder that ``save_pretrained`` or
-    :func:`nlora_lab.save_adapter` wrote. ``shots``: so many worked examples before each question. ``engine``: "auto"
-    takes vLLM where it is installed, there is a card, and answers are text; it loads plain LoRA adapters alone
-    (:func:`nlora_lab.save_as_lora`).
+    Args:
+        model: "embedded", a folder or a hub id, as for ``nl.load_model``.
+        task: the task.
+        adapter: a folder that ``nl.save_adapter`` or ``save_pretrained`` wrote.
+        shots: put this many worked training examples before each prompt.
+        revision: a branch, a tag or a commit of the model on the hub.
+        device: "cuda", "mps" or "cpu". By default the best device of this machine.
+        engine: "transformers", "vllm" or "auto". "auto" takes vLLM if it is installed, there is a CUDA card, and the
+            answers are text. vLLM loads plain LoRA adapters only, such as ``nl.save_as_lora`` writes.
 
-    Raises :class:`nlora_lab.InputError` for an unknown engine, a folder without an adapter, and what the model, the
-    task or vLLM cannot do.
+    Returns:
+        The answers, and the measures of the task by name.
+
+    Raises:
+        InputError: the engine is not known, the folder holds no adapter, or the model, the task or vLLM cannot be
+            used together.
     """
     check_choice("engine", engine, ENGINES)
     folder = None if adapter is None else expand_path(adapter)
@@ -44,24 +55,23 @@ def measure_saved(
         raise InputError(
             f"adapter={str(adapter)!r} holds no adapter_config.json; give a folder that save_pretrained wrote"
         )
-    place = find_device(device)
+    target = find_device(device)
     if engine == "auto":
-        quick = find_spec("vllm") is not None and place.kind == "cuda" and task.kind == "text"
-        engine = "vllm" if quick else "transformers"
+        can_use_vllm = find_spec("vllm") is not None and target.kind == "cuda" and task.kind == "text"
+        engine = "vllm" if can_use_vllm else "transformers"
     if engine == "vllm":
-        return _by_vllm(model, task, folder, shots, revision)
-    tuned, tokenizer = load_model(
-        model, head=task.head, revision=revision, dtype="bfloat16" if place.precision == "bf16" else None
-    )
+        return _measure_with_vllm(model, task, folder, shots, revision)
+    dtype = "bfloat16" if target.precision == "bf16" else None
+    loaded, tokenizer = load_model(model, head=task.head, revision=revision, dtype=dtype)
     if folder is not None:
-        tuned = _with(tuned, folder)
-    return measure(tuned.to(place.kind).eval(), tokenizer, task, shots=shots)
+        loaded = _add_adapter(loaded, folder)
+    return measure(loaded.to(target.kind).eval(), tokenizer, task, shots=shots)
 
 
-def _with(base: Any, folder: Path) -> Any:
+def _add_adapter(base: Any, folder: Path) -> Any:
     from peft import PeftModel
 
-    import nlora_lab.adapters  # noqa: F401 - makes this package's adapters known to PEFT
+    import nlora_lab.adapters  # noqa: F401 - registers the adapters of this package with PEFT
 
     try:
         return PeftModel.from_pretrained(base, str(folder))
@@ -69,23 +79,28 @@ def _with(base: Any, folder: Path) -> Any:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:150]
-        raise InputError(f"the adapter {str(folder)!r} does not fit this model ({reason})") from error
+        raise InputError(
+            f"the adapter {str(folder)!r} does not fit this model ({reason}); give the model that it was trained on"
+        ) from error
 
 
-def _by_vllm(
+def _measure_with_vllm(
     model: str, task: Task, folder: Path | None, shots: int, revision: str | None
 ) -> tuple[list[Answer], dict[str, float]]:
     from transformers import AutoTokenizer
 
-    from nlora_lab.evaluation.vllm_engine import generate
-
     if task.kind != "text":
-        raise InputError(f"task {task.name!r} is not answered in words, which is what vLLM does; engine='transformers'")
+        raise InputError(
+            f"engine='vllm' generates text, and the task {task.name!r} is not answered in text; "
+            "use engine='transformers'"
+        )
     if revision is not None:
-        raise InputError(f"revision={revision!r}: vLLM takes a folder or the main branch; download that revision")
+        raise InputError(
+            f"revision={revision!r}: vLLM takes a folder or the main branch; download the revision to a folder"
+        )
     source = check_model(model)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     prompts = task_prompts(task, tokenizer, "test", shots=shots)
-    said = generate(source, folder, prompts, longest_answer(tokenizer, task.test))
-    given = mark_answers(task, task.test, said)
-    return given, {"accuracy": accuracy(given)}
+    texts = generate_texts(source, folder, prompts, longest_answer(tokenizer, task.test))
+    results = mark_answers(task, task.test, texts)
+    return results, {"accuracy": accuracy(results)}

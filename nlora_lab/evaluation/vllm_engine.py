@@ -1,10 +1,12 @@
-"""Answers by vLLM, which generates much faster than transformers; it has to be installed beside this package.
+"""Answers by vLLM, which generates much faster than transformers. Install it beside this package.
 
-Not tried on a card so far: the tests put a stand-in in vLLM's place. To measure a fine-tuned model by it::
+The tests replace vLLM by a stand-in. It has not been run on a card yet. To measure a fine-tuned model with it::
 
-    prompts = asked(task, tokenizer, "test")
-    said = generate("model/", "adapter/", prompts, max_new_tokens=400)
-    accuracy(marked(task, task.test, said))
+    prompts = task_prompts(task, tokenizer, "test")
+    texts = generate_texts("model/", "adapter/", prompts, max_new_tokens=400)
+    accuracy(mark_answers(task, task.test, texts))
+
+Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention", SOSP 2023.
 """
 
 from __future__ import annotations
@@ -16,16 +18,25 @@ from typing import Any
 
 from nlora_lab.core.errors import InputError
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM allows for max_lora_rank
 
-def generate(
+
+def generate_texts(
     model_folder: str | Path, adapter_folder: str | Path | None, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """The likeliest continuation of each prompt, up to the end token or ``max_new_tokens``.
+    """Continue prompts with the likeliest tokens.
 
-    ``adapter_folder``: a LoRA adapter as PEFT saves it; ``None`` is the model alone. Source: Kwon et al., "Efficient
-    Memory Management for Large Language Model Serving with PagedAttention", SOSP 2023.
+    Args:
+        model_folder: a folder with a model, or a hub id.
+        adapter_folder: a folder with a LoRA adapter as PEFT saves it. ``None`` uses the model alone.
+        prompts: the texts to continue.
+        max_new_tokens: the largest number of new tokens. A continuation also ends at the end token.
 
-    Raises :class:`InputError` where vLLM is not installed, and for an adapter of a kind that vLLM does not know.
+    Returns:
+        The continuation of each prompt.
+
+    Raises:
+        InputError: vLLM is not installed, or the adapter is of a kind or a rank that vLLM cannot load.
     """
     try:
         from vllm import LLM, SamplingParams
@@ -35,10 +46,10 @@ def generate(
 
     options: dict[str, Any] = {}
     if adapter_folder is not None:
-        options = {"enable_lora": True, "max_lora_rank": _rank(Path(adapter_folder))}
+        options = {"enable_lora": True, "max_lora_rank": _allowed_rank(Path(adapter_folder))}
     engine = LLM(model=str(model_folder), trust_remote_code=False, **options)
     request = None if adapter_folder is None else LoRARequest("adapter", 1, str(adapter_folder))
-    # a chat template writes the start token itself, and vLLM's tokenizer would put another before it
+    # a chat template writes the start token itself, and the tokenizer of vLLM would put another before it
     start = getattr(engine.get_tokenizer(), "bos_token", None) or ""
     outputs = engine.generate(
         [prompt.removeprefix(start) for prompt in prompts],
@@ -48,8 +59,8 @@ def generate(
     return [output.outputs[0].text for output in outputs]
 
 
-def _rank(folder: Path) -> int:
-    """The rank of an adapter, which vLLM must know before it loads it; one of its own steps, not below it."""
+def _allowed_rank(folder: Path) -> int:
+    """Return the smallest rank that vLLM allows and that is not below the rank of the adapter."""
     file = folder / "adapter_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -57,8 +68,9 @@ def _rank(folder: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be read ({error}); save the adapter with save_pretrained") from error
     if kind != "LORA":
-        raise InputError(f"{folder} is a {kind} adapter, and vLLM knows LoRA only; convert it with save_as_lora")
-    steps = (8, 16, 32, 64, 128, 256, 320, 512)
-    if rank > steps[-1]:
-        raise InputError(f"{folder} has rank {rank}, and vLLM takes {steps[-1]} at most; merge it into the model")
-    return next(step for step in steps if step >= rank)
+        raise InputError(f"{folder} is a {kind} adapter, and vLLM loads LoRA only; convert it with save_as_lora")
+    if rank > LORA_RANKS[-1]:
+        raise InputError(
+            f"{folder} has rank {rank}, and vLLM takes {LORA_RANKS[-1]} at most; merge the adapter into the model"
+        )
+    return next(allowed for allowed in LORA_RANKS if allowed >= rank)

@@ -1,4 +1,4 @@
-"""Tasks: generated and public ones, your own rows, and the way from rows to batches."""
+"""Tasks: the rows of generated, public and your own data, and how rows become batches."""
 
 import lazy_loader
 

@@ -1,65 +1,86 @@
-"""Reading the final answer from a text, as each task writes it. Without torch, so that it loads at once."""
+"""Reading the final answer from a text, in the form in which each task writes it.
+
+This module does not import torch, so it loads at once.
+"""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
 
-ANSWER = re.compile(r"The answer is (-?\d+)\.")
-MARKED = re.compile(
+FINAL_NUMBER = re.compile(r"The answer is (-?\d+)\.")
+MARKED_ANSWER = re.compile(
     r"(?:####|[Tt]he (?:final )?answer is:?)[ \t]*([^\n]+?)[ \t]*(?=####|[Tt]he (?:final )?answer is|$)", re.MULTILINE
 )
-WRAPPED = re.compile(r"\\(?:boxed|text)\{([^{}]*)\}")
+LATEX_WRAPPER = re.compile(r"\\(?:boxed|text)\{([^{}]*)\}")
 NUMBER = re.compile(
     r"[\s$*]*(-?)[\s$]*(\d[\d,]*(?:\.\d+)?|\.\d+)"
-    # the end, perhaps with a remark in brackets; or a unit, which is longer than the x of a formula
+    # then the end, perhaps with a remark in brackets; or a unit, which is longer than the x of a formula
     r"(?=[\s.*$]*(?:\([^()]*\))?[\s.]*$|%|\.?\s+[A-Za-z]{2,}|[A-Za-z]{2,}[\s.]*$)"
 )
-NOTE = re.compile(r"<<[^<>]*>>")
+CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 NEXT_QUESTION = "\nQuestion:"
 
 
 def final_number(text: str) -> str | None:
-    """N of the first "The answer is N.", or None; ``"012"`` is not read as 12."""
-    found = ANSWER.search(text)
-    return found.group(1) if found else None
+    """Read N from the first "The answer is N." of a text.
+
+    Args:
+        text: the answer of a model to a generated task.
+
+    Returns:
+        The digits of N as they stand ("012" stays "012"), or ``None`` if the sentence does not occur.
+    """
+    match = FINAL_NUMBER.search(text)
+    return match.group(1) if match else None
 
 
 def marked_answer(text: str) -> str | None:
-    """What the last "#### N" or "The answer is: N" says, as GSM8K and MetaMathQA write it; None where there is neither.
+    """Read the last "#### N" or "The answer is: N", as GSM8K and MetaMathQA write it.
 
-    Numbers come in one form (:func:`plain_number`): "$1,200.0" is "1200". Other answers, such as MetaMathQA's formulas,
-    come as they are. A text that goes on with another "Question:" ends there: base models invent one.
+    Base models often invent another "Question:" after their answer. Only the text before it counts.
+
+    Args:
+        text: a worked answer.
+
+    Returns:
+        A number in one form (see ``plain_number``): "$1,200.0" becomes "1200". Other answers, such as the formulas of
+        MetaMathQA, are returned unchanged. ``None`` if the text has neither mark.
     """
-    found = MARKED.findall(text.split(NEXT_QUESTION)[0])
-    if not found:
+    matches = MARKED_ANSWER.findall(text.split(NEXT_QUESTION)[0])
+    if not matches:
         return None
-    said = WRAPPED.sub(r"\1", found[-1].replace("−", "-")).strip()
-    return plain_number(said) or said.removesuffix(".").strip() or None
+    answer = LATEX_WRAPPER.sub(r"\1", matches[-1].replace("−", "-")).strip()
+    return plain_number(answer) or answer.removesuffix(".").strip() or None
 
 
 def plain_number(text: str) -> str | None:
-    """The number that ``text`` begins with, without "$", "," and idle zeros: "-$1,200.50 each" is "-1200.5".
+    """Read the number that a text begins with, without "$", "," and superfluous zeros.
 
-    None for what is no number or a longer formula: "x", "3x+2", "1/2".
+    Args:
+        text: for example "-$1,200.50 each".
+
+    Returns:
+        The number in plain digits, here "-1200.5". ``None`` if the text does not begin with a number, or if it is a
+        longer formula: "x", "3x+2", "1/2".
     """
-    found = NUMBER.match(text)
-    if found is None:
+    match = NUMBER.match(text)
+    if match is None:
         return None
-    value = Decimal(found.group(2).replace(",", ""))
+    value = Decimal(match.group(2).replace(",", ""))
     digits = f"{value:f}"
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")
     digits = digits.lstrip("0") or "0"
     digits = f"0{digits}" if digits.startswith(".") else digits
-    return digits if digits == "0" else found.group(1) + digits
+    return digits if digits == "0" else match.group(1) + digits
 
 
 def full_answer(text: str) -> str | None:
-    """All of the text without the space around it, upper and lower case kept; None where there is none."""
+    """Return the complete text without surrounding white space, or ``None`` if nothing is left."""
     return text.strip() or None
 
 
 def without_notes(text: str) -> str:
-    """``text`` without GSM8K's calculator notes: "48/2 = <<48/2=24>>24" is "48/2 = 24"."""
-    return NOTE.sub("", text)
+    """Remove the calculator notes of GSM8K: "48/2 = <<48/2=24>>24" becomes "48/2 = 24"."""
+    return CALCULATOR_NOTE.sub("", text)

@@ -1,4 +1,4 @@
-"""tasks.task."""
+"""A task: its rows by split, and how the answers of a model are read and measured."""
 
 from __future__ import annotations
 
@@ -7,32 +7,45 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from nlora_lab.tasks.final_answers import final_number, full_answer
-from nlora_lab.tasks.glue import WORDS
+from nlora_lab.tasks.glue import MEASURE_NAMES
 
 if TYPE_CHECKING:
     from datasets import Dataset
-Item = dict[str, str]
 
+Item = dict[str, str]
+"""One row of a task that is answered in text: ``prompt``, ``target`` and ``answer``."""
 
 Kind = Literal["text", "choice", "classes", "score"]
+"""What a task asks of a model. ``Task`` explains the four kinds."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task with its three splits, and how a model's answers to it are read and measured.
+    """A fine-tuning task with its three splits.
 
-    ``kind`` says what a model is asked for:
+    The kind of a task says what a model must give:
 
-    - "text": an answer in words, generated; ``final`` reads the final answer from it.
-    - "choice": which of ``labels`` is likeliest as the next token.
-    - "classes": one of ``labels``, by a classification head.
-    - "score": a number, by a head with one output.
+    - "text": an answer in words, generated under greedy decoding. ``final`` reads the final answer from it.
+    - "choice": the label that is likeliest as the next token.
+    - "classes": one of the labels, from a classification head.
+    - "score": a number, from a head with one output.
 
-    The rows of the first two have ``prompt``, ``target`` and ``answer``, all text; those of the last two ``text``,
-    ``pair`` (the second text, blank where there is none) and ``label`` (the number of the class, or the score).
+    Rows of the kinds "text" and "choice" have the columns ``prompt``, ``target`` and ``answer``, all text. Rows of the
+    kinds "classes" and "score" have ``text``, ``pair`` (the second text, or "") and ``label``, which is the number of
+    the class or the score.
 
-    ``chat``: prompts go through the tokenizer's chat template, where it has one. ``measures``: what
-    :func:`nlora_lab.evaluation.scoring.measure` gives.
+    Attributes:
+        name: the name of the task, as ``load_task`` takes it.
+        difficulty: "easy", "medium" or "hard" for a generated task, else where the rows come from.
+        train: the training rows, a ``datasets.Dataset``.
+        validation: the rows to choose learning rates by.
+        test: the rows to report results on.
+        labels: the answers to choose from, or the names of the classes in the order of their numbers. Empty for the
+            kinds "text" and "score".
+        kind: "text", "choice", "classes" or "score".
+        chat: whether prompts go through the chat template of the tokenizer, if it has one.
+        final: reads the final answer from a generated text. It returns ``None`` if the text has none.
+        measures: the names of the measures that ``measure`` computes. The first one is the one to compare runs by.
     """
 
     name: str
@@ -48,14 +61,14 @@ class Task:
 
     @property
     def head(self) -> int:
-        """How many outputs the head of a model needs for it: 0 for a language model's own head."""
+        """The number of outputs that the head of a model needs. 0 stands for the head of a language model."""
         return {"text": 0, "choice": 0, "classes": len(self.labels), "score": 1}[self.kind]
 
     @property
     def metric(self) -> str:
-        """What is measured, in words; the first of several is the one to compare by."""
+        """The measures of the task in words."""
         if self.kind == "choice":
             return "accuracy of the next token"
         if self.kind == "text":
-            return f"exact match of the {'whole answer' if self.final is full_answer else 'final number'}"
-        return " and ".join(WORDS[name] for name in self.measures)
+            return f"exact match of the {'complete answer' if self.final is full_answer else 'final number'}"
+        return " and ".join(MEASURE_NAMES[name] for name in self.measures)

@@ -1,8 +1,7 @@
-"""The small world that the pretraining text and the tasks share: its words, and nothing else.
+"""The words that the generated tasks and the pretraining text of the embedded model share.
 
-One list of each kind of word, so that a task never asks the embedded model for a word it has not
-met. The lists are part of the recipe of the embedded model: changing one changes the tokenizer and
-every recorded figure.
+There is one list per kind of word, so a task never uses a word that the embedded model has not met. The lists
+determine the tokenizer: if you change one, the embedded model and every recorded figure change.
 """
 
 from __future__ import annotations
@@ -13,12 +12,19 @@ from random import Random
 
 @dataclass(frozen=True)
 class Person:
-    """A first name with the pronouns that go with it."""
+    """A first name with its pronouns.
+
+    Attributes:
+        name: the first name.
+        they: the nominative pronoun, such as "she".
+        them: the objective pronoun, such as "her".
+        their: the possessive pronoun, such as "her".
+    """
 
     name: str
-    they: str  # nominative pronoun, "she"
-    them: str  # objective pronoun, "her"
-    their: str  # possessive, "her"
+    they: str
+    them: str
+    their: str
 
 
 PEOPLE: tuple[Person, ...] = tuple(
@@ -50,15 +56,15 @@ LOSS_VERBS: tuple[str, ...] = ("loses", "sells", "gives away", "drops", "breaks"
 
 
 def plural(noun: str) -> str:
-    """The plural of one of this module's nouns: ``box`` → ``boxes``, ``apple`` → ``apples``."""
+    """Return the plural of a noun of this module: ``box`` → ``boxes``, ``apple`` → ``apples``."""
     return noun + ("es" if noun.endswith(("x", "s", "ch")) else "s")
 
 
 def count(n: int, noun: str) -> str:
-    """``3 apples``, ``1 apple``: digits, then the noun in its number."""
+    """Return a number in digits and the noun in singular or plural: ``1 apple``, ``3 apples``."""
     return f"{n} {noun if n == 1 else plural(noun)}"
 
 
 def people(rng: Random, k: int) -> list[Person]:
-    """``k`` different people."""
+    """Draw ``k`` different people."""
     return rng.sample(PEOPLE, k)

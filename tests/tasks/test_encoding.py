@@ -1,16 +1,15 @@
-"""Encoding, cutting, packing and batching for real tasks."""
+"""Encoding, cutting, packing and batching of rows."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 from factories import tiny_llama
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.tasks.batches import BatchOrder, Collate, LengthOrder, plain_batches, training_batches
+from nlora_lab.tasks.batches import BatchOrder, Collate, training_batches
 from nlora_lab.tasks.encoding import IGNORED, Encoded, encode, encode_task, last_tokens, pack, prompt_ids
 from nlora_lab.tasks.generated import TASKS
 from nlora_lab.tasks.registry import load_task
@@ -51,7 +50,7 @@ def talkative(llama):
 
 @pytest.fixture(scope="module")
 def wordpiece():
-    """A BERT tokenizer of a few words, cased pieces and all."""
+    """A BERT tokenizer with a few words and pieces of words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from tokenizers.pre_tokenizers import Whitespace
@@ -59,13 +58,13 @@ def wordpiece():
     from transformers import PreTrainedTokenizerFast
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "pear", "##s", "is", "are", "green", "not", "##ish"]
-    made = Tokenizer(WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    made.pre_tokenizer = Whitespace()
-    made.post_processor = TemplateProcessing(
+    tokenizer = Tokenizer(WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
 
@@ -80,7 +79,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_generated_tasks_are_encoded_as_ever(embedded, name):
+def test_encode_task_equals_encode_for_generated_tasks(embedded, name):
     _, tokenizer = embedded
     task = load_task(name)
     encoded = encode_task(task.test, task, tokenizer)
@@ -96,18 +95,18 @@ def learned(row, tokenizer):
 def test_only_the_target_is_learned_token_by_token(llama):
     task = task_for(TEXTS)
     for row, item in zip(encode_task(task.train, task, llama).rows, TEXTS, strict=True):
-        asked = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
-        assert llama.decode(asked) == f"<s>{item['prompt']}"
+        prompt = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+        assert llama.decode(prompt) == f"<s>{item['prompt']}"
         assert learned(row, llama) == f"{item['target']}</s>"
-        kept = [(i, label) for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
-        assert all(i == label for i, label in kept)
+        targets = [(i, label) for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+        assert all(i == label for i, label in targets)
 
 
 def test_with_a_chat_template_only_the_target_is_learned_and_s_comes_once(talkative):
     task = task_for(TEXTS, chat=True)
     for row, item in zip(encode_task(task.train, task, talkative).rows, TEXTS, strict=True):
-        asked = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
-        assert talkative.decode(asked) == f"<s>Q: {item['prompt']}\nA: "
+        prompt = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+        assert talkative.decode(prompt) == f"<s>Q: {item['prompt']}\nA: "
         assert learned(row, talkative) == f"{item['target'].strip()}</s>"
         assert row["input_ids"].count(talkative.bos_token_id) == 1
 
@@ -119,7 +118,7 @@ def test_without_a_template_or_without_chat_prompts_are_plain(llama, talkative):
     assert encode_task(silent.train, silent, without) == encode_task(plain.train, plain, talkative)
 
 
-def test_the_prompt_is_cut_from_its_left_and_the_target_stays(llama):
+def test_a_prompt_loses_its_beginning_and_the_target_stays(llama):
     task = task_for(TEXTS)
     whole, cut = (encode_task(task.train, task, llama, limit) for limit in (None, 14))
     assert whole.longest > 14 == cut.longest
@@ -134,7 +133,7 @@ def test_the_prompt_is_cut_from_its_left_and_the_target_stays(llama):
     assert cut.rows[1] == whole.rows[1]
 
 
-def test_of_a_target_too_long_by_itself_the_end_is_cut(llama):
+def test_a_target_that_is_too_long_alone_loses_its_end(llama):
     task = task_for(TEXTS)
     whole, cut = encode_task(task.train, task, llama).rows[0], encode_task(task.train, task, llama, 5).rows[0]
     answer = [i for i in whole["labels"] if i != IGNORED]
@@ -148,7 +147,7 @@ def test_a_target_without_a_token_is_named(talkative):
     task = task_for(rows, chat=True)
     with pytest.raises(InputError, match="task 'mine', row 2: the target '' has no token to learn; leave the row out"):
         encode_task(task.train, task, talkative)
-    with pytest.raises(InputError, match="max_length=1 leaves no room"):
+    with pytest.raises(InputError, match="max_length=1 must be a whole number of at least 2; leave room for a target"):
         encode_task(task.train, task, talkative, 1)
 
 
@@ -164,7 +163,7 @@ def test_the_last_tokens_keep_the_start(llama):
 # ----------------------------------------------------------------------------------------------- for a classifier
 
 
-def test_a_pair_is_read_as_the_tokenizer_makes_it(wordpiece):
+def test_a_pair_is_encoded_by_the_tokenizer(wordpiece):
     task = task_for(PAIRS, kind="classes", labels=("no", "yes"))
     encoded = encode_task(task.train, task, wordpiece)
     first = encoded.rows[0]
@@ -182,7 +181,7 @@ def test_a_pair_is_read_as_the_tokenizer_makes_it(wordpiece):
     assert batch["input_ids"].tolist()[1][7:] == [wordpiece.pad_token_id] * 6
 
 
-def test_texts_too_long_for_a_classifier_are_cut_as_the_tokenizer_does(wordpiece):
+def test_texts_too_long_for_a_classifier_are_cut_by_the_tokenizer(wordpiece):
     task = task_for(PAIRS, kind="classes", labels=("no", "yes"))
     encoded = encode_task(task.train, task, wordpiece, 9)
     expected = wordpiece(PAIRS[0]["text"], PAIRS[0]["pair"], truncation=True, max_length=9)
@@ -233,7 +232,7 @@ def test_each_example_goes_to_the_first_row_with_room():
     assert packed == pack(examples(6, 5, 3, 4, 1, 9, 1), 10)
 
 
-def test_packing_loses_no_token_and_foretells_no_example_from_another():
+def test_packing_keeps_every_token_and_predicts_no_example_from_another():
     encoded = examples(1, 6, 5, 3, 4, 1, 9, 1)
     packed = pack(encoded, 12)
     before = sorted(tuple(row["input_ids"]) for row in encoded.rows)
@@ -299,86 +298,11 @@ def test_packed_batches_reach_the_model_through_accelerate(embedded):
         assert batch["use_cache"] is False
 
 
-def test_what_cannot_be_packed_is_named():
+def test_rows_that_cannot_be_packed_are_named():
     with pytest.raises(InputError, match="example 2 has 9 tokens and a packed row 8; encode with max_length=8"):
         pack(examples(3, 9), 8)
-    with pytest.raises(InputError, match="a classifier reads one example a row"):
+    with pytest.raises(InputError, match="a classifier reads one example per row"):
         pack(Encoded([{"input_ids": [1], "labels": 0}], 0, 1), 8)
-
-
-# ------------------------------------------------------------------------------------------------- batches by length
-
-
-LENGTHS = [(i * 37) % 101 for i in range(1003)]
-
-
-def test_every_epoch_by_length_sees_every_row_in_full_batches():
-    order = list(LengthOrder(LENGTHS, 300, 8, seed=3))
-    assert order == list(LengthOrder(LENGTHS, 300, 8, seed=3))
-    assert order != list(LengthOrder(LENGTHS, 300, 8, seed=4))
-    assert [len(batch) for batch in order] == [8] * 300
-    flat = [i for batch in order for i in batch]
-    assert sorted(flat[:1003]) == sorted(flat[1003:2006]) == list(range(1003))
-    assert flat[:1003] != flat[1003:2006]
-
-
-def test_batches_by_length_are_of_similar_length_in_no_order_of_length():
-    order = list(LengthOrder(LENGTHS, 120, 8, seed=0))
-
-    def spread(batches):
-        return sum(max(LENGTHS[i] for i in b) - min(LENGTHS[i] for i in b) for b in batches) / len(batches)
-
-    assert spread(order) < 0.1 * spread(list(BatchOrder(len(LENGTHS), 120, 8, 0)))
-    shortest = [min(LENGTHS[i] for i in batch) for batch in order[:50]]
-    assert shortest != sorted(shortest)
-
-
-def test_a_longer_run_by_length_begins_with_the_same_batches():
-    short, long = (list(LengthOrder(LENGTHS, n, 8, 1)) for n in (5, 400))
-    assert long[:5] == short
-
-
-def test_fewer_rows_than_a_batch_takes_come_again():
-    for rows in range(1, 6):
-        order = LengthOrder(list(range(rows)), 9, 4, 0)
-        batches = list(order)
-        assert [len(batch) for batch in batches] == [4] * len(order) == [4] * 9
-        flat = [i for batch in batches for i in batch]
-        assert sorted(flat[:rows]) == list(range(rows)) == sorted(flat[rows : 2 * rows])
-
-
-def test_an_empty_split_is_refused():
-    with pytest.raises(InputError, match="empty"):
-        LengthOrder([], 1, 1, 0)
-
-
-# ----------------------------------------------------------------------------------------------------------- loaders
-
-
-def test_encoded_rows_make_the_same_batches_as_a_dataset(embedded):
-    _, tokenizer = embedded
-    task = load_task("entailment")
-    rows = task.train.select(range(30))
-    encoded = encode_task(rows, task, tokenizer)
-    order, cpu = BatchOrder(30, 3, 4, 1), torch.device("cpu")
-    pairs = [
-        (training_batches(rows, tokenizer, order), training_batches(encoded, tokenizer, order)),
-        (plain_batches(rows, tokenizer, cpu, 7), plain_batches(encoded, tokenizer, cpu, 7)),
-    ]
-    for plain, made in pairs:
-        for one, other in zip(plain, made, strict=True):
-            assert one.keys() == other.keys() == {"input_ids", "attention_mask", "labels"}
-            assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-def test_the_loader_follows_an_order_by_length(embedded):
-    _, tokenizer = embedded
-    task = replace(load_task("word-problems"), chat=False)
-    encoded = encode_task(task.train.select(range(200)), task, tokenizer)
-    order = LengthOrder([len(row["input_ids"]) for row in encoded.rows], 4, 8, 2)
-    for rows, batch in zip(order, training_batches(encoded, tokenizer, order), strict=True):
-        expected = Collate(tokenizer.pad_token_id)([encoded.rows[i] for i in rows])
-        assert torch.equal(batch["input_ids"], expected["input_ids"])
 
 
 def test_a_model_in_which_packed_examples_see_one_another_is_found_out(embedded):
@@ -386,7 +310,7 @@ def test_a_model_in_which_packed_examples_see_one_another_is_found_out(embedded)
 
     from transformers import BloomConfig, BloomForCausalLM, OPTConfig, OPTForCausalLM
 
-    from nlora_lab.training.setup import check_packing
+    from nlora_lab.training.data import check_packing
 
     data = SimpleNamespace(tokenizer=range(97), cfg=SimpleNamespace(model="a/b"))
     check_packing(tiny_llama(), data)

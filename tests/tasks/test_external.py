@@ -1,21 +1,20 @@
-"""Real tasks from files in their own formats, made here; and from a hub that is played."""
+"""External tasks, from small files in their formats and from a stand-in for the hub."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import types
 
 import pytest
 from scipy import stats
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.tasks.external import few_shot, hold_out
-from nlora_lab.tasks.final_answers import marked_answer, plain_number, without_notes
-from nlora_lab.tasks.generated import TASKS
-from nlora_lab.tasks.glue import GLUE, measured
-from nlora_lab.tasks.registry import REAL_TASKS, check_task, first_items, load_task
+from nlora_lab.tasks.encoding import few_shot
+from nlora_lab.tasks.external import hold_out
+from nlora_lab.tasks.generated import TASKS, first_items
+from nlora_lab.tasks.glue import GLUE, compute_measures
+from nlora_lab.tasks.registry import EXTERNAL_TASKS, check_task, load_task
 from nlora_lab.tasks.task import Task
 
 SPLITS = ("train", "validation", "test")
@@ -47,50 +46,6 @@ def parquet(path, rows):
 
 def sizes(task):
     return [len(getattr(task, split)) for split in SPLITS]
-
-
-# ------------------------------------------------------------------------------------------------- final answers
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("so 5\n#### 72", "72"),
-        ("#### 72.0", "72"),
-        ("#### $1,234.50", "1234.5"),
-        ("#### -$5", "-5"),
-        ("#### -1,000", "-1000"),
-        ("#### 0.0", "0"),
-        ("#### -0", "0"),
-        ("#### 007", "7"),
-        ("#### .5", "0.5"),
-        ("#### 18 dollars", "18"),
-        ("#### **42**", "42"),
-        ("#### 12.", "12"),
-        ("#### 50%", "50"),
-        ("#### 3\nThe answer is: 4", "4"),
-        ("The answer is: 4\n#### 3", "3"),
-        ("The answer is 9.", "9"),
-        ("the final answer is: 6", "6"),
-        ("The answer is: \\frac{1}{2}", "\\frac{1}{2}"),
-        ("The answer is: 1/2", "1/2"),
-        ("The answer is: 3x+2.", "3x+2"),
-        ("#### 3\n\nQuestion: more?\nAnswer: 5\n#### 5", "3"),
-        ("the result is 42", None),
-        ("####", None),
-        ("", None),
-    ],
-)
-def test_the_marked_answer_is_the_last_one_in_one_form(text, answer):
-    assert marked_answer(text) == answer
-
-
-def test_what_is_no_number_is_not_read_as_one():
-    assert [plain_number(text) for text in ("x", "3x+2", "1/2", "2^3", "12:30")] == [None] * 5
-
-
-def test_calculator_notes_go_and_nothing_else():
-    assert without_notes("48/2 = <<48/2=24>>24 < 30 << x") == "48/2 = 24 < 30 << x"
 
 
 # --------------------------------------------------------------------------------------------------------- GSM8K
@@ -142,7 +97,7 @@ def test_a_validation_file_is_used(tmp_path):
     assert sizes(load_task("gsm8k", tmp_path)) == [30, 4, 5]
 
 
-def test_the_first_so_many_rows(tmp_path):
+def test_only_the_first_rows_are_taken(tmp_path):
     file = jsonl(tmp_path / "problems.jsonl", gsm8k(200))
     few, all_rows = load_task("gsm8k", file, train_rows=10, test_rows=1000), load_task("gsm8k", file)
     assert sizes(few) == [10, 9, 20]
@@ -153,18 +108,18 @@ def test_the_first_so_many_rows(tmp_path):
         load_task("gsm8k", file, train_rows=0)
 
 
-def test_at_most_500_rows_are_held_off_for_validation():
+def test_at_most_500_rows_are_held_out_for_validation():
     rows = [{"prompt": str(i)} for i in range(20_000)]
-    kept, groups, held = hold_out(rows, [r["prompt"] for r in rows], (20, 500), "validation", "here")
-    assert (len(kept), len(groups), len(held)) == (19_500, 19_500, 500)
+    staying, groups, held_out = hold_out(rows, [r["prompt"] for r in rows], (20, 500), "validation", "here")
+    assert (len(staying), len(groups), len(held_out)) == (19_500, 19_500, 500)
 
 
 def test_rows_of_one_group_stay_together():
     rows, groups = [{"n": i} for i in range(60)], [str(i // 3) for i in range(60)]
-    kept, _, held = hold_out(rows, groups, (10, 500), "validation", "here")
-    assert {r["n"] // 3 for r in kept} & {r["n"] // 3 for r in held} == set()
-    assert len(held) == 6
-    assert len(hold_out(rows, groups, (60, 500), "validation", "here")[2]) == 3  # no group is as small as 1
+    staying, _, held_out = hold_out(rows, groups, (10, 500), "validation", "here")
+    assert {r["n"] // 3 for r in staying} & {r["n"] // 3 for r in held_out} == set()
+    assert len(held_out) == 6
+    assert len(hold_out(rows, groups, (60, 500), "validation", "here")[2]) == 3  # no group has only 1 row
 
 
 def test_few_shots_are_the_first_training_examples(tmp_path):
@@ -208,7 +163,7 @@ def test_metamath_trains_and_gsm8k_tests(tmp_path):
     assert not problems(task.train) & problems(task.validation)
 
 
-def test_metamath_alone_holds_test_rows_off(tmp_path):
+def test_metamath_alone_holds_out_test_rows(tmp_path):
     (tmp_path / "MetaMathQA.json").write_text(json.dumps(metamath(30)))
     for place in (tmp_path, tmp_path / "MetaMathQA.json"):
         task = load_task("metamath", place)
@@ -229,9 +184,9 @@ def glue(name, count, names=False):
 
 @pytest.mark.parametrize("name", list(GLUE))
 def test_every_glue_task_from_the_hubs_layout(tmp_path, name):
-    held = "validation_matched" if name == "mnli" else "validation"
+    test_split = "validation_matched" if name == "mnli" else "validation"
     parquet(tmp_path / name / "train-00000-of-00001.parquet", list(glue(name, 40)))
-    parquet(tmp_path / name / f"{held}-00000-of-00001.parquet", list(glue(name, 8)))
+    parquet(tmp_path / name / f"{test_split}-00000-of-00001.parquet", list(glue(name, 8)))
     hidden = -1.0 if name == "stsb" else -1
     parquet(tmp_path / name / "test-00000-of-00001.parquet", [{**r, "label": hidden} for r in glue(name, 5)])
     for place in (tmp_path, tmp_path / name):
@@ -247,7 +202,7 @@ def test_every_glue_task_from_the_hubs_layout(tmp_path, name):
     assert (task.labels, task.measures) == (spec.labels, spec.measures)
 
 
-def test_the_words_for_what_glue_measures():
+def test_the_measures_of_glue_in_words():
     words = {name: Task(name, "", *[None] * 3, kind="classes", measures=g.measures).metric for name, g in GLUE.items()}
     assert words["cola"] == "Matthews correlation and accuracy"
     assert words["mrpc"] == words["qqp"] == "accuracy and F1"
@@ -296,20 +251,20 @@ def test_a_label_out_of_range_is_named_with_its_row(tmp_path, name, label, names
     assert "train.jsonl" in str(error.value)
 
 
-def test_glues_measures_are_those_of_their_definitions():
-    said, truth = [1, 1, 0, 1, 0, 0, 1], [1, 0, 0, 1, 1, 0, 1]
+def test_the_measures_of_glue_agree_with_their_definitions():
+    predictions, truth = [1, 1, 0, 1, 0, 0, 1], [1, 0, 0, 1, 1, 0, 1]
     tp, fp, fn, tn = 3, 1, 1, 2
-    found = measured(("accuracy", "f1", "matthews"), said, truth)
-    assert found["accuracy"] == pytest.approx(5 / 7)
-    assert found["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    measures = compute_measures(("accuracy", "f1", "matthews"), predictions, truth)
+    assert measures["accuracy"] == pytest.approx(5 / 7)
+    assert measures["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
     root = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert found["matthews"] == pytest.approx((tp * tn - fp * fn) / root)
+    assert measures["matthews"] == pytest.approx((tp * tn - fp * fn) / root)
     x, y = [0.0, 1.0, 2.5, 4.0], [0.5, 0.4, 3.0, 5.0]
-    found = measured(("pearson", "spearman"), x, y)
-    assert found == pytest.approx({"pearson": stats.pearsonr(x, y)[0], "spearman": stats.spearmanr(x, y)[0]})
-    assert measured(("matthews", "f1"), [0, 0, 0], [1, 0, 0]) == {"matthews": 0.0, "f1": 0.0}
-    assert measured(("pearson", "spearman"), [2.0, 2.0], [1.0, 2.0]) == {"pearson": 0.0, "spearman": 0.0}
-    assert math.isnan(measured(("pearson",), [2.0, math.nan], [1.0, 2.0])["pearson"])
+    measures = compute_measures(("pearson", "spearman"), x, y)
+    assert measures == pytest.approx({"pearson": stats.pearsonr(x, y)[0], "spearman": stats.spearmanr(x, y)[0]})
+    assert compute_measures(("matthews", "f1"), [0, 0, 0], [1, 0, 0]) == {"matthews": 0.0, "f1": 0.0}
+    assert compute_measures(("pearson", "spearman"), [2.0, 2.0], [1.0, 2.0]) == {"pearson": 0.0, "spearman": 0.0}
+    assert math.isnan(compute_measures(("pearson",), [2.0, math.nan], [1.0, 2.0])["pearson"])
 
 
 # ------------------------------------------------------------------------------------------------------ own data
@@ -331,7 +286,7 @@ def pairs(first, second, count=40):
 )
 def test_the_usual_columns_are_found(tmp_path, first, second):
     task = load_task("own", jsonl(tmp_path / "own.jsonl", pairs(first, second)))
-    assert (task.kind, task.metric, sizes(task)) == ("text", "exact match of the whole answer", [35, 1, 4])
+    assert (task.kind, task.metric, sizes(task)) == ("text", "exact match of the complete answer", [35, 1, 4])
     assert task.train[0] == {"prompt": "ask 0", "target": " say 0", "answer": "say 0"}
     assert task.final(" say 0\n") == "say 0"
     assert task.final("Say 0") != "say 0"
@@ -395,7 +350,7 @@ def test_a_folder_of_classes_by_split(tmp_path):
     assert sizes(task) == [20, 4, 6]
     assert task.test[1] == {"text": "t1", "pair": "", "label": 1}
     (tmp_path / "test.csv").write_text("text,label\nt,c\n")
-    with pytest.raises(InputError, match=r"test\.csv, row 1: label='c' is none of .*: a, b"):
+    with pytest.raises(InputError, match=r"test\.csv, row 1: label='c' is not one of the classes of .*: a, b"):
         load_task("own", tmp_path)
 
 
@@ -415,11 +370,11 @@ def write(path, content):
         ("a.csv", "prompt,target\n", "a.csv is empty"),
         ("a.csv", "", "a.csv is empty"),
         ("a.jsonl", '{"prompt": "a", "target": "b"}\n{"prompt"', r"a\.jsonl, line 2 is not JSON"),
-        ("a.jsonl", "[1]\n", r"a\.jsonl, line 1 is no object"),
+        ("a.jsonl", "[1]\n", r"a\.jsonl, line 1 is not an object"),
         ("a.json", '[\n{"prompt": "a"},\n{"tar', r"a\.json, line 3 is not JSON"),
-        ("a.json", "[1]", r"a\.json, row 1 is no object"),
+        ("a.json", "[1]", r"a\.json, row 1 is not an object"),
         ("a.jsonl", b"\xff\xfe", r"a\.jsonl cannot be read .* UTF-8"),
-        ("a.parquet", b"PAR1 cut", r"a\.parquet is truncated or no Parquet"),
+        ("a.parquet", b"PAR1 cut", r"a\.parquet is truncated or is not a Parquet"),
         ("a.txt", "hello", r"a\.txt ends in '\.txt'; data files end in \.jsonl"),
         ("a.csv", "prompt,target\na,b,c\n", "line 2 has 3 cells, and line 1 has 2"),
         ("a.csv", 'prompt,target\na,"b', r"a\.csv, line 2 cannot be read"),
@@ -428,7 +383,7 @@ def write(path, content):
         ("a.jsonl", '{"prompt": "x", "target": 3}', r"row 1: 'target' is 3 \(int\); it must be text"),
         ("a.jsonl", '{"prompt": "x", "target": "y"}\n{"prompt": "x"}', "row 2: 'target' is missing"),
         ("a.jsonl", '{"prompt": "x", "target": ""}', "row 1: 'target' is blank"),
-        ("a.jsonl", '{"prompt": "x", "target": "y"}', "1 row of one prompt .* at least 2"),
+        ("a.jsonl", '{"prompt": "x", "target": "y"}', "1 row of one prompt .* at least 2 rows"),
         ("a.jsonl", '{"text": "x", "label": 0.5}', "row 1: label=0.5 must be a whole number or text"),
         ("a.jsonl", '{"text": "x", "label": "a"}', "holds 1 different value;"),
         ("a.jsonl", "".join(f'{{"text": "x", "label": {i}}}\n' for i in range(201)), "holds 201 different values"),
@@ -451,12 +406,12 @@ def test_a_truncated_parquet_file(tmp_path):
     ("arguments", "names"),
     [
         ({"name": "own"}, "task='own' needs data"),
-        ({"name": "gsm8k", "columns": "a,b"}, "columns='a,b': the task 'gsm8k' has its own"),
+        ({"name": "gsm8k", "columns": "a,b"}, "columns='a,b': the task 'gsm8k' has fixed columns"),
         ({"name": "gsm8k", "difficulty": "easy"}, "difficulty='easy': the task 'gsm8k'"),
         ({"name": "gsm8k", "difficulty": "cruel"}, "difficulty='cruel'"),
-        ({"name": "own", "path": "no/such/file.jsonl"}, r"data='no/such/file\.jsonl' is not there"),
-        ({"name": "own", "path": "nosuch"}, "data='nosuch' is not there"),
-        ({"name": "own", "path": "a\0b"}, "is not there"),
+        ({"name": "own", "path": "no/such/file.jsonl"}, r"data='no/such/file\.jsonl' does not exist"),
+        ({"name": "own", "path": "nosuch"}, "data='nosuch' does not exist"),
+        ({"name": "own", "path": "a\0b"}, "does not exist"),
         ({"name": "poetry"}, "task='poetry' is not known; .*word-problems.*gsm8k.*own"),
     ],
 )
@@ -499,27 +454,27 @@ def test_an_answer_without_its_mark_is_named(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub that is there, with what is put in the dictionary: by id and config, splits of rows, or an error."""
+    """A stand-in for the hub. The dictionary has splits of rows, or an error, by id and config."""
     import datasets
     from huggingface_hub import constants
 
-    shelves = {}
-    asked = []
+    datasets_by_id = {}
+    requests = []
 
     def load_dataset(hub_id, config=None, **options):
         assert not options.get("trust_remote_code")
-        asked.append((hub_id, config))
-        found = shelves[hub_id, config]
-        if isinstance(found, Exception):
-            raise found
-        return datasets.DatasetDict(found)
+        requests.append((hub_id, config))
+        splits = datasets_by_id[hub_id, config]
+        if isinstance(splits, Exception):
+            raise splits
+        return datasets.DatasetDict(splits)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr("huggingface_hub.get_session", lambda: types.SimpleNamespace(head=lambda *_, **__: None))
-    shelves["asked"] = asked
-    return shelves
+    datasets_by_id["requests"] = requests
+    return datasets_by_id
 
 
 def test_the_tasks_come_from_their_places_on_the_hub(hub):
@@ -540,13 +495,13 @@ def test_the_tasks_come_from_their_places_on_the_hub(hub):
     assert own.labels == ("off", "on")
     assert own.test[1] == {"text": "t1", "pair": "", "label": 1}
     assert own.difficulty == "from me/mine"
-    assert hub["asked"] == [
+    assert hub["requests"] == [
         ("openai/gsm8k", "main"), ("meta-math/MetaMathQA", None), ("openai/gsm8k", "main"), ("nyu-mll/glue", "sst2"),
         ("me/mine", None),
     ]  # fmt: skip
 
 
-def test_what_the_hub_refuses_is_explained(hub):
+def test_a_refusal_of_the_hub_is_explained(hub):
     from datasets.exceptions import DatasetNotFoundError
 
     for error, names in [
@@ -560,7 +515,7 @@ def test_what_the_hub_refuses_is_explained(hub):
             load_task("own", "a/b")
 
 
-def test_without_a_connection_it_says_so_at_once(hub, monkeypatch):
+def test_without_a_connection_the_error_comes_at_once(hub, monkeypatch):
     from huggingface_hub import constants
 
     def head(*_, **__):
@@ -572,10 +527,10 @@ def test_without_a_connection_it_says_so_at_once(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"'nyu-mll/glue' is not in the cache and HF_HUB_OFFLINE is set; .*local file"):
         load_task("cola")
-    assert hub["asked"] == []
+    assert hub["requests"] == []
 
 
-def test_what_is_in_the_cache_needs_no_connection(hub, monkeypatch, tmp_path):
+def test_a_cached_dataset_needs_no_connection(hub, monkeypatch, tmp_path):
     from datasets import Dataset
     from huggingface_hub import constants
 
@@ -588,87 +543,18 @@ def test_what_is_in_the_cache_needs_no_connection(hub, monkeypatch, tmp_path):
 # --------------------------------------------------------------------------------------------------------- names
 
 
-def test_the_generated_tasks_are_a_list_of_their_own():
+def test_generated_and_external_tasks_are_separate():
     assert set(TASKS) == {"word-problems", "entailment"}
-    assert not set(TASKS) & set(REAL_TASKS)
-    assert set(REAL_TASKS) == {"gsm8k", "metamath", *GLUE, "own"}
-    for name in [*TASKS, *REAL_TASKS]:
+    assert not set(TASKS) & set(EXTERNAL_TASKS)
+    assert set(EXTERNAL_TASKS) == {"gsm8k", "metamath", *GLUE, "own"}
+    for name in [*TASKS, *EXTERNAL_TASKS]:
         check_task(name, None)
     check_task("entailment", "hard")
     with pytest.raises(InputError, match="task='gsm8k'"):
         first_items("gsm8k", 3)
 
 
-def test_the_generated_tasks_say_what_they_ask_for():
+def test_kind_and_metric_of_the_generated_tasks():
     words, facts = load_task("word-problems"), load_task("entailment")
     assert (words.kind, words.head, words.metric) == ("text", 0, "exact match of the final number")
     assert (facts.kind, facts.head, facts.metric) == ("choice", 0, "accuracy of the next token")
-
-
-# ---------------------------------------------------------------------------------------------------------- vLLM
-
-
-def test_without_vllm_it_says_what_to_install(monkeypatch):
-    from nlora_lab.evaluation.vllm_engine import generate
-
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(InputError, match="pip install vllm"):
-        generate("model", None, ["a"], 3)
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    """A stand-in that keeps what it is asked, and answers with the prompt in capitals."""
-    kept = {}
-
-    class LLM:
-        def __init__(self, **options):
-            kept.update(options)
-
-        def get_tokenizer(self):
-            return types.SimpleNamespace(bos_token="<s>")
-
-        def generate(self, prompts, sampling, lora_request):
-            kept.update(sampling=sampling, lora=lora_request)
-            return [types.SimpleNamespace(outputs=[types.SimpleNamespace(text=p.upper())]) for p in prompts]
-
-    fake = types.ModuleType("vllm")
-    fake.LLM, fake.SamplingParams = LLM, dict
-    request = types.ModuleType("vllm.lora.request")
-    request.LoRARequest = lambda *given: given
-    for name, module in (("vllm", fake), ("vllm.lora", types.ModuleType("vllm.lora")), ("vllm.lora.request", request)):
-        monkeypatch.setitem(sys.modules, name, module)
-    return kept
-
-
-def test_vllm_is_asked_for_the_likeliest_tokens(vllm, tmp_path):
-    from nlora_lab.evaluation.vllm_engine import generate
-
-    assert generate("model", None, ["<s>hi", "you"], 7) == ["HI", "YOU"]
-    assert vllm["sampling"] == {"temperature": 0.0, "max_tokens": 7}
-    assert vllm["trust_remote_code"] is False
-    assert vllm["lora"] is None
-    assert "enable_lora" not in vllm
-
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 12}')
-    generate("model", tmp_path, ["a"], 1)
-    assert (vllm["enable_lora"], vllm["max_lora_rank"]) == (True, 16)
-    assert vllm["lora"] == ("adapter", 1, str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("config", "names"),
-    [
-        ('{"peft_type": "NLORA", "r": 8}', "is a NLORA adapter"),
-        ('{"peft_type": "LORA", "r": 4096}', "has rank 4096"),
-        ("{", "cannot be read"),
-        ('{"peft_type": "LORA"}', "cannot be read"),
-    ],
-)
-def test_adapters_that_vllm_cannot_take_are_named(vllm, tmp_path, config, names):
-    from nlora_lab.evaluation.vllm_engine import generate
-
-    (tmp_path / "adapter_config.json").write_text(config)
-    with pytest.raises(InputError, match=names):
-        generate("model", tmp_path, ["a"], 1)
-    assert not vllm
