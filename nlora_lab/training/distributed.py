@@ -1,8 +1,8 @@
-"""One run over several processes (``accelerate launch``): who does what, and the numbers that must come out the same.
+"""One run over several processes (``accelerate launch``), with the numbers of a single process.
 
-Every process holds the same config and sees the same batches; accelerate gives each its slice of a batch. What is
-averaged over processes is weighted by what was averaged inside them, so that a step is that of one process with
-the whole batch, to rounding.
+Every process holds the same config and draws the same batches. Accelerate gives each process its slice of a batch.
+Means over processes are weighted by the number of targets in each, so a step equals the step of one process on the
+complete batch, to rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from nlora_lab.core.devices import Device
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.layers import full_tensor
-from nlora_lab.tasks.batches import IGNORED
+from nlora_lab.tasks.encoding import IGNORED
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,21 +28,28 @@ if TYPE_CHECKING:
     from nlora_lab.runs.config import RunConfig
 
 Batch = dict[str, Any]
-"""What goes to the model by name: tensors with a row an example, and single settings."""
+"""The inputs of the model by name: tensors with one row per example, and single settings."""
 
 
 def is_main() -> bool:
-    """Whether this process is the one that speaks and writes: the only one, or the launch's first."""
+    """Whether this process prints and writes files: the only process, or the first one of a launch."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def make_accelerator(device: Device) -> Accelerator:
-    """An Accelerator for ``device``; slices of one batch go to each process, so the batch size is global."""
+    """Make accelerate's ``Accelerator`` for a device.
+
+    Args:
+        device: the device and its precision.
+
+    Returns:
+        The accelerator. It gives each process a slice of one batch, so the batch size counts all processes.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 
-    # accelerate keeps one device and precision a process; a run on another one has to make it forget
+    # accelerate keeps one device and precision per process; a run on another one has to reset them
     placed, precise = PartialState._shared_state, AcceleratorState._shared_state
     elsewhere = bool(placed) and placed["device"].type != device.kind
     if elsewhere or (precise and precise.get("_mixed_precision") != device.precision):
@@ -54,37 +61,37 @@ def make_accelerator(device: Device) -> Accelerator:
         # the buffers of these models are constants, and with a residual as large as the adapters
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if accelerator.num_processes > 1 and device.kind == "cpu" and _wants_shards():
+    if accelerator.num_processes > 1 and device.kind == "cpu" and _fsdp_requested():
         _shard_on_the_cpu(accelerator)
     return accelerator
 
 
-def _wants_shards() -> bool:
+def _fsdp_requested() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _shard_on_the_cpu(accelerator: Accelerator) -> None:
-    """``accelerate launch --use_fsdp`` without a card: accelerate shards on cards alone, torch over gloo too."""
+    """Turn FSDP on for ``accelerate launch --use_fsdp`` without a card. Accelerate itself shards on cards only."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    # reads the launch's other settings from the environment, as Accelerator does where there are cards
+    # reads the launch's other settings from the environment, as Accelerator does on cards
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
-    for state in (PartialState._shared_state, AcceleratorState._shared_state):  # each is copied over the other at times
+    for state in (PartialState._shared_state, AcceleratorState._shared_state):  # one may be copied over the other
         state["distributed_type"] = DistributedType.FSDP
     accelerator.state.fsdp_plugin = plugin
 
 
 def prepare(accelerator: Accelerator, *parts: Any) -> Any:
-    """Accelerate's ``prepare``."""
+    """Prepare model, optimiser, batches and schedule with accelerate's ``prepare``, in the order given."""
     with warnings.catch_warnings():
-        # torch 2.13 is about to call this option otherwise; earlier versions know no other name
+        # torch 2.13 is about to rename this option; earlier versions know no other name
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         return accelerator.prepare(*parts)
 
 
 def unwrap(accelerator: Accelerator, model: Any) -> Any:
-    """The model inside what :func:`prepare` returned; a sharded one can generate too."""
+    """Return the model inside what :func:`prepare` made of it. A sharded model can generate as well."""
     inner = accelerator.unwrap_model(model)
     if is_sharded(accelerator) and hasattr(inner, "generate"):
         from torch.distributed.fsdp import register_fsdp_forward_method
@@ -98,8 +105,23 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return bool(str(accelerator.distributed_type).endswith("FSDP"))
 
 
+def is_distributed() -> bool:
+    """Whether other processes take part in this run."""
+    from accelerate.state import PartialState
+
+    return bool(PartialState._shared_state.get("num_processes", 1) > 1)
+
+
 def check_processes(cfg: RunConfig, accelerator: Accelerator) -> None:
-    """Raise :class:`InputError` where the batch cannot be shared out, or the launch asks for FSDP's old kind."""
+    """Check that the run can be divided among the processes.
+
+    Args:
+        cfg: the config of the run.
+        accelerator: knows the number of processes and whether they shard the weights.
+
+    Raises:
+        InputError: the batch cannot be divided by the number of processes, or FSDP has version 1.
+    """
     if cfg.batch_size % accelerator.num_processes:
         raise InputError(
             f"batch_size={cfg.batch_size} cannot be divided by {accelerator.num_processes} processes; "
@@ -110,31 +132,41 @@ def check_processes(cfg: RunConfig, accelerator: Accelerator) -> None:
 
 
 def parts_of(cfg: RunConfig, accelerator: Accelerator) -> int:
-    """In how many parts a process's share of a batch goes through the model: ``accumulation`` is that of all together.
+    """Return the number of micro-batches that one process makes of its slice of a batch.
 
-    So the rows that are on a card at a time stay the same, however many cards there are.
+    ``accumulation`` counts the micro-batches of all processes. So the rows on one card at a time are the same with
+    any number of cards.
     """
     return math.ceil(cfg.accumulation / int(accelerator.num_processes))
 
 
 def backward(accelerator: Accelerator, model: Any, batch: Batch, parts: int = 1) -> Tensor:
-    """Leave the gradients of the mean loss over all processes' batches, and return that loss, a scalar.
+    """Compute the mean loss over the batches of all processes, and its gradients.
 
-    The mean is over targets (tokens, or the labels of a classifier), whichever process and part they are in.
-    ``batch`` is this process's; it goes through the model in ``parts`` equal parts, one after the other.
+    The mean is over targets: tokens, or the labels of a classifier. It does not matter which process and which
+    micro-batch they are in.
+
+    Args:
+        accelerator: runs the backward pass and averages over processes.
+        model: a model that returns its loss.
+        batch: the slice of this process.
+        parts: the number of micro-batches that ``batch`` is divided into, one after the other.
+
+    Returns:
+        The mean loss, a scalar tensor without a graph. The gradients are left in the parameters.
     """
     if parts == 1 and accelerator.num_processes == 1:
         loss: Tensor = model(**batch).loss
         accelerator.backward(loss)
         return loss.detach()
-    pieces = split(batch, parts)
-    counts = [count_targets(piece) for piece in pieces]
-    everywhere = torch.stack(counts).sum().float()
-    share = accelerator.num_processes / accelerator.reduce(everywhere.clone(), "sum")  # gradients get averaged
-    total = torch.zeros((), device=everywhere.device)
-    for number, (piece, count) in enumerate(zip(pieces, counts, strict=True), start=1):
+    micro_batches = split(batch, parts)
+    counts = [count_targets(micro_batch) for micro_batch in micro_batches]
+    targets = torch.stack(counts).sum().float()
+    share = accelerator.num_processes / accelerator.reduce(targets.clone(), "sum")  # gradients get averaged
+    total = torch.zeros((), device=targets.device)
+    for number, (micro_batch, count) in enumerate(zip(micro_batches, counts, strict=True), start=1):
         with nullcontext() if number == parts else accelerator.no_sync(model):
-            loss = model(**piece).loss * (count * share)
+            loss = model(**micro_batch).loss * (count * share)
             accelerator.backward(loss)
         total += loss.detach().float()
     mean: Tensor = accelerator.reduce(total, "mean")
@@ -142,7 +174,7 @@ def backward(accelerator: Accelerator, model: Any, batch: Batch, parts: int = 1)
 
 
 def split(batch: Batch, parts: int) -> Sequence[Batch]:
-    """``batch`` in ``parts`` of as many rows each, or one more."""
+    """Divide ``batch`` into ``parts`` micro-batches whose numbers of rows differ by at most one."""
     if parts == 1:
         return [batch]
     chunks = {
@@ -152,40 +184,39 @@ def split(batch: Batch, parts: int) -> Sequence[Batch]:
 
 
 def count_targets(batch: Batch) -> Tensor:
-    """How many labels the loss of ``batch`` averages over: next tokens (B, T), or one a row (B,)."""
+    """Count the labels that the loss of ``batch`` averages over: next tokens (B, T), or one label per row (B,)."""
     labels = batch["labels"]
     return (labels[:, 1:] != IGNORED).sum() if labels.ndim == 2 else torch.tensor(len(labels), device=labels.device)
 
 
-def clip(accelerator: Accelerator, weights: Iterable[Tensor], most: float | None) -> float:
-    """Clip the gradients of ``weights`` to the norm ``most`` (``None``: leave them); the norm they had."""
-    norm = full_tensor(accelerator.clip_grad_norm_(list(weights), most or math.inf))
+def clip(accelerator: Accelerator, parameters: Iterable[Tensor], max_norm: float | None) -> float:
+    """Clip gradients to the norm ``max_norm``, or leave them alone for ``None``. Return the norm before clipping."""
+    norm = full_tensor(accelerator.clip_grad_norm_(list(parameters), max_norm or math.inf))
     return float(norm)
 
 
 def trained_weights(model: Any) -> dict[str, Tensor]:
-    """Copies of what trains, by name, on the CPU; whole in every process."""
+    """Return copies of the trained parameters by name, on the CPU, complete in every process."""
     return {n: full_tensor(p.detach()).cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def any_of(accelerator: Accelerator, wanted: bool) -> bool:
-    """Whether one process at least wants it: they go on, or end, together."""
+def any_process(accelerator: Accelerator, vote: bool) -> bool:
+    """Whether at least one process votes True. All processes get the same answer, so they end together."""
     if accelerator.num_processes == 1:
-        return wanted
-    votes = accelerator.reduce(torch.tensor(float(wanted), device=accelerator.device), "sum")
+        return vote
+    votes = accelerator.reduce(torch.tensor(float(vote), device=accelerator.device), "sum")
     return bool(votes > 0)
 
 
-def several() -> bool:
-    """Whether other processes take part in this run."""
-    from accelerate.state import PartialState
+def share_of_rows(rows: int) -> range | None:
+    """Choose the rows that this process measures.
 
-    return bool(PartialState._shared_state.get("num_processes", 1) > 1)
+    Args:
+        rows: the number of rows that all processes measure together.
 
-
-def part_of(rows: int) -> range | None:
-    """The rows that this process is to measure; ``None`` for all: where it is the only one, where each holds a part of
-    the weights, so that all must go in step (FSDP), and where there are not enough rows.
+    Returns:
+        The row numbers of this process. ``None`` means all rows: this is the only process, there are fewer rows than
+        processes, or each process holds a part of the weights (FSDP) and they must make every step together.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -198,8 +229,8 @@ def part_of(rows: int) -> range | None:
     return range(min(index * each, rows), min((index + 1) * each, rows))
 
 
-def everybodys(found: list[Any]) -> list[Any]:
-    """What all processes have found, in their order. To be called in every process."""
+def gather_lists(items: list[Any]) -> list[Any]:
+    """Join the lists of all processes, in the order of the processes. Call this in every process."""
     from accelerate.utils import gather_object
 
-    return list(gather_object(found))
+    return list(gather_object(items))

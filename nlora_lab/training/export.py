@@ -1,4 +1,4 @@
-"""What a run leaves for others: the tuned model, its adapter as PEFT or as plain LoRA, its numbers as CSV or JSON."""
+"""Export of finished runs: the tuned model, its adapter for PEFT or as plain LoRA, its numbers as CSV or JSON."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FORMS = ("peft", "lora", "merged")
 
 
 def free_folder(path: str | Path, name: str) -> Path:
-    """``path/name``, or ``path/name-2``, … where that is taken: an export overwrites none before it."""
+    """Return ``path/name``, or ``path/name-2`` and so on if it exists, so that no export overwrites another one."""
     if not str(path).strip():
-        raise InputError(f"path={path!r} names no folder; for example: 'exports'")
+        raise InputError(f"path={path!r} does not name a folder; for example: 'exports'")
     folder, copy = expand_path(path) / name, 1
     while folder.exists():
         copy += 1
@@ -34,9 +34,16 @@ def free_folder(path: str | Path, name: str) -> Path:
 
 
 def tuned_model(run: Run) -> tuple[Any, Any]:
-    """The model a run has trained, with its adapter, on the CPU, in the dtypes it was trained in; and the tokenizer.
+    """Build the model that a run has trained.
 
-    Raises :class:`nlora_lab.InputError` for a run whose weights are not here: one that was read from a record.
+    Args:
+        run: a run of this session. A run that was read from a record has no weights.
+
+    Returns:
+        The model with its adapter on the CPU, in the dtypes it was trained in, and its tokenizer.
+
+    Raises:
+        InputError: the run has no weights.
     """
     import torch
 
@@ -45,23 +52,30 @@ def tuned_model(run: Run) -> tuple[Any, Any]:
     _check_weights(run)
     assert run.weights is not None
     model, tokenizer = build(_at_its_commit(run))
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in run.weights.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
     return model.eval(), tokenizer
 
 
 def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
-    """Write what a run has trained into the folder ``path``, and return it.
+    """Save what a run has trained.
 
-    ``form="peft"``: as PEFT saves it (``import nlora_lab.adapters`` before loading one of this package's methods);
-    full fine-tuning is saved as a whole model. ``form="lora"``: as a plain LoRA adapter, which stock PEFT loads on
-    the *original* base model, exactly; DoRA and full fine-tuning are no product of two thin matrices and have none.
-    ``form="merged"``: the whole model with the update in its weights, in the dtype its checkpoint is stored in.
+    Args:
+        run: a run of this session.
+        path: the folder to write into.
+        form: "peft" saves the adapter as PEFT does. Import ``nlora_lab.adapters`` before you load an adapter of this
+            package. Full fine-tuning is saved as a complete model. "lora" saves a plain LoRA adapter, which stock PEFT
+            loads exactly on the *original* base model. DoRA and full fine-tuning have no such form, because their
+            change is not a product of two thin matrices. "merged" saves the complete model with the update in its
+            weights, in the dtype of its checkpoint.
 
-    Raises :class:`nlora_lab.InputError` where there is no such form, the weights are not here, or ``path`` cannot be
-    written.
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: there is no such form, the run has no weights, or ``path`` cannot be written.
     """
     check_choice("form", form, FORMS)
     _check_weights(run)
@@ -89,15 +103,23 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
 
 
 def save_merged(adapter: str | Path, path: str | Path, model: str | None = None, dtype: str | None = None) -> Path:
-    """Add a saved ``adapter`` (a folder, of this package or of PEFT) to its base model, and write both to ``path``.
+    """Merge a saved adapter into its base model and save the result. Classifiers keep their trained head.
 
-    ``model``: the base, as for :func:`nlora_lab.load_model`; by default what the adapter's config names. Classifiers
-    keep their trained head. ``dtype``: "float32" or "bfloat16", of what is written; by default that of the base's
-    checkpoint. The sum is taken in float32 and rounded once; in 8 bits of bfloat16 a small update is partly lost, so
-    compare before you serve it.
+    The sum is computed in float32 and rounded once. A small update is partly lost in the 8 bits of bfloat16, so compare
+    before you serve the model.
 
-    Raises :class:`nlora_lab.InputError` for a folder without an adapter, a base that the adapter does not name or fit,
-    an unknown dtype, and a ``path`` that cannot be written.
+    Args:
+        adapter: the folder of an adapter, of this package or of PEFT.
+        path: the folder to write into.
+        model: the base model, as for ``load_model``. Default: the one that the adapter's config names.
+        dtype: "float32" or "bfloat16". Default: the dtype of the base model's checkpoint.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: ``adapter`` holds no adapter, does not name its base model or does not fit it, the dtype is
+            unknown, or ``path`` cannot be written.
     """
     from peft import PeftConfig, PeftModel
 
@@ -112,9 +134,9 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None,
     config = PeftConfig.from_pretrained(str(source))
     name = model or config.base_model_name_or_path
     if not name:
-        raise InputError(f"{str(adapter)!r} does not name its base model; say model='…'")
+        raise InputError(f"{str(adapter)!r} does not name its base model; set model='…'")
     head = _outputs(source) if config.task_type == "SEQ_CLS" else 0
-    base, tokenizer = load_model(_known(name), head=head, revision=None if model else config.revision)
+    base, tokenizer = load_model(_portable_name(name), head=head, revision=None if model else config.revision)
     folder = expand_path(path)
     try:
         merged = PeftModel.from_pretrained(base, str(source)).merge_and_unload()
@@ -133,25 +155,25 @@ def _save_whole(model: Any, tokenizer: Any, folder: Path, dtype: str | None = No
     tokenizer.save_pretrained(str(folder))
 
 
-def _known(name: str) -> str:
-    """``name``, or "embedded" where it is the folder of the embedded model, wherever that was installed."""
+def _portable_name(name: str) -> str:
+    """Return "embedded" for the folder of the embedded model, wherever it was installed, else ``name``."""
     return EMBEDDED if Path(name).name == EMBEDDED and not Path(name).is_dir() else name
 
 
 def _outputs(adapter: Path) -> int:
-    """How many outputs the trained head has that was saved with an adapter: those of its last, narrowest layer."""
+    """Return the outputs of the head that was saved with an adapter, which are those of its narrowest layer."""
     from safetensors import safe_open
 
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         shapes = [file.get_slice(n).get_shape() for n in file.keys() if "lora_" not in n]  # noqa: SIM118
     heads = [shape[0] for shape in shapes if len(shape) == 2]
     if not heads:
-        raise InputError(f"{str(adapter)!r} is of a classifier and holds no trained head; save it again")
+        raise InputError(f"{str(adapter)!r} is the adapter of a classifier without its trained head; save it again")
     return int(min(heads))
 
 
 def _save_difference(model: Any, run: Run, folder: Path) -> None:
-    """PiSSA and OLoRA train ``B A`` on a residual; on the original weights that is ``[B, −B0] [A; A0]``, rank 2r."""
+    """Write ``[B, −B0] [A; A0]``, of rank 2r: what PiSSA and OLoRA, which train ``B A`` on a residual, add to W."""
     import torch
     from peft import LoraConfig
     from safetensors.torch import save_file
@@ -180,17 +202,29 @@ def _save_difference(model: Any, run: Run, folder: Path) -> None:
 
 
 def _at_its_commit(run: Run) -> RunConfig:
-    """What was run, on the model as it was then: a branch of the hub may have moved on."""
+    """Return the config of ``run`` at the commit of its model, because a branch on the hub may have new commits."""
     return replace(run.config, revision=run.revision) if run.revision else run.config
 
 
 def _check_weights(run: Run) -> None:
     if run.weights is None:
-        raise InputError("the trained weights of this run are not here, only its record; run it again to export it")
+        raise InputError("only the record of this run is available, not its trained weights; run it again to export it")
 
 
 def save_csv(runs: Sequence[Run], names: Sequence[str], path: str | Path) -> Path:
-    """One row a step and run: ``run`` (its name), the columns of :attr:`Run.history`, and the run's settings."""
+    """Write the losses of runs as CSV, one row per step and run, with the settings of the run.
+
+    Args:
+        runs: the runs.
+        names: a name for each run.
+        path: the file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     import pandas as pd
 
     frames = [_labelled(run, name) for run, name in zip(runs, names, strict=True)]
@@ -200,17 +234,26 @@ def save_csv(runs: Sequence[Run], names: Sequence[str], path: str | Path) -> Pat
 
 def _labelled(run: Run, name: str) -> Any:
     c, frame = run.config, run.history.copy()  # the run keeps its own
-    asked: list[tuple[str, Any]] = [("run", name), ("base_lr", c.lr)]
-    asked += [(field, getattr(c, field)) for field in ("method", "rank", "init", "task", "seed")]
-    for place, (column, value) in enumerate(asked):
+    settings: list[tuple[str, Any]] = [("run", name), ("base_lr", c.lr)]
+    settings += [(field, getattr(c, field)) for field in ("method", "rank", "init", "task", "seed")]
+    for place, (column, value) in enumerate(settings):
         frame.insert(place, column, value)
     return frame
 
 
 def save_json(runs: Sequence[Run], path: str | Path, names: Sequence[str] | None = None) -> Path:
-    """The records of the runs as a JSON list, each with its ``name`` if there are names.
+    """Write the records of runs as a JSON list. ``Run.from_json`` reads each of them.
 
-    Each is what :meth:`Run.from_json` reads, which has no use for the name.
+    Args:
+        runs: the runs.
+        path: the file to write.
+        names: a name for each run, written as ``name`` into its record.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     records = [json.loads(run.to_json()) for run in runs]
     if names is not None:

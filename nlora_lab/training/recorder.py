@@ -1,7 +1,6 @@
-"""What happens inside the adapters while they train: singular values, norms, gradients, distance, intruders.
+"""Records what happens inside the adapters while they train: singular values, norms, gradients, distance, intruders.
 
-:class:`InsideRecorder` is a ``watch`` of :func:`nlora_lab.fine_tune`. What each number means, and what to look
-for, is in docs/inside.md.
+``InsideRecorder`` is a ``watch`` function for ``nl.fine_tune``. docs/inside.md explains what each number means.
 """
 
 from __future__ import annotations
@@ -16,26 +15,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nlora_lab.lowrank.checks import check_count
+from nlora_lab.core.validation import check_whole_number
 from nlora_lab.training.layer_views import LayerView, ObservedModel
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ALL_LAYERS = "all layers"
-EXAMINED = 10  # leading singular vectors that may be intruders
-ALIKE = 0.5  # a vector this close to one of W's is no intruder
-LARGEST = 1024  # smaller side of a matrix up to which intruders are counted unasked: it costs two SVDs
+EXAMINED = 10  # leading singular vectors that are tested for being intruders
+ALIKE = 0.5  # a vector whose cosine with one of W's is this large is not an intruder
+INTRUDER_LIMIT = 1024  # smaller side of a matrix up to which intruders are counted: it costs two SVDs
 
 
 @dataclass(frozen=True)
 class LayerState:
-    """One adapted layer at one moment.
+    """One adapted layer at one moment. All norms are Frobenius norms. A weight that is not finite gives NaN.
 
-    ``sigma``: the first singular values of the change of its weight W (m, n), largest first, zeros beyond its rank.
-    ``size``: ‖W‖. ``distance``: ‖change‖ / ‖W‖. ``norms`` and ``gradients``: of each factor that trains ("A", "N",
-    "B", "m", "W") and of its gradient, where there was one. All norms are Frobenius norms. ``intruders``: see
-    :func:`count_intruders`; ``None`` where they were not counted. A weight that is no longer finite gives NaN.
+    Attributes:
+        layer: the dotted name of the layer.
+        sigma: the first singular values of the change of its weight W (m, n), largest first, zeros beyond its rank.
+        size: ‖W‖.
+        distance: ‖change‖ / ‖W‖.
+        norms: the norm of each factor that trains ("A", "N", "B", "m", "W").
+        gradients: the norm of the gradient of each factor that has one.
+        intruders: see :func:`count_intruders`; ``None`` where they were not counted.
     """
 
     layer: str
@@ -47,14 +50,14 @@ class LayerState:
     intruders: int | None = None
 
     def quantities(self) -> dict[str, float]:
-        """Every number by the name it has in a table: ``sigma_1``, ``norm A``, ``gradient B``, ``distance``, …"""
-        found = {f"sigma_{k}": value for k, value in enumerate(self.sigma, start=1)}
-        found |= {f"norm {factor}": value for factor, value in self.norms.items()}
-        found |= {f"gradient {factor}": value for factor, value in self.gradients.items()}
-        found["distance"] = self.distance
+        """Return every number by its name in a table: ``sigma_1``, ``norm A``, ``gradient B``, ``distance`` and so on."""
+        numbers = {f"sigma_{k}": value for k, value in enumerate(self.sigma, start=1)}
+        numbers |= {f"norm {factor}": value for factor, value in self.norms.items()}
+        numbers |= {f"gradient {factor}": value for factor, value in self.gradients.items()}
+        numbers["distance"] = self.distance
         if self.intruders is not None:
-            found["intruders"] = self.intruders
-        return found
+            numbers["intruders"] = self.intruders
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,16 @@ class Snapshot:
     layers: tuple[LayerState, ...]
 
     def of(self, layer: str | None) -> LayerState | None:
-        """The layer of this name; ``None`` asks for all layers as one (:meth:`together`)."""
+        """Return the layer of this name. ``None`` asks for all layers as one, see :meth:`together`."""
         if layer is None:
             return self.together()
         return next((state for state in self.layers if state.layer == layer), None)
 
     def together(self) -> LayerState | None:
-        """All layers as one: root mean squares over the layers, on the scale of one layer, led by the largest.
+        """Return all layers as one, or ``None`` if there are none.
 
-        ``distance`` is then ‖all changes‖ / ‖all weights‖; ``intruders`` are summed. ``None`` without layers.
+        Singular values, sizes, norms and gradients are root mean squares over the layers. ``distance`` is
+        ‖all changes‖ / ‖all weights‖, and ``intruders`` are summed.
         """
         return self._together
 
@@ -97,51 +101,55 @@ class Snapshot:
 
 @dataclass
 class InsideRecorder:
-    """Looks inside a run: ``fine_tune(cfg, watch=InsideRecorder())``.
+    """Records what happens inside a run: ``fine_tune(cfg, watch=InsideRecorder())``.
 
-    Takes a :class:`Snapshot` before the first update, every ``every`` updates and at the end. It holds the last run
-    that it watched, and may be read from another thread while it grows. What goes wrong while looking ends the
-    recording, not the run: ``failed`` then says why, and the snapshots up to there stay.
+    It takes a :class:`Snapshot` before the first update, then every ``every`` updates, and at the end. It holds the
+    last run that it watched, and may be read from another thread meanwhile. An error while recording ends the
+    recording but not the run. ``failed`` then says why, and the earlier snapshots stay.
 
     Args:
-        every: updates between two snapshots.
-        top: how many singular values of each change to keep.
-        intruder_limit: smaller side of a matrix up to which its intruders are counted, at the end of the run;
-            0 counts none, ``None`` counts in every layer.
-        bases: the left singular vectors of the weights by layer, as they are found: give the recorders of one race
-            the same dict, and each weight is decomposed once. By default a recorder keeps none.
+        every: the number of updates between two snapshots.
+        top: the number of singular values of each change to keep.
+        intruder_limit: the smaller side of a matrix up to which its intruders are counted at the end of the run. 0
+            counts none, ``None`` counts in every layer.
+        bases: a dict that keeps the left singular vectors of the weights by layer. Give the recorders of one race the
+            same dict, and each weight is decomposed only once. By default nothing is kept.
+
+    Attributes:
+        seconds: the time that recording has taken so far, which is part of the run's time.
+        failed: why the recording ended early; empty if it did not.
     """
 
     every: int = 10
     top: int = 4
-    intruder_limit: int | None = LARGEST
+    intruder_limit: int | None = INTRUDER_LIMIT
     bases: dict[str, Tensor] | None = field(default=None, repr=False)
-    seconds: float = field(default=0.0, init=False)  # spent here so far, of the run's time
+    seconds: float = field(default=0.0, init=False)
     failed: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        check_count("every", self.every, 1, 10**9)
-        check_count("top", self.top, 1, 10**4)
+        check_whole_number("every", self.every, 1, 10**9)
+        check_whole_number("top", self.top, 1, 10**4)
         if self.intruder_limit is not None:
-            check_count("intruder_limit", self.intruder_limit, 0, 10**9)
+            check_whole_number("intruder_limit", self.intruder_limit, 0, 10**9)
         self._taken: list[Snapshot] = []
         self._sizes: dict[str, float] = {}  # ‖W‖ never changes
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
-        """Those taken so far, in order."""
+        """The snapshots so far, in order."""
         return tuple(self._taken)
 
     @torch.no_grad()
-    def __call__(self, updates: int, subject: ObservedModel) -> None:
-        """Look at ``subject`` after ``updates`` updates, if it is time to."""
+    def __call__(self, updates: int, model: ObservedModel) -> None:
+        """Take a snapshot of ``model`` after ``updates`` updates, if one is due."""
         if updates == 0:  # another run
             self._taken, self._sizes, self.seconds, self.failed = [], {}, 0.0, ""
-        if self.failed or (updates % self.every and not subject.ended):
+        if self.failed or (updates % self.every and not model.ended):
             return
         started = time.perf_counter()
         try:
-            states = tuple(self._state(view, subject.ended) for view in subject.layers())
+            states = tuple(self._state(view, model.ended) for view in model.layers())
             if states:
                 self._taken.append(Snapshot(updates, states))
         except Exception as error:  # a decomposition that does not converge, no memory for it: the run matters more
@@ -149,7 +157,7 @@ class InsideRecorder:
         self.seconds += time.perf_counter() - started
 
     def table(self) -> pd.DataFrame:
-        """One row a number: step, layer, quantity (see :meth:`LayerState.quantities`), value."""
+        """Return one row per number: step, layer, quantity (see ``LayerState.quantities``), value."""
         import pandas as pd
 
         rows = [
@@ -161,7 +169,7 @@ class InsideRecorder:
         return pd.DataFrame(rows, columns=["step", "layer", "quantity", "value"])
 
     def summary(self) -> pd.DataFrame:
-        """One row a snapshot: step, and the quantities of all layers together (see :meth:`Snapshot.together`)."""
+        """Return one row per snapshot: step, and the quantities of all layers together (see ``Snapshot.together``)."""
         import pandas as pd
 
         together = [(shot.step, shot.together()) for shot in self.snapshots]
@@ -197,24 +205,34 @@ class InsideRecorder:
 def series(
     snapshots: Iterable[Snapshot], quantity: str, layer: str | None = None
 ) -> tuple[Sequence[int], Sequence[float]]:
-    """Steps and values of one quantity; of all layers together without a ``layer``."""
+    """Return the steps and the values of one quantity, of one layer or, without a ``layer``, of all together."""
     states = [(shot.step, shot.of(layer)) for shot in snapshots]
-    found = [(step, state.quantities()) for step, state in states if state is not None]
-    there = [(step, values[quantity]) for step, values in found if quantity in values]
-    return [step for step, _ in there], [value for _, value in there]
+    numbers = [(step, state.quantities()) for step, state in states if state is not None]
+    points = [(step, values[quantity]) for step, values in numbers if quantity in values]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 @torch.no_grad()
 def count_intruders(
     W: Tensor, change: Tensor, first: int = EXAMINED, alike: float = ALIKE, before: Tensor | None = None
 ) -> int:
-    """How many of the ``first`` leading left singular vectors of ``W + change`` (m, n) are new.
+    """Count the intruder dimensions of a change: leading left singular vectors of ``W + change`` that W does not have.
 
-    A vector is new, an *intruder dimension*, if its largest |cosine| with any left singular vector of ``W`` (m, n)
-    is below ``alike`` (Shuttleworth, Andreas, Torralba and Sharma, arXiv 2410.21228). Vectors of singular values
-    that are zero to rounding are arbitrary, and left out on both sides. ``before``: those of ``W``, if they are known.
+    A vector is an intruder dimension if its largest |cosine| with any left singular vector of ``W`` is below ``alike``
+    (Shuttleworth, Andreas, Torralba and Sharma, arXiv 2410.21228). Vectors whose singular values are zero to rounding
+    are arbitrary, and left out on both sides.
+
+    Args:
+        W: the weight before tuning, (m, n).
+        change: its change, (m, n).
+        first: the number of leading vectors of ``W + change`` to examine.
+        alike: the cosine below which a vector is new.
+        before: the left singular vectors of ``W`` (m, k), if they are known.
+
+    Returns:
+        The number of intruder dimensions, at most ``first``.
     """
-    # a base model that was kept aside stays on the CPU
+    # the untouched base model stays on the CPU
     change = _wide(change, W.dtype)
     W = _wide(W, W.dtype).to(change.device)
     before, after = _left_vectors(W) if before is None else before.to(change.device), _left_vectors(W + change)
@@ -225,7 +243,7 @@ def count_intruders(
 
 
 def _wide(t: Tensor, least: torch.dtype) -> Tensor:
-    """In float32 or better, where there is an SVD: MPS has none."""
+    """In float32 or better, on the CPU where the device has no SVD (MPS)."""
     return t.to("cpu" if t.device.type == "mps" else t.device, torch.promote_types(least, torch.float32))
 
 

@@ -1,4 +1,4 @@
-"""One training example as the model sees it: its tokens, and which of them the loss is about."""
+"""One training example as the model sees it: its tokens, and which of them count in the loss."""
 
 from __future__ import annotations
 
@@ -12,37 +12,52 @@ from nlora_lab.runs.config import RunConfig
 from nlora_lab.tasks.encoding import IGNORED, encode_task
 from nlora_lab.tasks.task import Task
 
-LEARNED = "background:#0072b233;border-bottom:2px solid #0072b2"
+TARGET_STYLE = "background:#0072b233;border-bottom:2px solid #0072b2"
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens as text, and for each whether the loss asks for it; a notebook underlines those that it asks for."""
+    """Tokens as text. A notebook underlines those that count in the loss.
+
+    Attributes:
+        texts: the tokens.
+        learned: for each token whether it counts in the loss.
+    """
 
     texts: tuple[str, ...]
     learned: tuple[bool, ...]
 
     def __repr__(self) -> str:
         rows = (("given", False), ("to be learnt", True))
-        return "\n".join(f"{name:<13}{'|'.join(self._those(wanted))}" for name, wanted in rows)
+        return "\n".join(f"{name:<13}{'|'.join(self._select(is_target))}" for name, is_target in rows)
 
-    def _those(self, wanted: bool) -> list[str]:
-        return [text for text, asked in zip(self.texts, self.learned, strict=True) if asked is wanted]
+    def _select(self, is_target: bool) -> list[str]:
+        return [text for text, learned in zip(self.texts, self.learned, strict=True) if learned is is_target]
 
     def _repr_html_(self) -> str:
         spans = (
-            f"<span style='padding:1px 2px;margin:1px;border:1px solid #8884;{LEARNED if asked else ''}'>"
+            f"<span style='padding:1px 2px;margin:1px;border:1px solid #8884;{TARGET_STYLE if is_target else ''}'>"
             f"{html.escape(text)}</span>"
-            for text, asked in zip(self.texts, self.learned, strict=True)
+            for text, is_target in zip(self.texts, self.learned, strict=True)
         )
         return f"<div style='line-height:2;font-family:monospace'>{''.join(spans)}</div>"
 
 
 def tokens_of(source: RunConfig | Task, tokenizer: Any = None, row: int = 0, max_length: int | None = None) -> Tokens:
-    """The tokens of a training row; those that the loss is about are the target's, and never the prompt's.
+    """Show the tokens of a training row. Only tokens of the target count in the loss, never tokens of the prompt.
 
-    ``source``: a run, whose model's tokenizer is loaded, or a task with a ``tokenizer``. Raises
-    :class:`nlora_lab.InputError` for a task of a classifier, whose loss is about no token, and a row there is not.
+    Args:
+        source: a run, or a task.
+        tokenizer: the tokenizer. A run's own tokenizer is loaded by default; a task needs one.
+        row: the number of the training row, from 0.
+        max_length: tokens after which the row is cut. A run has its own.
+
+    Returns:
+        The tokens.
+
+    Raises:
+        InputError: a task without a tokenizer, the task of a classifier, whose loss is about a label, or a row that
+            does not exist.
     """
     task, limit = (source, max_length) if isinstance(source, Task) else _of_run(source)
     if tokenizer is None:
@@ -52,14 +67,14 @@ def tokens_of(source: RunConfig | Task, tokenizer: Any = None, row: int = 0, max
     if task.head:
         raise InputError(f"task {task.name!r} is a classifier's: its loss is about a label, not about tokens")
     if not 0 <= row < len(task.train):
-        raise InputError(f"row={row} is not there; the training rows are 0 to {len(task.train) - 1}")
+        raise InputError(f"row={row} does not exist; the training rows are 0 to {len(task.train) - 1}")
     (example,) = encode_task(task.train.select([row]), task, tokenizer, limit).rows
     learned = tuple(label != IGNORED for label in example["labels"])
     return Tokens(_texts(example["input_ids"], tokenizer), learned)
 
 
 def _tokenizer(cfg: RunConfig) -> Any:
-    """That of the run's model, without the model."""
+    """Load the tokenizer of the run's model, without the model."""
     from transformers import AutoTokenizer
 
     from nlora_lab.models.names import check_model
@@ -79,5 +94,5 @@ def _of_run(cfg: RunConfig) -> tuple[Task, int | None]:
 
 
 def _texts(ids: Sequence[int], tokenizer: Any) -> tuple[str, ...]:
-    """Each token as text; a line break as ⏎."""
+    """Decode each token by itself, with ⏎ for a line break."""
     return tuple(tokenizer.decode([one]).replace("\n", "⏎") for one in ids)

@@ -388,7 +388,7 @@ def test_every_form_gives_the_logits_of_the_run(place, tmp_path):
     said, out = {}, tmp_path / "out"
     for name, task, method in EXPORTED:
         run = nl.fine_tune(config(place, name, method, task, steps=6, rank=3, test_rows=1))
-        tuned, tokenizer = nl.tuned_model(run)
+        tuned, tokenizer = nl.training.tuned_model(run)
         batch = batch_of(run, tokenizer)
         batch.pop("token_type_ids", None) if name not in ("Bert", "DebertaV2") else None
         expected, base = logits_of(tuned, batch), load_model(run.config.model, head=2 * (task == "mrpc"))[0]
@@ -413,7 +413,7 @@ def test_every_form_gives_the_logits_of_the_run(place, tmp_path):
         torch.manual_seed(99)
         loaded = PeftModel.from_pretrained(load_model(base, head=head)[0], out / folder / "out").eval()
         assert apart(logits_of(loaded, batch), said.pop(folder)) < CLOSE, folder
-        merged = nl.save_merged(out / folder / "out", tmp_path / "merged" / folder / "out")
+        merged = nl.training.save_merged(out / folder / "out", tmp_path / "merged" / folder / "out")
         torch.save((batch, head, base, False, pad), merged.parent / "asked")
         shutil.rmtree(out / folder)
         shutil.move(merged.parent, out / f"{folder},later")
@@ -441,11 +441,11 @@ def test_olora_of_peft_cannot_start_from_gpt2s_layers(place):
 def test_a_bfloat16_run_is_saved_and_loaded(place, tmp_path):
     for name, task in (("Llama", "gsm8k"), ("Roberta", "mrpc")):
         run = nl.fine_tune(config(place, name, "nlora", task, precision="bf16"))
-        tuned, tokenizer = nl.tuned_model(run)
+        tuned, tokenizer = nl.training.tuned_model(run)
         batch = batch_of(run, tokenizer)
         expected = logits_of(tuned, batch).float()
         nl.save_adapter(run, tmp_path / name / "adapter")
-        merged = nl.save_merged(tmp_path / name / "adapter", tmp_path / name / "merged")
+        merged = nl.training.save_merged(tmp_path / name / "adapter", tmp_path / name / "merged")
         loaded = load_model(str(merged), head=2 * (task == "mrpc"))[0]
         assert apart(logits_of(loaded, batch), expected) < 0.1
         assert nl.save_adapter(run, tmp_path / name / "direct", "merged")
@@ -459,11 +459,11 @@ def test_a_merged_checkpoint_has_the_dtype_of_the_original_one_or_the_one_asked_
     model.to(torch.bfloat16).save_pretrained(base)
     tokenizer.save_pretrained(base)
     run = nl.fine_tune(replace(config(place, "Llama", "nlora", precision="float32"), model=str(base)))
-    tuned, _ = nl.tuned_model(run)
+    tuned, _ = nl.training.tuned_model(run)
     expected = logits_of(tuned, batch_of(run, tokenizer))
     nl.save_adapter(run, tmp_path / "adapter")
-    as_asked = nl.save_merged(tmp_path / "adapter", tmp_path / "whole", dtype="float32")
-    as_stored = nl.save_merged(tmp_path / "adapter", tmp_path / "half")
+    as_asked = nl.training.save_merged(tmp_path / "adapter", tmp_path / "whole", dtype="float32")
+    as_stored = nl.training.save_merged(tmp_path / "adapter", tmp_path / "half")
     direct = nl.save_adapter(run, tmp_path / "direct", "merged")
     for folder, dtype, close in (
         (as_asked, torch.float32, CLOSE), (as_stored, torch.bfloat16, 0.1), (direct, torch.bfloat16, 0.1),
@@ -471,7 +471,7 @@ def test_a_merged_checkpoint_has_the_dtype_of_the_original_one_or_the_one_asked_
         assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {dtype}
         assert apart(logits_of(load_model(str(folder))[0], batch_of(run, tokenizer)), expected) < close
     with pytest.raises(InputError, match="dtype='int8' is not known; choose one of: float32, bfloat16"):
-        nl.save_merged(tmp_path / "adapter", tmp_path / "no", dtype="int8")
+        nl.training.save_merged(tmp_path / "adapter", tmp_path / "no", dtype="int8")
 
 
 # --- several at once ---
@@ -608,7 +608,7 @@ def broken(place, kind, path):
         ("truncated", "truncated or not safetensors"), ("shard", "truncated or not safetensors"),
         ("tokenizer", "918 tokens and the model 896"), ("empty", "is empty; it takes at least one row"),
         ("column", "has no column 'q'"), ("label", "label=2 is not one of: 0 (negative), 1 (positive)"),
-        ("blank", "row 5: 'a' is blank"), ("encoder", "is no causal language model"),
+        ("blank", "row 5: 'a' is blank"), ("encoder", "is not a causal language model"),
         ("recipe", "recipe='nope' is not known"), ("targets", "matches no layer"),
     ],
 )  # fmt: skip

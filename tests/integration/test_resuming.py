@@ -1,4 +1,4 @@
-"""Checkpoints of a run: it goes on as if nothing had been, from the last one that is whole."""
+"""Checkpoints of a run: it resumes from the last complete one, as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from nlora_lab.core.errors import InputError
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.training import checkpoints as resume
-from nlora_lab.training.checkpoints import Checkpoints, RemainingBatches
+from nlora_lab.training.checkpoints import CheckpointFolder, RemainingBatches
 from nlora_lab.training.loop import fine_tune
 
 CFG = RunConfig(method="nlora", steps=6, batch_size=4, test_rows=4, dropout=0.1)
@@ -61,18 +61,18 @@ def test_a_finished_run_is_only_measured_again(undisturbed, tmp_path):
 
 def test_two_are_kept_and_a_damaged_one_is_passed_over(undisturbed, tmp_path):
     stopped_after(5, tmp_path)
-    folders = sorted(Checkpoints(tmp_path, CFG).folder.glob("step-*"))
+    folders = sorted(CheckpointFolder(tmp_path, CFG).folder.glob("step-*"))
     assert [f.name for f in folders] == ["step-00000004", "step-00000005"]
     state = folders[-1] / "state.pt"
     state.write_bytes(state.read_bytes()[:-1000])  # half of it was written
-    assert len(Checkpoints(tmp_path, CFG).newest().steps) == 4
+    assert len(CheckpointFolder(tmp_path, CFG).newest().steps) == 4
     assert histories(fine_tune(CFG, checkpoints=tmp_path)) == histories(undisturbed)
 
 
 def test_another_config_has_checkpoints_of_its_own(tmp_path):
     stopped_after(2, tmp_path)
-    assert Checkpoints(tmp_path, replace(CFG, seed=1)).newest() is None
-    assert Checkpoints(tmp_path, CFG).newest() is not None
+    assert CheckpointFolder(tmp_path, replace(CFG, seed=1)).newest() is None
+    assert CheckpointFolder(tmp_path, CFG).newest() is not None
 
 
 def test_other_rows_and_another_commit_are_not_gone_on_from(tmp_path, monkeypatch):
@@ -81,12 +81,12 @@ def test_other_rows_and_another_commit_are_not_gone_on_from(tmp_path, monkeypatc
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = RunConfig(steps=4, batch_size=4, task="own", data=str(data), columns="prompt,target", test_rows=2)
     stopped_after(2, tmp_path / "kept", cfg=cfg)
-    monkeypatch.setattr("nlora_lab.training.loop.revision_of", lambda model: "c0ffee")
+    monkeypatch.setattr("nlora_lab.training.session.revision_of", lambda model: "c0ffee")
     with pytest.raises(InputError, match="at commit c0ffee"):
         fine_tune(cfg, checkpoints=tmp_path / "kept")
     monkeypatch.undo()
     data.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
-    with pytest.raises(InputError, match="training rows are others"):
+    with pytest.raises(InputError, match="training rows differ"):
         fine_tune(cfg, checkpoints=tmp_path / "kept")
 
 
@@ -105,13 +105,13 @@ def test_ctrl_c_on_the_command_line_leaves_a_checkpoint(tmp_path):
     assert child.returncode == 130
     (row,) = json.loads(out)["runs"]
     assert row["stopped"]
-    assert len(Checkpoints(tmp_path, cfg).newest().steps) == row["steps"] > 0
+    assert len(CheckpointFolder(tmp_path, cfg).newest().steps) == row["steps"] > 0
 
 
 SLOW = """
     import sys, time, torch
-    from nlora_lab.config import RunConfig
-    from nlora_lab.training import fine_tune
+    from nlora_lab.runs.config import RunConfig
+    from nlora_lab.training.loop import fine_tune
     save = torch.save
 
     def slowly(state, path):
@@ -138,13 +138,13 @@ def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_one_before(undi
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    assert len(Checkpoints(folder, CFG).newest().steps) == 2
+    assert len(CheckpointFolder(folder, CFG).newest().steps) == 2
     made = []
     rest = fine_tune(CFG, lambda step: made.append(step.step), checkpoints=folder, every=2)
     assert made == [3, 4, 5, 6]
     # another process: equal to rounding
     assert rest.history["loss"].tolist() == pytest.approx(undisturbed.history["loss"].tolist(), rel=1e-4)
-    assert not list(Checkpoints(folder, CFG).folder.glob(".*"))
+    assert not list(CheckpointFolder(folder, CFG).folder.glob(".*"))
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(undisturbed, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(undisturbed, t
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(resume.torch, "save", full_disk)
-    with pytest.warns(UserWarning, match="No space left.*goes on"):
+    with pytest.warns(UserWarning, match="No space left.*continues"):
         run = fine_tune(CFG, checkpoints=tmp_path, every=3)
     assert histories(run) == histories(undisturbed)
 
@@ -170,7 +170,7 @@ def test_what_is_left_of_an_order_is_its_end():
 
 def test_bad_arguments_are_named_before_anything_is_loaded(tmp_path):
     with pytest.raises(InputError, match="every=0"):
-        Checkpoints(tmp_path, CFG, every=0)
+        CheckpointFolder(tmp_path, CFG, every=0)
     file = tmp_path / "file"
     file.write_text("")
     started = time.perf_counter()

@@ -17,7 +17,7 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.estimates.recipes import RECIPES
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Run
-from nlora_lab.tasks.batches import IGNORED
+from nlora_lab.tasks.encoding import IGNORED
 from nlora_lab.training.distributed import (
     backward,
     check_processes,

@@ -13,15 +13,14 @@ from factories import base_model as plain_model
 from torch import nn
 
 from nlora_lab.core.devices import Device
-from nlora_lab.evaluation.scoring import greedy
+from nlora_lab.evaluation.generation import greedy
 from nlora_lab.methods.table import METHODS
+from nlora_lab.runs import resolution
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.training import batched_trainer as heat
-from nlora_lab.training import loop as training
-from nlora_lab.training import races as racing
-from nlora_lab.training import setup as building
-from nlora_lab.training.batched_adapters import CannotBatch, ExtractedAdapter, update
-from nlora_lab.training.batched_model import BatchedLinear, BatchedModel, ObservedBatchedAdapter, _Product
+from nlora_lab.training import measurement, setup
+from nlora_lab.training.batched import trainer
+from nlora_lab.training.batched.adapters import CannotBatch, ExtractedAdapter, update
+from nlora_lab.training.batched.model import BatchedLinear, BatchedModel, ObservedBatchedAdapter, _Product
 from nlora_lab.training.layer_views import ObservedPeftModel
 from nlora_lab.training.loop import fine_tune
 from nlora_lab.training.races import race
@@ -39,7 +38,7 @@ WORKING = [
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Runs are trained, but nothing is asked of them at the end, which takes most of a short run's time."""
-    monkeypatch.setattr(training, "finish", lambda *args: None)
+    monkeypatch.setattr(measurement, "measure_result", lambda *args: None)
 
 
 def base_model(architecture):
@@ -76,7 +75,7 @@ def pair(case, seed=1):
     with torch.no_grad():
         for shape, letters in adapter._names.items():
             for factor, names in letters.items():
-                adapter.now[shape][factor].copy_(torch.stack([own[name] for name in names]))
+                adapter.factors[shape][factor].copy_(torch.stack([own[name] for name in names]))
     return model, adapter
 
 
@@ -89,7 +88,7 @@ def loss(logits):
 def test_an_adapter_on_the_stack_has_the_logits_gradients_and_weights_of_pefts(case, ids):
     model, adapter = pair(case)
     stack = BatchedModel(base_model(case[0]), [adapter]).eval()
-    with stack.running([adapter]):
+    with stack.active([adapter]):
         logits = stack(input_ids=ids).logits
         loss(logits).backward()
     expected = model(input_ids=ids).logits
@@ -99,7 +98,7 @@ def test_an_adapter_on_the_stack_has_the_logits_gradients_and_weights_of_pefts(c
     size = torch.stack([g.norm() for g in grads.values()]).norm()
     for shape, letters in adapter._names.items():
         for factor, names in letters.items():
-            for name, grad in zip(names, adapter.now[shape][factor].grad, strict=True):
+            for name, grad in zip(names, adapter.factors[shape][factor].grad, strict=True):
                 assert (grad - grads[name]).norm() < 1e-3 * grads[name].norm() + 1e-6 * size, name
     assert list(adapter.weights()) == list(grads)
     own = dict(model.named_parameters())
@@ -118,14 +117,14 @@ def test_company_changes_nothing_but_rounding(architecture, ids):
     def grads():
         return [[p.grad.clone() for p in a.parameters()] for a in adapters]
 
-    with stack.running(adapters):
+    with stack.active(adapters):
         logits = stack(input_ids=inputs.flatten(0, 1)).logits.unflatten(0, inputs.shape[:2])
         sum(loss(part) for part in logits).backward()
     together = grads()
     for i, adapter in enumerate(adapters):
         for p in adapter.parameters():
             p.grad = None
-        with stack.running([adapter]):
+        with stack.active([adapter]):
             own = stack(input_ids=inputs[i]).logits
             loss(own).backward()
         assert apart(logits[i].detach(), own.detach()) < 1e-5
@@ -143,13 +142,13 @@ def test_an_exact_start_is_the_base_bit_for_bit_and_the_base_comes_back(case, id
     with torch.no_grad():
         expected = base_model(case[0])(input_ids=ids).logits
         untouched = stack(input_ids=ids).logits
-        with stack.running([adapter, adapter]):
+        with stack.active([adapter, adapter]):
             started = stack(input_ids=ids.repeat(2, 1)).logits
             with stack.disable_adapter():
                 assert torch.equal(stack(input_ids=ids).logits, untouched)
         assert torch.equal(stack(input_ids=ids).logits, untouched)
     assert apart(untouched, expected) < 1e-5
-    with stack.solo(adapter):
+    with stack.single(adapter):
         alone = stack(input_ids=ids).logits
     if METHODS[case[1][0]].step0 == "exact":
         assert torch.equal(alone, untouched)
@@ -165,7 +164,7 @@ def test_one_adapter_that_is_lost_takes_no_other_with_it(ids):
         for adapter in adapters:
             for p in adapter.parameters():
                 p.grad = None
-        with stack.running(adapters):
+        with stack.active(adapters):
             logits = stack(input_ids=ids.repeat(4, 1)).logits
             sum(loss(part) for part in logits.unflatten(0, (4, -1))).backward()
         return [[p.grad.clone() for p in a.parameters()] for a in adapters]
@@ -204,9 +203,9 @@ def test_the_product_has_the_gradient_of_its_formula(biased):
 def test_frozen_factors_get_no_gradient(ids):
     _, adapter = pair(("llama", ("lora-xs", None)))
     stack = BatchedModel(base_model("llama"), [adapter]).eval()
-    with stack.running([adapter]):
+    with stack.active([adapter]):
         loss(stack(input_ids=ids).logits).backward()
-    for factors in adapter.now.values():
+    for factors in adapter.factors.values():
         assert factors["A"].grad is None
         assert factors["B"].grad is None
         assert factors["N"].grad.abs().sum() > 0
@@ -216,10 +215,10 @@ def test_frozen_factors_get_no_gradient(ids):
 def test_a_stack_writes_text_as_the_model_of_peft_does(embedded):
     _, tokenizer = embedded
     prompts = ["Ana has 3 pears. She buys 4 more. Q: How many pears does Ana have? A:", "Ben has 2 hats."]
-    model, _ = building.build(RunConfig(method="nlora-released"))  # changed from the start
-    base = building.load_model()[0]
+    model, _ = setup.build(RunConfig(method="nlora-released"))  # changed from the start
+    base = setup.load_model()[0]
     stack = BatchedModel(base, [adapter := ExtractedAdapter(model, base)]).eval()
-    with stack.solo(adapter):
+    with stack.single(adapter):
         said = greedy(stack, tokenizer, prompts, 12)
     assert said == greedy(model.eval(), tokenizer, prompts, 12)
     assert said != greedy(stack, tokenizer, prompts, 12)  # outside of it, the base
@@ -236,9 +235,9 @@ def test_a_look_at_the_stack_sees_what_a_look_at_pefts_layers_sees(name, ids):
     with torch.no_grad():
         for shape, letters in adapter._names.items():
             for factor, names in letters.items():
-                adapter.now[shape][factor].copy_(torch.stack([own[n] for n in names]))
+                adapter.factors[shape][factor].copy_(torch.stack([own[n] for n in names]))
     stack = BatchedModel(base_model(architecture), [adapter]).eval()
-    with stack.running([adapter]):
+    with stack.active([adapter]):
         loss(stack(input_ids=ids).logits).backward()
     loss(model(input_ids=ids).logits).backward()
     mine = list(ObservedBatchedAdapter(stack, adapter).layers())
@@ -296,7 +295,7 @@ def test_variants_that_cannot_be_stacked_run_alone_between_those_that_can(unmeas
 def test_a_layer_that_sees_only_some_tokens_is_noticed_and_the_race_goes_one_by_one(unmeasured, monkeypatch, ids):
     left, right = torch.zeros(2, 4, 1), torch.zeros(2, 1, 6)
     layer = BatchedLinear(nn.Linear(6, 4))
-    layer.bands, layer.rows = [(left, right, None)], {4, 12}
+    layer.groups, layer.expected_rows = [(left, right, None)], {4, 12}
     assert layer(torch.ones(4, 3, 6)).shape == (4, 3, 4)
     assert layer(torch.ones(4, 6)).shape == (4, 4)
     with pytest.raises(CannotBatch, match="all tokens"):
@@ -304,7 +303,7 @@ def test_a_layer_that_sees_only_some_tokens_is_noticed_and_the_race_goes_one_by_
 
     def partly(self, **inputs):
         for stacked in self.layers.values():
-            stacked.rows = {1}
+            stacked.expected_rows = {1}
         return self.model(**inputs)
 
     monkeypatch.setattr(BatchedModel, "forward", partly)
@@ -319,7 +318,7 @@ def test_how_many_go_through_the_model_at_once_makes_no_difference(unmeasured, m
     configs = [RunConfig(method=m, seed=i % 2, lr=1e-3, **QUICK) for i, m in enumerate(names)]
     histories = []
     for tokens in (1, 300, 10**9):
-        monkeypatch.setattr(heat, "CPU_TOKENS", tokens)
+        monkeypatch.setattr(trainer, "CPU_TOKENS", tokens)
         histories.append([[s.loss for s in run.steps] for run in race(configs)])
     for history in histories[1:]:
         for a, b in zip(history, histories[0], strict=True):
@@ -330,8 +329,7 @@ def test_under_autocast_a_race_is_the_runs_one_by_one_to_its_rounding(unmeasured
     def half(wanted=None):
         return Device("cpu", "bf16", "CPU, bfloat16 autocast")
 
-    for module in (heat, racing, training):
-        monkeypatch.setattr(module, "run_device", half)
+    monkeypatch.setattr(resolution, "find_device", half)
     names = ("lora", "slora", "nlora-core", "pissa", "dora", "inttune")
     runs = race([RunConfig(method=m, lr=1e-3, **QUICK) for m in names])
     for run in runs:

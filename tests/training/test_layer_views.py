@@ -12,7 +12,7 @@ from factories import BROKEN_IN_PEFT, adapted, base_model, tolerance
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.layers import PEFT_PREFIX, layer_shape, linear_layers
-from nlora_lab.training.layer_views import Change, ObservedPeftModel, relative_distance
+from nlora_lab.training.layer_views import ObservedPeftModel, WeightChange, relative_distance
 
 RANK = 4
 FACTORS = {m.name: m.trains.replace(", ", "") for m in METHODS.values()} | {"full": "W", "dora": "ABm"}
@@ -150,13 +150,13 @@ def test_a_folded_adapter_changes_by_as_much_as_one_that_keeps_its_start_aside(i
 
 def random_change(m, n, k, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return Change(torch.randn(m, k, generator=generator), torch.randn(k, n, generator=generator))
+    return WeightChange(torch.randn(m, k, generator=generator), torch.randn(k, n, generator=generator))
 
 
 @pytest.mark.parametrize("shape", [(30, 20, 4), (20, 30, 4), (6, 50, 9), (50, 6, 9), (7, 7, 7), (5, 9, 1)])
 def test_a_product_and_its_dense_matrix_have_the_same_values(shape):
     change = random_change(*shape)
-    values, dense = change.singular_values(), Change(change.dense())
+    values, dense = change.singular_values(), WeightChange(change.dense())
     assert torch.allclose(values, dense.singular_values()[: len(values)], rtol=1e-5, atol=1e-5)
     assert len(values) == min(shape)
     assert change.norm() == pytest.approx(dense.norm(), rel=1e-6)
@@ -166,7 +166,7 @@ def test_a_product_and_its_dense_matrix_have_the_same_values(shape):
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_leading_values_are_the_first_ones_with_zeros_after_them(shape, dense):
     product = random_change(*shape)
-    change = Change(product.dense()) if dense else product
+    change = WeightChange(product.dense()) if dense else product
     true = torch.linalg.svdvals(product.dense().double())
     for count in (1, 3, 12):
         values, size = change.leading(count)
@@ -178,32 +178,32 @@ def test_the_leading_values_are_the_first_ones_with_zeros_after_them(shape, dens
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_has_no_leading_values_and_raises_nothing(bad):
-    for change in (random_change(8, 6, 2), Change(torch.ones(8, 6)), Change(torch.ones(6, 8))):
+    for change in (random_change(8, 6, 2), WeightChange(torch.ones(8, 6)), WeightChange(torch.ones(6, 8))):
         change.left[0, 0] = bad
         values, size = change.leading(3)
         assert all(math.isnan(v) for v in values)
         assert not math.isfinite(size)
-    assert Change(torch.zeros(4, 3)).leading(2) == ([0.0, 0.0], 0.0)
-    assert Change(torch.zeros(4, 2), torch.ones(2, 5)).leading(3) == ([0.0, 0.0, 0.0], 0.0)
+    assert WeightChange(torch.zeros(4, 3)).leading(2) == ([0.0, 0.0], 0.0)
+    assert WeightChange(torch.zeros(4, 2), torch.ones(2, 5)).leading(3) == ([0.0, 0.0, 0.0], 0.0)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_tiny_and_huge_changes_keep_their_values(scale):
     change = random_change(12, 10, 3)
-    scaled = Change(change.left * scale, change.right)
+    scaled = WeightChange(change.left * scale, change.right)
     assert torch.allclose(scaled.singular_values() / scale, change.singular_values(), rtol=1e-5)
     assert scaled.norm() / scale == pytest.approx(change.norm(), rel=1e-5)
-    dense, size = Change(scaled.dense()).leading(2)
+    dense, size = WeightChange(scaled.dense()).leading(2)
     assert [v / scale for v in dense] == pytest.approx(change.singular_values()[:2].tolist(), rel=1e-4)
     assert size / scale == pytest.approx(change.norm(), rel=1e-5)
 
 
 def test_a_change_that_cancels_is_not_seen_as_more_than_its_rounding():
     change = random_change(40, 30, 3)
-    cancelling = Change(torch.cat([change.left, -change.left], 1), torch.cat([change.right, change.right]))
+    cancelling = WeightChange(torch.cat([change.left, -change.left], 1), torch.cat([change.right, change.right]))
     assert float(cancelling.singular_values()[0]) < 1e-12 * change.norm()
     assert cancelling.norm() < 1e-6 * change.norm()
-    nothing = Change(torch.zeros(5, 2), torch.ones(2, 3))
+    nothing = WeightChange(torch.zeros(5, 2), torch.ones(2, 3))
     assert nothing.norm() == 0
     assert not nothing.singular_values().any()
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.methods import table as methods
+from nlora_lab.methods.attachment import attach
 from nlora_lab.methods.table import METHODS
+from nlora_lab.runs import resolution
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import STEP0_NOISE
-from nlora_lab.training import loop as training
-from nlora_lab.training import setup as building
+from nlora_lab.training import measurement, setup
 from nlora_lab.training.loop import fine_tune
 
 QUICK = {"steps": 3, "batch_size": 4, "task": "entailment"}
@@ -75,7 +75,7 @@ def test_the_seed_decides_the_weights_too():
     models = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        models.append(methods.attach(building.load_model()[0], "slora"))
+        models.append(attach(setup.load_model()[0], "slora"))
     weights = [torch.cat([p.flatten() for n, p in m.named_parameters() if "nlora_N" in n]) for m in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -141,7 +141,7 @@ def test_too_little_memory_is_a_result_with_advice(monkeypatch):
     assert len(run.steps) == 2
     assert "batch_size=2" in run.error
     assert math.isnan(run.final_loss)
-    monkeypatch.setattr(training, "build", full)
+    monkeypatch.setattr(setup, "build", full)
     assert "out of memory on CPU" in fine_tune(RunConfig(**QUICK)).error
 
 
@@ -162,19 +162,24 @@ def test_an_error_before_the_first_step_carries_nothing(monkeypatch):
     def broken(*args):
         raise OSError("no such file")
 
-    monkeypatch.setattr(training, "build", broken)
+    monkeypatch.setattr(setup, "build", broken)
     with pytest.raises(OSError, match="no such file") as caught:
         fine_tune(RunConfig(**QUICK))
     assert not hasattr(caught.value, "run")
 
 
-@pytest.mark.parametrize("stage", ["task_of", "build", "untouched", "first_change"])
-def test_halted_while_loading_is_a_stopped_run_without_a_step(monkeypatch, stage):
-    real, begun = getattr(training, stage), []
-    monkeypatch.setattr(training, stage, lambda *args, **kwargs: begun.append(stage) or real(*args, **kwargs))
-    after = {"build": "untouched", "untouched": "first_change"}.get(stage)
+STAGES = {
+    "load_task": resolution, "build": setup, "load_untouched_base": setup, "first_change": measurement,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stop_while_loading_is_a_stopped_run_without_a_step(monkeypatch, stage):
+    real, begun = getattr(STAGES[stage], stage), []
+    monkeypatch.setattr(STAGES[stage], stage, lambda *args, **kwargs: begun.append(stage) or real(*args, **kwargs))
+    after = {"load_task": "build", "build": "load_untouched_base", "load_untouched_base": "first_change"}.get(stage)
     if after:  # nothing more is loaded than what had begun
-        monkeypatch.setattr(training, after, lambda *args: pytest.fail(f"{after} has begun"))
+        monkeypatch.setattr(STAGES[after], after, lambda *args: pytest.fail(f"{after} has begun"))
     run = fine_tune(RunConfig(**QUICK), should_stop=lambda: bool(begun))
     assert run.ended == "stopped"
     assert run.steps == ()
@@ -183,9 +188,9 @@ def test_halted_while_loading_is_a_stopped_run_without_a_step(monkeypatch, stage
 @pytest.mark.parametrize(
     ("task", "asks"), [("entailment", 1), ("entailment", 2), ("entailment", 4), ("word-problems", 6)]
 )
-def test_halted_while_measuring_keeps_the_run_without_an_accuracy(monkeypatch, task, asks):
+def test_a_stop_while_measuring_keeps_the_run_without_an_accuracy(monkeypatch, task, asks):
     """Whether between two batches, in the validation loss, or between two words of an answer."""
-    real, asked = training.finish, []
+    real, asked = measurement.measure_result, []
 
     def finish(*args):
         asked.append(0)
@@ -195,7 +200,7 @@ def test_halted_while_measuring_keeps_the_run_without_an_accuracy(monkeypatch, t
         asked.extend([1] if asked else [])
         return sum(asked) >= asks
 
-    monkeypatch.setattr(training, "finish", finish)
+    monkeypatch.setattr(measurement, "measure_result", finish)
     run = fine_tune(RunConfig(**{**QUICK, "task": task}), should_stop=should_stop)
     assert sum(asked) == asks  # its yes is obeyed the first time
     assert run.ended == "stopped"
@@ -208,7 +213,7 @@ def test_halted_while_measuring_keeps_the_run_without_an_accuracy(monkeypatch, t
 def test_a_stopped_run_says_something_but_not_at_length(monkeypatch):
     stop = lambda step: step.step == 2  # noqa: E731
     assert len(fine_tune(RunConfig(**QUICK), stop).answers) == 3
-    monkeypatch.setattr(training, "PATIENCE", -1.0)
+    monkeypatch.setattr(measurement, "PATIENCE", -1.0)
     assert fine_tune(RunConfig(**QUICK), stop).answers == ()
 
 
@@ -223,7 +228,7 @@ def test_an_interrupt_while_measuring_keeps_the_trained_steps(monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "finish", interrupt)
+    monkeypatch.setattr(measurement, "measure_result", interrupt)
     run = fine_tune(RunConfig(**QUICK))
     assert run.stopped
     assert len(run.steps) == 3
@@ -249,7 +254,7 @@ def test_the_environment_overrides_the_device(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_missing_device_is_named(monkeypatch):
     monkeypatch.delenv("NLORA_LAB_DEVICE", raising=False)
-    with pytest.raises(InputError, match="device='cuda' is not there"):
+    with pytest.raises(InputError, match="device='cuda' is not available"):
         fine_tune(RunConfig(device="cuda", **QUICK))
 
 

@@ -13,10 +13,8 @@ import nlora_lab as nl
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.training import batched_trainer as heat
-from nlora_lab.training import loop as training
-from nlora_lab.training import races as racing
-from nlora_lab.training import setup as building
+from nlora_lab.training import loop, measurement, races, setup
+from nlora_lab.training.batched import trainer
 from nlora_lab.training.export import tuned_model
 from nlora_lab.training.loop import fine_tune
 from nlora_lab.training.races import race
@@ -32,7 +30,7 @@ RATES = {  # each near its best on the embedded model: above it training is chao
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Runs are trained, but nothing is asked of them at the end, which takes most of a short run's time."""
-    monkeypatch.setattr(training, "finish", lambda *args: None)
+    monkeypatch.setattr(measurement, "measure_result", lambda *args: None)
 
 
 def alike(raced, alone, loss=2e-3, norm=2e-2):
@@ -88,7 +86,7 @@ def test_the_weights_of_a_raced_run_are_the_tuned_model(field, number):
     model, tokenizer = tuned_model(run)
     said = nl.answers(model, tokenizer, nl.load_task("entailment"))
     assert sum(a.correct for a in said) / len(said) == pytest.approx(run.accuracy, abs=0.011)
-    assert tuple(a.said for a in said[:3]) == run.answers
+    assert tuple(a.text for a in said[:3]) == run.answers
 
 
 def test_seeds_ranks_and_clipping_are_each_runs_own(unmeasured):
@@ -169,7 +167,7 @@ def test_an_interrupt_keeps_every_partial_run_and_ends_the_race():
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_halted_between_two_steps_ends_the_race_and_keeps_it(together):
+def test_a_stop_between_two_steps_ends_the_race_and_keeps_it(together):
     heard = []
     configs = [RunConfig(method=m, **{**QUICK, "steps": 50}) for m in ("lora", "slora")]
     runs = race(configs, lambda c, s: heard.append(s.step), should_stop=lambda: len(heard) >= 4, together=together)
@@ -177,10 +175,13 @@ def test_halted_between_two_steps_ends_the_race_and_keeps_it(together):
     assert all(math.isnan(r.accuracy) and r.metrics["distance"] > 0 for r in runs)
 
 
-@pytest.mark.parametrize("stage", ["check", "build", "first_change"])
+@pytest.mark.parametrize(
+    ("home", "stage"),
+    [(races, "check_runs"), (setup, "build"), (measurement, "first_change")],
+    ids=["check", "build", "first_change"],
+)
 @pytest.mark.parametrize("together", [True, False])
-def test_halted_while_loading_ends_the_race_with_nothing(monkeypatch, stage, together):
-    home = racing if stage == "check" else building if stage == "build" and together else training
+def test_a_stop_while_loading_ends_the_race_with_nothing(monkeypatch, home, stage, together):
     real, begun = getattr(home, stage), []
     monkeypatch.setattr(home, stage, lambda *args: begun.append(stage) or real(*args))
     configs = [RunConfig(method=m, **QUICK) for m in ("lora", "slora")]
@@ -190,14 +191,14 @@ def test_halted_while_loading_ends_the_race_with_nothing(monkeypatch, stage, tog
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_halted_while_measuring_ends_the_race_without_accuracies(monkeypatch, together):
-    real, begun, done = training.finish, [], []
+def test_a_stop_while_measuring_ends_the_race_without_accuracies(monkeypatch, together):
+    real, begun, done = measurement.measure_result, [], []
 
     def finish(*args):
         begun.append(1)
         real(*args)
 
-    monkeypatch.setattr(training, "finish", finish)
+    monkeypatch.setattr(measurement, "measure_result", finish)
     configs = [RunConfig(method=m, **{**QUICK, "steps": 2}) for m in ("lora", "slora")]
     runs = race(
         [*configs, RunConfig(method="full", **QUICK)], None, done.append, lambda: bool(begun), together=together
@@ -230,7 +231,7 @@ def test_an_error_before_the_first_step_hands_in_nothing(monkeypatch, together):
         raise RuntimeError("size mismatch")
 
     done = []
-    monkeypatch.setattr(training, "first_change", broken)
+    monkeypatch.setattr(measurement, "first_change", broken)
     with pytest.raises(RuntimeError, match="size mismatch"):
         race([RunConfig(method=m, **QUICK) for m in ("lora", "slora")], on_run=done.append, together=together)
     assert done == []
@@ -249,14 +250,14 @@ def test_what_is_no_list_of_configs_is_named(configs, named):
 
 
 def test_an_interrupt_while_measuring_keeps_what_is_trained(monkeypatch):
-    real, done = training.finish, []
+    real, done = measurement.measure_result, []
 
     def interrupt(*args):
         if done:
             raise KeyboardInterrupt
         real(*args)
 
-    monkeypatch.setattr(training, "finish", interrupt)
+    monkeypatch.setattr(measurement, "measure_result", interrupt)
     configs = [RunConfig(method=m, **{**QUICK, "steps": 2}) for m in ("lora", "slora", "nlora")]
     runs = race([*configs, RunConfig(method="full", **QUICK)], on_run=done.append)
     assert runs == done
@@ -267,7 +268,7 @@ def test_an_interrupt_while_measuring_keeps_what_is_trained(monkeypatch):
     assert all(r.weights for r in runs)
 
 
-def test_halted_between_two_runs_starts_no_more():
+def test_a_stop_between_two_runs_starts_no_more():
     done = []
     both = [RunConfig(**QUICK), RunConfig(method="full", **QUICK)]
     assert race(both, on_run=done.append, should_stop=lambda: bool(done)) == done
@@ -293,7 +294,7 @@ def test_watching_sees_each_adapter_with_its_gradients_before_every_update():
 
 
 def test_too_little_memory_is_a_result_with_advice_and_the_rest_goes_on(monkeypatch):
-    real = heat.mean_losses
+    real = trainer.mean_losses
     calls = []
 
     def full(*args):
@@ -302,7 +303,7 @@ def test_too_little_memory_is_a_result_with_advice_and_the_rest_goes_on(monkeypa
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(*args)
 
-    monkeypatch.setattr(heat, "mean_losses", full)
+    monkeypatch.setattr(trainer, "mean_losses", full)
     configs = [RunConfig(method=m, **QUICK) for m in ("lora", "slora")]
     runs = race([*configs, RunConfig(method="full", **QUICK)])
     assert [bool(r.error) for r in runs] == [True, True, False]
@@ -354,8 +355,8 @@ def test_a_model_with_dropout_of_its_own_races_one_by_one(tmp_path):
 
 
 def test_the_race_is_where_the_lab_and_the_command_line_find_it():
-    assert nl.race is racing.race
-    assert not hasattr(training, "race")
+    assert nl.race is races.race
+    assert not hasattr(loop, "race")
     assert replace(RunConfig(), lr=1e-3).lr == 1e-3
 
 

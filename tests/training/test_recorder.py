@@ -13,14 +13,16 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.layers import linear_layers
 from nlora_lab.models.loading import load_model
+from nlora_lab.runs import resolution
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.tasks.registry import load_task
-from nlora_lab.training import loop as training
+from nlora_lab.training import measurement
 from nlora_lab.training import recorder as inside
-from nlora_lab.training.layer_views import Change, LayerView, relative_distance
+from nlora_lab.training.layer_views import LayerView, WeightChange, relative_distance
 from nlora_lab.training.loop import fine_tune
 from nlora_lab.training.races import race
 from nlora_lab.training.recorder import ALL_LAYERS, InsideRecorder, LayerState, Snapshot, count_intruders, series
+from nlora_lab.training.session import RunState
 
 QUICK = {"steps": 3, "batch_size": 4, "task": "entailment"}
 FACTORS = {m.name: m.trains.replace(", ", "") for m in METHODS.values()} | {"full": "W", "dora": "ABm"}
@@ -32,12 +34,12 @@ def short():
     task = load_task(QUICK["task"])
     task = replace(task, train=task.train.select(range(64)), validation=task.validation.select(range(16)))
 
-    def distance(trail, model, data, subject, should_stop):
-        trail.metrics["distance"] = relative_distance(subject.layers())
+    def distance(state, model, data, observed, should_stop):
+        state.metrics["distance"] = relative_distance(observed.layers())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "finish", distance)
-        patch.setattr(training, "task_of", lambda cfg: task)
+        patch.setattr(measurement, "measure_result", distance)
+        patch.setattr(resolution, "load_task", lambda *args, **kwargs: task)
         yield
 
 
@@ -207,7 +209,7 @@ class Handmade:
 
     def __init__(self, W, change, ended=False):
         self.ended = ended
-        self.view = LayerView("layer", W, {"A": W[:1]}, {} if ended else {"A": W[:1]}, lambda: Change(change))
+        self.view = LayerView("layer", W, {"A": W[:1]}, {} if ended else {"A": W[:1]}, lambda: WeightChange(change))
 
     def layers(self):
         yield self.view
@@ -339,7 +341,7 @@ def test_what_goes_wrong_while_looking_ends_the_recording_and_not_the_run(monkey
 
 def test_factors_that_are_not_finite_are_recorded_as_such():
     nan = Handmade(torch.eye(4), torch.full((4, 2), math.nan))
-    nan.view = replace(nan.view, make_change=lambda: Change(torch.full((4, 2), math.nan), torch.ones(2, 4)))
+    nan.view = replace(nan.view, make_change=lambda: WeightChange(torch.full((4, 2), math.nan), torch.ones(2, 4)))
     recorder = InsideRecorder()
     recorder(0, nan)
     assert recorder.failed == ""
@@ -354,9 +356,7 @@ def test_a_run_that_diverges_in_its_first_step_leaves_nothing_of_the_run_before(
     race(configs, watch=watch, together=together)
     assert recorders["lora"].snapshots[-1].step == 3
     with monkeypatch.context() as patch:
-        patch.setattr(
-            training.RunState, "add", lambda trail, step: trail.steps.append(step) or setattr(trail, "diverged", True)
-        )
+        patch.setattr(RunState, "add", lambda state, step: state.steps.append(step) or setattr(state, "diverged", True))
         assert all(run.diverged for run in race(configs, watch=watch, together=together))
     assert [[s.step for s in r.snapshots] for r in recorders.values()] == [[0], [0]]
 

@@ -1,7 +1,7 @@
-"""A heat: the adapters of a race that train together, in one loop.
+"""Trains several adapters on one base model in one loop.
 
-Each starts, learns and is measured as :func:`nlora_lab.training.loop.fine_tune` would do it alone: its own start, batches,
-rate, clipping and optimiser state. What they share is the base model, its products, and the clock.
+Each adapter starts, learns and is measured as ``fine_tune`` would do it alone, with its own start, batches, rate,
+clipping and optimiser state. The adapters share the base model, its matrix products, and the clock.
 """
 
 from __future__ import annotations
@@ -21,38 +21,37 @@ from nlora_lab.core.interrupts import StopCheck, raise_if_stopped
 from nlora_lab.methods.parameters import trainable_parameters
 from nlora_lab.models.loading import position_limit, revision_of
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.runs.resolution import resolve, run_device
+from nlora_lab.runs.resolution import ResolvedRun
 from nlora_lab.runs.run import Run, Step
-from nlora_lab.tasks.batches import IGNORED, BatchOrder, Collate, training_batches
-from nlora_lab.training import loop as training
-from nlora_lab.training import setup as building
-from nlora_lab.training.batched_adapters import CannotBatch, ExtractedAdapter
-from nlora_lab.training.batched_model import BatchedModel, ObservedBatchedAdapter
-from nlora_lab.training.distributed import make_accelerator
+from nlora_lab.tasks.batches import BatchOrder, Collate, training_batches
+from nlora_lab.tasks.encoding import IGNORED
+from nlora_lab.training import measurement, setup
+from nlora_lab.training.batched.adapters import CannotBatch, ExtractedAdapter
+from nlora_lab.training.batched.model import BatchedModel, ObservedBatchedAdapter
+from nlora_lab.training.data import TrainingData, token_limit
+from nlora_lab.training.distributed import Batch, make_accelerator
 from nlora_lab.training.layer_views import ObservedModel
-from nlora_lab.training.loop import RunState
-from nlora_lab.training.setup import Data, load_base, token_limit
+from nlora_lab.training.session import RunState, memory_advice
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 OnStep = Callable[[RunConfig, Step], bool | None]
-"""Called for every adapter after every step; returning True ends the whole race and keeps what there is."""
+"""Called for every run after every step. Returning True ends the complete race and keeps what was trained."""
 
 Watch = Callable[[RunConfig, int, ObservedModel], None]
-"""Called with the config, the number of updates made so far and the adapter as it is then, at the same moments as
-:data:`nlora_lab.training.loop.Watch`."""
-
-Batch = dict[str, Tensor]
+"""Called with the config, the number of updates made so far and the adapter, at the moments of ``session.Watch``."""
 
 CPU_TOKENS = 1536
-"""As many go through the model at once on a CPU, or one adapter's batch: with more of them nothing stays in the caches,
-and every layer's output is fresh memory. A GPU takes all at once."""
+"""Tokens that go through the model at once on a CPU, or the batch of one adapter if that is larger.
+
+With more tokens nothing stays in the caches, and the output of every layer is fresh memory. A GPU takes all at once.
+"""
 
 
 @dataclass
 class RunReporter:
-    """Where the news of a race go, and where its end is decided."""
+    """Collects the runs of a race, passes events to the caller, and decides when to stop."""
 
     on_step: OnStep | None
     on_run: Callable[[Run], None] | None
@@ -61,19 +60,19 @@ class RunReporter:
     runs: dict[int, Run] = field(default_factory=dict)
     stopped: bool = False
 
-    def over(self) -> bool:
-        """Whether someone has asked for the end."""
+    def is_over(self) -> bool:
+        """Whether the caller wants the race to end."""
         self.stopped = self.stopped or self.should_stop()
         return self.stopped
 
     def step(self, cfg: RunConfig, step: Step) -> bool:
-        """Say that a step was made; whether the race is to end."""
+        """Report a step. Return whether the race should end."""
         if self.on_step is not None and self.on_step(cfg, step):
             self.stopped = True
-        return self.over()
+        return self.is_over()
 
-    def take(self, number: int, run: Run) -> None:
-        """Keep a finished run, and hand it on."""
+    def finish(self, number: int, run: Run) -> None:
+        """Keep the finished run of config ``number`` and report it."""
         self.runs[number] = run
         if self.on_run is not None:
             self.on_run(run)
@@ -81,232 +80,262 @@ class RunReporter:
 
 @dataclass
 class AdapterRun:
-    """One adapter in a heat; ``number`` is its place among the race's configs."""
+    """One run of a batch. ``number`` is the position of its config in the race."""
 
     number: int
-    cfg: RunConfig
-    trail: RunState
+    run: ResolvedRun
+    state: RunState
     adapter: ExtractedAdapter
     optimizer: torch.optim.Optimizer
-    subject: ObservedModel
+    observed: ObservedModel
 
-    def clip(self) -> Tensor:
-        """Clip this adapter's gradients as its config says; their norm before that, a scalar."""
-        return torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.cfg.clip_norm or math.inf)
+    @property
+    def config(self) -> RunConfig:
+        """The config of the run."""
+        return self.run.config
+
+    def clip_gradients(self) -> Tensor:
+        """Clip this adapter's gradients as its config says. Return their norm before that, a scalar."""
+        return torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip_norm or math.inf)
 
     def update(self, step: int) -> None:
-        """Make the optimiser's step ``step`` (from 0)."""
+        """Make update ``step`` (from 0) of the optimiser."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.cfg.rate_at(step)
+            group["lr"] = self.config.rate_at(step)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
 class BatchedTrainer:
-    """``configs``, by their numbers in the race, that agree in model, task, steps, batch size and device."""
+    """Trains runs that agree in model, task, steps, batch size and device.
 
-    def __init__(self, configs: Mapping[int, RunConfig], desk: RunReporter) -> None:
-        self.configs, self.desk = configs, desk
-        self.shared = next(iter(configs.values()))
-        self.device = run_device(self.shared)
-        self.trails: dict[int, RunState] = {}
-        self.alone: list[int] = []  # those that turn out not to share a base
+    Args:
+        runs: the resolved runs, by the positions of their configs in the race.
+        reporter: gets every run when it is finished.
+    """
 
-    def run(self) -> list[int]:
-        """Train and measure them, each run going to the desk; the numbers of those that have to run alone."""
+    def __init__(self, runs: Mapping[int, ResolvedRun], reporter: RunReporter) -> None:
+        self.runs, self.reporter = runs, reporter
+        self.shared = next(iter(runs.values()))
+        self.states: dict[int, RunState] = {}
+        self.alone: list[int] = []  # runs that turn out not to share a base model
+
+    def train(self) -> list[int]:
+        """Train and measure the runs.
+
+        Returns:
+            The numbers of the runs that have to train alone instead.
+        """
         try:
-            self._run()
+            self._train_and_measure()
             return self.alone
         except CannotBatch:
-            return list(self.configs)
+            return list(self.runs)
         except Exception as error:
-            if not is_out_of_memory(error):  # what was trained is kept, as alone, and the error is heard
-                self._fail(f"{type(error).__name__}: {error}", [i for i in self._unfinished() if self._begun(i)])
+            if not is_out_of_memory(error):  # what was trained is kept, and the error is raised
+                self._fail(f"{type(error).__name__}: {error}", [i for i in self._unfinished() if self._has_steps(i)])
                 raise
-        release_memory()  # here the frames that held the model are gone
-        for i in self._unfinished():
-            self.trails.setdefault(i, RunState())
+        release_memory()  # only here: the frames that held the model are gone
         unfinished = self._unfinished()
-        self._fail(training.memory_advice(self.shared, self.device, together=len(unfinished)), unfinished)
+        for i in unfinished:
+            self.states.setdefault(i, RunState())
+        self._fail(memory_advice(self.shared.config, self.shared.device, together=len(unfinished)), unfinished)
         return self.alone
 
     def _unfinished(self) -> list[int]:
-        return [i for i in self.configs if i not in self.alone and i not in self.desk.runs]
+        return [i for i in self.runs if i not in self.alone and i not in self.reporter.runs]
 
-    def _begun(self, number: int) -> bool:
-        return number in self.trails and bool(self.trails[number].steps)
+    def _has_steps(self, number: int) -> bool:
+        return number in self.states and bool(self.states[number].steps)
 
-    def _fail(self, why: str, numbers: Sequence[int]) -> None:
-        """Hand in these runs, with the reason why they have not ended."""
+    def _fail(self, reason: str, numbers: Sequence[int]) -> None:
+        """Report these runs as failed."""
         for i in numbers:
-            self.trails[i].error = why
-            self._deliver(i, self.trails[i])
+            self.states[i].error = reason
+            self.reporter.finish(i, self.states[i].to_run(self.runs[i]))
 
-    def _deliver(self, number: int, trail: RunState) -> None:
-        self.desk.take(number, trail.run(self.configs[number], self.device))
-
-    def _run(self) -> None:
-        accelerator = make_accelerator(self.device)
+    def _train_and_measure(self) -> None:
+        accelerator = make_accelerator(self.shared.device)
         if accelerator.num_processes > 1:
             raise CannotBatch("several processes share the batches of a run")
-        run = resolve(self.shared)
-        task = run.task
-        base, tokenizer = load_base(run)
-        limits = token_limit(self.shared, base, tokenizer), position_limit(base, tokenizer)
-        data = Data(self.shared, task, tokenizer, *limits)
-        stack, adapters = self._build(base)
-        for lane_trail in self.trails.values():
-            lane_trail.note_cut(data)
-        stack.to(accelerator.device)
-        lanes = [self._lane(number, adapter, stack) for number, adapter in adapters.items()]
-        for lane in lanes:
-            raise_if_stopped(self.desk.over)
-            with stack.solo(lane.adapter):
-                lane.trail.metrics["step0_change"] = training.first_change(stack, data, None)
-        feed = SeededBatches(data, [lane.cfg for lane in lanes])
-        track = BatchedPasses(accelerator, accelerator.prepare(stack), feed, PeakMemory(self.device.kind))
+        task = self.shared.task
+        base, tokenizer = setup.load_base(self.shared)
+        cfg = self.shared.config
+        data = TrainingData(cfg, task, tokenizer, token_limit(cfg, base, tokenizer), position_limit(base, tokenizer))
+        model, adapters = self._extract_adapters(base)
+        if data.training.cut:
+            for state in self.states.values():
+                state.metrics["cut"] = data.training.cut
+        model.to(accelerator.device)
+        batch = [self._adapter_run(number, adapter, model) for number, adapter in adapters.items()]
+        for run in batch:
+            raise_if_stopped(self.reporter.is_over)
+            with model.single(run.adapter):
+                run.state.metrics["step0_change"] = measurement.first_change(model, data, None)
+        batches = SeededBatches(data, [run.config for run in batch])
+        passes = BatchedPasses(accelerator, accelerator.prepare(model), batches, PeakMemory(self.shared.device.kind))
         try:
-            stopped = self._train(track, lanes)
+            stopped = self._loop(passes, batch)
         finally:
-            for lane in lanes:
-                lane.trail.peak_memory = track.memory.bytes
-        self._measure(track, lanes, data, stopped)
+            for run in batch:
+                run.state.peak_memory = passes.memory.bytes
+        self._measure(passes, batch, data, stopped)
 
-    def _build(self, base: Any) -> tuple[BatchedModel, dict[int, ExtractedAdapter]]:
-        """The base, and the numbers of every adapter, built just as for a run alone."""
+    def _extract_adapters(self, base: Any) -> tuple[BatchedModel, dict[int, ExtractedAdapter]]:
+        """Build every adapter as for a run alone, and put all that fit onto the base model."""
         adapters: dict[int, ExtractedAdapter] = {}
-        for i, cfg in self.configs.items():
-            raise_if_stopped(self.desk.over)
-            model, _ = building.build(cfg, 0)
+        for i, run in self.runs.items():
+            raise_if_stopped(self.reporter.is_over)
+            model, _ = setup.build(run.config, 0)
             try:
                 adapters[i] = ExtractedAdapter(model, base)
             except CannotBatch:
                 self.alone.append(i)
                 continue
-            self.trails[i] = RunState(trainable=trainable_parameters(model), revision=revision_of(base))
-        places = [adapter.layers for adapter in adapters.values()]
-        common = max(places, key=places.count, default=None)
+            self.states[i] = RunState(trainable=trainable_parameters(model), revision=revision_of(base))
+        layers = [adapter.layers for adapter in adapters.values()]
+        common = max(layers, key=layers.count, default=None)
         for i in [i for i, adapter in adapters.items() if adapter.layers != common]:
             self.alone.append(i)
-            del adapters[i], self.trails[i]
+            del adapters[i], self.states[i]
         if len(adapters) < 2:
-            raise CannotBatch("there is nobody to share the base with")
-        for trail in self.trails.values():
-            trail.together = len(adapters)
+            raise CannotBatch("there is no second adapter to share the base model with")
+        for state in self.states.values():
+            state.together = len(adapters)
         return BatchedModel(base, list(adapters.values())), adapters
 
-    def _lane(self, number: int, adapter: ExtractedAdapter, stack: BatchedModel) -> AdapterRun:
-        cfg = self.configs[number]
-        adapter.to(stack.device)
-        optimizer = torch.optim.AdamW(adapter.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
-        return AdapterRun(number, cfg, self.trails[number], adapter, optimizer, ObservedBatchedAdapter(stack, adapter))
+    def _adapter_run(self, number: int, adapter: ExtractedAdapter, model: BatchedModel) -> AdapterRun:
+        run = self.runs[number]
+        adapter.to(model.device)
+        optimizer = torch.optim.AdamW(
+            adapter.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay
+        )  # fmt: skip
+        return AdapterRun(
+            number, run, self.states[number], adapter, optimizer, ObservedBatchedAdapter(model, adapter)
+        )  # fmt: skip
 
-    def _train(self, track: BatchedPasses, lanes: list[AdapterRun]) -> bool:
-        """The loop. Lanes that diverge leave ``lanes`` and are delivered; whether the rest were stopped on the way."""
+    def _loop(self, passes: BatchedPasses, batch: list[AdapterRun]) -> bool:
+        """Make the steps. Runs that diverge leave ``batch`` and are reported. Return whether the rest was stopped."""
         clock, stopped = SharedClock(), False
-        track.stack.train()
+        passes.model.train()
         try:
-            for number, batches in enumerate(track.feed, start=1):
-                track.backward(number, lanes, batches, self.desk.over)
-                for lane in lanes:
-                    if self.desk.watch is not None:
-                        self.desk.watch(lane.cfg, number - 1, lane.subject)
-                for lane in lanes:
-                    if not lane.trail.diverged:
-                        lane.update(number - 1)
-                clock.share(lanes)
-                for lane in [lane for lane in lanes if lane.trail.diverged]:
-                    lanes.remove(lane)
-                    self._lay_down(lane, track)
-                for lane in lanes:
-                    self.desk.step(lane.cfg, lane.trail.steps[-1])
-                clock.share(lanes)
-                if not lanes or self.desk.over():
-                    stopped = number < self.shared.steps
+            for number, batches in enumerate(passes.batches, start=1):
+                passes.backward(number, batch, batches, self.reporter.is_over)
+                for run in batch:
+                    if self.reporter.watch is not None:
+                        self.reporter.watch(run.config, number - 1, run.observed)
+                for run in batch:
+                    if not run.state.diverged:
+                        run.update(number - 1)
+                clock.share(batch)
+                for run in [run for run in batch if run.state.diverged]:
+                    batch.remove(run)
+                    self._report(run, passes)
+                for run in batch:
+                    self.reporter.step(run.config, run.state.steps[-1])
+                clock.share(batch)
+                if not batch or self.reporter.is_over():
+                    stopped = number < self.shared.config.steps
                     break
         except KeyboardInterrupt:
-            self.desk.stopped = stopped = True
-            for lane in lanes:
-                lane.optimizer.zero_grad()  # of a step that was not made
-            clock.share(lanes)
+            self.reporter.stopped = stopped = True
+            for run in batch:
+                run.optimizer.zero_grad()  # the gradients of a step that was not made
+            clock.share(batch)
         return stopped
 
-    def _measure(self, track: BatchedPasses, lanes: list[AdapterRun], data: Data, stopped: bool) -> None:
-        for lane in lanes:
-            lane.trail.weights = lane.adapter.weights()  # of all, before anything can end the measuring
-        for lane in lanes:
-            stopped = stopped or self.desk.should_stop()
-            lane.trail.stopped = stopped and not lane.trail.diverged
+    def _measure(self, passes: BatchedPasses, batch: list[AdapterRun], data: TrainingData, stopped: bool) -> None:
+        for run in batch:
+            run.state.weights = run.adapter.weights()  # of all runs, before anything can end the measuring
+        for run in batch:
+            stopped = stopped or self.reporter.should_stop()
+            run.state.stopped = stopped and not run.state.diverged
             try:
-                if not lane.trail.diverged:
-                    lane.subject.ended = True
-                    with track.stack.solo(lane.adapter):
-                        if self.desk.watch is not None:
-                            self.desk.watch(lane.cfg, len(lane.trail.steps), lane.subject)
-                        training.finish(lane.trail, track.stack, data, lane.subject, self.desk.should_stop)
-                    track.memory.look()
-                    stopped = lane.trail.stopped  # perhaps while it was measured
-                    self.desk.stopped = self.desk.stopped or stopped
+                if not run.state.diverged:
+                    run.observed.ended = True
+                    with passes.model.single(run.adapter):
+                        if self.reporter.watch is not None:
+                            self.reporter.watch(run.config, len(run.state.steps), run.observed)
+                        measurement.measure_result(
+                            run.state, passes.model, data, run.observed, self.reporter.should_stop
+                        )
+                    passes.memory.look()
+                    stopped = run.state.stopped  # perhaps while it was measured
+                    self.reporter.stopped = self.reporter.stopped or stopped
             except KeyboardInterrupt:
-                self.desk.stopped = stopped = lane.trail.stopped = True
-            self._lay_down(lane, track)
+                self.reporter.stopped = stopped = run.state.stopped = True
+            self._report(run, passes)
 
-    def _lay_down(self, lane: AdapterRun, track: BatchedPasses) -> None:
-        """Hand in the run of a lane that is done."""
-        lane.trail.weights, lane.trail.peak_memory = lane.adapter.weights(), track.memory.bytes
-        self._deliver(lane.number, lane.trail)
+    def _report(self, run: AdapterRun, passes: BatchedPasses) -> None:
+        """Report a run that is done."""
+        run.state.weights, run.state.peak_memory = run.adapter.weights(), passes.memory.bytes
+        self.reporter.finish(run.number, run.state.to_run(run.run))
 
 
 @dataclass(frozen=True)
 class BatchedPasses:
-    """What a heat runs on: the base with its stacked layers, the batches, and what is measured on the way."""
+    """The passes of a batch of adapters through the model, and what they need.
+
+    Attributes:
+        accelerator: places tensors on the device and sets the precision.
+        model: the base model with its batched layers.
+        batches: the batches of every seed.
+        memory: the peak of memory so far.
+    """
 
     accelerator: Accelerator
-    stack: BatchedModel
-    feed: SeededBatches
+    model: BatchedModel
+    batches: SeededBatches
     memory: PeakMemory
 
     def backward(
-        self, number: int, lanes: Sequence[AdapterRun], batches: Mapping[int, Batch], should_stop: StopCheck
+        self, number: int, batch: Sequence[AdapterRun], batches: Mapping[int, Batch], should_stop: StopCheck
     ) -> None:
-        """Give every lane its gradients, clipped, and its trail the step ``number``, whether finite or not.
+        """Give every adapter its clipped gradients, and its state the step ``number``, finite or not.
 
-        ``should_stop`` is asked between lanes that do not go through the model at once: with many, a step takes seconds.
+        ``should_stop`` is asked between adapters that do not go through the model at once. With many adapters a step
+        takes seconds.
         """
         # neighbours of one width are multiplied together
-        lanes = sorted(lanes, key=lambda lane: lane.adapter.width)
+        ordered = sorted(batch, key=lambda run: run.adapter.width)
         losses = []
-        for some in self._at_once(lanes, batches):
+        for group in self._groups(ordered, batches):
             raise_if_stopped(should_stop)
-            losses.append(self._losses(some, self.feed.join(batches, some)))
+            losses.append(self._losses(group, self.batches.join(batches, group)))
             self.memory.look()
-        norms = torch.stack([lane.clip() for lane in lanes])
-        seen = torch.stack([torch.cat(losses), norms]).tolist()  # the one moment a step waits for a GPU
-        for lane, loss, norm in zip(lanes, *seen, strict=True):
-            lane.trail.add(Step(number, loss, lane.cfg.rate_at(number - 1), norm))
+        norms = torch.stack([run.clip_gradients() for run in ordered])
+        numbers = torch.stack([torch.cat(losses), norms]).tolist()  # the only moment when a step waits for a GPU
+        for run, loss, norm in zip(ordered, *numbers, strict=True):
+            run.state.add(Step(number, loss, run.config.rate_at(number - 1), norm))
 
-    def _at_once(self, lanes: Sequence[AdapterRun], batches: Mapping[int, Batch]) -> Iterator[Sequence[AdapterRun]]:
-        largest = max(batch["input_ids"].numel() for batch in batches.values())
-        size = max(1, CPU_TOKENS // largest) if self.stack.device.type == "cpu" else len(lanes)
-        for start in range(0, len(lanes), size):
-            yield lanes[start : start + size]
+    def _groups(self, batch: Sequence[AdapterRun], batches: Mapping[int, Batch]) -> Iterator[Sequence[AdapterRun]]:
+        """Divide the adapters into groups that go through the model at once."""
+        largest = max(tokens["input_ids"].numel() for tokens in batches.values())
+        size = max(1, CPU_TOKENS // largest) if self.model.device.type == "cpu" else len(batch)
+        for start in range(0, len(batch), size):
+            yield batch[start : start + size]
 
-    def _losses(self, lanes: Sequence[AdapterRun], batch: Batch) -> Tensor:
-        """The lanes' losses (K,) on their parts of ``batch`` (K·B, T), after the backward pass from all of them."""
-        batch = {key: value.to(self.stack.device) for key, value in batch.items()}
+    def _losses(self, group: Sequence[AdapterRun], batch: Batch) -> Tensor:
+        """The losses (K,) of K adapters on their parts of ``batch`` (K·B, T), after the backward pass of all."""
+        batch = {key: value.to(self.model.device) for key, value in batch.items()}
         labels = batch.pop("labels")
-        half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
-        with self.stack.running([lane.adapter for lane in lanes], half):
-            logits = self.stack(**batch, use_cache=False).logits
-            losses = mean_losses(logits, labels, len(lanes))
-            self.accelerator.backward(losses.sum())  # none depends on another's factors
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        with self.model.active([run.adapter for run in group], dtype):
+            logits = self.model(**batch, use_cache=False).logits
+            losses = mean_losses(logits, labels, len(group))
+            self.accelerator.backward(losses.sum())  # no loss depends on the factors of another adapter
         return losses.detach()
 
 
 class SeededBatches:
-    """The batches of a run for every seed among ``configs``, step by step."""
+    """The batches of every seed among ``configs``, step by step.
 
-    def __init__(self, data: Data, configs: Sequence[RunConfig]) -> None:
+    Args:
+        data: the rows that all configs share.
+        configs: the configs.
+    """
+
+    def __init__(self, data: TrainingData, configs: Sequence[RunConfig]) -> None:
         rows = data.training
         orders = {c.seed: BatchOrder(len(rows.rows), c.steps, c.batch_size, c.seed) for c in configs}
         self._loaders = {seed: training_batches(rows, data.tokenizer, order) for seed, order in orders.items()}
@@ -316,36 +345,42 @@ class SeededBatches:
         for batches in zip(*self._loaders.values(), strict=True):
             yield dict(zip(self._loaders, batches, strict=True))
 
-    def join(self, batches: Mapping[int, Batch], lanes: Sequence[AdapterRun]) -> Batch:
-        """Each lane's batch (B, T) below the one before, padded to the longest: (K·B, T)."""
-        own = [batches[lane.cfg.seed] for lane in lanes]
-        longest = max(batch["input_ids"].shape[1] for batch in own)
+    def join(self, batches: Mapping[int, Batch], group: Sequence[AdapterRun]) -> Batch:
+        """Put the batches (B, T) of the adapters one below the other, padded to the longest: (K·B, T)."""
+        parts = [batches[run.config.seed] for run in group]
+        longest = max(part["input_ids"].shape[1] for part in parts)
         return {
-            key: torch.cat([F.pad(b[key], (0, longest - b[key].shape[1]), value=fill) for b in own])
+            key: torch.cat([F.pad(part[key], (0, longest - part[key].shape[1]), value=fill) for part in parts])
             for key, fill in self._fill.items()
         }
 
 
 class SharedClock:
-    """Shares out the time: what has passed since it was last asked goes to those who ran, in equal parts."""
+    """Divides time equally among the runs that trained in it."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
-    def share(self, lanes: Sequence[AdapterRun]) -> None:
-        """Add to the seconds of ``lanes``."""
+    def share(self, batch: Sequence[AdapterRun]) -> None:
+        """Add the time since the last call to the seconds of the runs in ``batch``, in equal parts."""
         now = time.perf_counter()
-        for lane in lanes:
-            lane.trail.seconds += (now - self._last) / len(lanes)
+        for run in batch:
+            run.state.seconds += (now - self._last) / len(batch)
         self._last = now
 
 
 def mean_losses(logits: Tensor, labels: Tensor, adapters: int) -> Tensor:
-    """Transformers' mean cross-entropy of the next token, for each adapter's part: (adapters,).
+    """Compute transformers' mean cross-entropy of the next token, for each adapter's part of a batch.
 
-    logits (K·B, T, V), labels (K·B, T) with :data:`nlora_lab.tasks.batches.IGNORED` where nothing is asked.
+    Args:
+        logits: (K·B, T, V) for K adapters.
+        labels: (K·B, T), ``IGNORED`` where no token is to be predicted.
+        adapters: K.
+
+    Returns:
+        The losses (K,), in nats per token.
     """
     targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
-    each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    counted = (targets != IGNORED).view(adapters, -1).sum(1)
-    return each.view(adapters, -1).sum(1) / counted
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    counts = (targets != IGNORED).view(adapters, -1).sum(1)
+    return losses.view(adapters, -1).sum(1) / counts

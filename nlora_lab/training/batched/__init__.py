@@ -1,0 +1,1 @@
+"""Batched training: several adapters on one frozen base model, in one loop."""
