@@ -1,21 +1,27 @@
 # Two lines matter: `make lab` opens the lab, `make test` proves it. Both make .venv first.
 #   TORCH=cpu    on Linux without an NVIDIA card: PyTorch's CPU build (200 MB instead of 3 GB)
 #   PYTHON=...   another interpreter, 3.11 or newer
+#   JOBS=...     number of test processes (default: one per core)
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= default
+JOBS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
+# single-threaded test processes: two of them do twice the work of one process with two threads
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check notebooks model tasks clean
+.PHONY: help lab test check lint quick notebooks model tasks tables clean
 
 help:
 	@echo "make lab        set up and open the lab"
 	@echo "make test       set up and run every check"
+	@echo "make quick      set up and run the checks for work in hand, in under two minutes"
 	@echo "make notebooks  run the notebooks and store their outputs"
+	@echo "make tables     write the tables of the documents again from the recorded runs"
 	@echo "make model      pretrain the embedded model again (about a quarter of an hour on two cores)"
 	@echo "make tasks      generate the task files again"
 
@@ -39,23 +45,33 @@ else
 endif
 	touch $@
 
-check:
+lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+	$(BIN)/lint-imports --no-logo
+
+# tests and notebooks in one run: both processes are busy until the end
+check: lint
+	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 tests notebooks
+
+quick: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(PYTEST) -m "not slow" tests
 
 notebooks: $(VENV)/.test
 	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace --log-level=WARN \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False \
 	  --ExecutePreprocessor.timeout=900 notebooks/*.ipynb
 
+tables: $(VENV)/.test
+	$(BIN)/python -m tools.results_table --write
+
 model: $(VENV)/.test
 	$(BIN)/python -m tools.embedded_model --out data/embedded
 
 tasks: $(VENV)/.test
-	$(BIN)/python -c "from pathlib import Path; from nlora_lab.tasks import write_tasks; write_tasks(Path('data/tasks'))"
+	$(BIN)/python -m tools.write_tasks
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

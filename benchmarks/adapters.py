@@ -1,13 +1,12 @@
-"""The adapters beside PEFT's LoRA and PiSSA: a training step, attaching, memory. One run, one machine.
+"""Compare the adapters with PEFT's LoRA and PiSSA: the training step, attaching, memory.
 
     python benchmarks/adapters.py                  # measure, write results/adapters.json, print the tables
-    python benchmarks/adapters.py --show           # only print the tables from the record
-    python benchmarks/adapters.py --device cuda    # the same on a GPU, into results/adapters-cuda.json
+    python benchmarks/adapters.py --show           # print the tables of the record, measure nothing
+    python benchmarks/adapters.py --device cuda    # measure on a GPU, write results/adapters-cuda.json
 
-The model has the shapes of a LLaMA (seven linear kinds, SwiGLU 2.69 times as wide), random weights,
-r = 16. Methods take turns within every round, and a ratio is the median over the rounds of the ratio
-*within* a round, so that whatever else the machine does falls on all of them alike. Nothing here is a test:
-a machine that is busy is slower.
+The model has the shapes of a LLaMA (seven kinds of linear layers, SwiGLU 2.69 times as wide) and random weights. The
+rank is 16. Methods take turns within every round. A ratio is the median, over the rounds, of the ratio *within* a
+round, so that a busy moment of the machine affects all methods. The figures hold for one machine and are not a test.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ BATCH, LENGTH = 2, 128
 
 
 def configs() -> dict[str, Callable[[], Any]]:
-    """What is measured: PEFT's own, and ours."""
+    """By name, the methods that are measured: those of PEFT and ours."""
     from peft import LoraConfig
 
     from nlora_lab.adapters import inttune, lora_xs, nlora, slora
@@ -56,76 +55,76 @@ def configs() -> dict[str, Callable[[], Any]]:
     }
 
 
-def base(device: str, layers: int = LAYERS) -> Any:
+def base_model(device: str, layers: int = LAYERS) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SHAPES, num_hidden_layers=layers)).to(device)
 
 
-def wait(device: str) -> None:
+def synchronise(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def timed(action: Callable[[], Any], device: str) -> float:
-    wait(device)
+    synchronise(device)
     started = time.perf_counter()
     action()
-    wait(device)
+    synchronise(device)
     return time.perf_counter() - started
 
 
-def against(times: dict[str, list[float]], peer: str) -> dict[str, dict[str, float]]:
-    """Median seconds, and the median ratio to the peer within a round."""
+def compare_with(times: dict[str, list[float]], peer: str) -> dict[str, dict[str, float]]:
+    """The median seconds of each method, and its median ratio to the peer within a round."""
     return {
         name: {
-            "seconds": statistics.median(own),
-            "ratio": statistics.median(a / b for a, b in zip(own, times[peer], strict=True)),
+            "seconds": statistics.median(seconds),
+            "ratio": statistics.median(a / b for a, b in zip(seconds, times[peer], strict=True)),
         }
-        for name, own in times.items()
+        for name, seconds in times.items()
     }
 
 
-STEPPED = ("PEFT lora", "slora", "nlora", "nlora, folded", "inttune", "lora-xs")
+STEP_METHODS = ("PEFT lora", "slora", "nlora", "nlora, folded", "inttune", "lora-xs")
 
 
 def measure_steps(device: str, rounds: int) -> dict[str, Any]:
-    """Seconds of forward, backward and AdamW; bytes that autograd keeps for the backward pass."""
+    """Seconds of forward, backward and AdamW, and the bytes that autograd keeps for the backward pass."""
     from peft import get_peft_model
 
-    made = {name: get_peft_model(base(device), configs()[name]()).train() for name in STEPPED}
+    models = {name: get_peft_model(base_model(device), configs()[name]()).train() for name in STEP_METHODS}
     ids = torch.randint(0, SHAPES["vocab_size"], (BATCH, LENGTH), device=device)
-    optimizers = {n: torch.optim.AdamW([p for p in m.parameters() if p.requires_grad]) for n, m in made.items()}
+    optimizers = {n: torch.optim.AdamW([p for p in m.parameters() if p.requires_grad]) for n, m in models.items()}
 
     def step(name: str) -> None:
-        made[name](ids, labels=ids).loss.backward()
+        models[name](ids, labels=ids).loss.backward()
         optimizers[name].step()
         optimizers[name].zero_grad()
 
-    for name in STEPPED:
+    for name in STEP_METHODS:
         step(name)
         step(name)
-    times: dict[str, list[float]] = {name: [] for name in STEPPED}
+    times: dict[str, list[float]] = {name: [] for name in STEP_METHODS}
     for number in range(rounds):
-        for i in range(len(STEPPED)):  # each round begins with another method
-            name = STEPPED[(i + number) % len(STEPPED)]
+        for i in range(len(STEP_METHODS)):  # each round begins with a different method
+            name = STEP_METHODS[(i + number) % len(STEP_METHODS)]
             times[name].append(timed(lambda name=name: step(name), device))
-    result: dict[str, Any] = against(times, "PEFT lora")
-    for name, model in made.items():
+    result: dict[str, Any] = compare_with(times, "PEFT lora")
+    for name, model in models.items():
         result[name]["kept_for_backward"] = kept_bytes(model, ids)
         result[name]["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return result
 
 
 def kept_bytes(model: Any, ids: torch.Tensor) -> int:
-    """Bytes of the distinct storages autograd saves in one forward pass, the model's own weights left out."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    """Bytes of the distinct storages that autograd saves in one forward pass, without the weights of the model."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
         storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return t
 
@@ -135,27 +134,35 @@ def kept_bytes(model: Any, ids: torch.Tensor) -> int:
     return sum(kept.values())
 
 
-ATTACHED = ("PEFT lora", "slora", "nlora", "nlora, folded", "nlora, cross pivots", "PEFT pissa_niter_4", "PEFT pissa")
+ATTACH_METHODS = (
+    "PEFT lora",
+    "slora",
+    "nlora",
+    "nlora, folded",
+    "nlora, cross pivots",
+    "PEFT pissa_niter_4",
+    "PEFT pissa",
+)
 
 
 def measure_attaching(device: str, rounds: int) -> dict[str, Any]:
-    """Seconds of ``get_peft_model`` on a fresh model."""
+    """Seconds of ``get_peft_model`` on a new model."""
     from peft import get_peft_model
 
     def attach(name: str) -> float:
-        model, config = base(device), configs()[name]()
+        model, config = base_model(device), configs()[name]()
         return timed(lambda: get_peft_model(model, config), device)
 
-    attach("nlora")  # imports, first touches
-    times: dict[str, list[float]] = {name: [] for name in ATTACHED}
+    attach("nlora")  # a warm-up: imports, first use of memory
+    times: dict[str, list[float]] = {name: [] for name in ATTACH_METHODS}
     for _ in range(rounds):
-        for name in ATTACHED:
+        for name in ATTACH_METHODS:
             times[name].append(attach(name))
             gc.collect()
-    result: dict[str, Any] = against(times, "PEFT pissa")
-    quick = against(times, "PEFT pissa_niter_4")
-    for name in ATTACHED:
-        result[name]["ratio_niter_4"] = quick[name]["ratio"]
+    result: dict[str, Any] = compare_with(times, "PEFT pissa")
+    to_randomised = compare_with(times, "PEFT pissa_niter_4")
+    for name in ATTACH_METHODS:
+        result[name]["ratio_niter_4"] = to_randomised[name]["ratio"]
     return result
 
 
@@ -168,26 +175,26 @@ sys.path.insert(0, {folder!r})
 import adapters
 from peft import get_peft_model
 torch.set_num_threads(1)
-model, config = adapters.base("cpu", 1), adapters.configs()[{name!r}]()
-get_peft_model(torch.nn.Sequential(torch.nn.Linear(64, 64)), adapters.NLoraSmall())  # load what loads lazily
+model, config = adapters.base_model("cpu", 1), adapters.configs()[{name!r}]()
+get_peft_model(torch.nn.Sequential(torch.nn.Linear(64, 64)), adapters.small_nlora())  # load modules that load lazily
 def resident(field):
     return 1024 * int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
 before = resident("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
+Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak of the resident memory
 tuned = get_peft_model(model, config)
-own = sum(p.numel() * p.element_size() for n, p in tuned.named_parameters() if "lora_" in n)
-print(resident("VmHWM") - before, own)
+adapter = sum(p.numel() * p.element_size() for n, p in tuned.named_parameters() if "lora_" in n)
+print(resident("VmHWM") - before, adapter)
 """
 
 
-def NLoraSmall() -> Any:
+def small_nlora() -> Any:
     from nlora_lab.adapters import nlora
 
     return nlora(2, target_modules=["0"])
 
 
 def measure_peak() -> dict[str, Any]:
-    """Peak resident memory during attaching, beyond the adapter's own numbers; each in a process of its own."""
+    """The peak of resident memory during attaching, without the adapter itself. Each method has its own process."""
     largest = 4 * SHAPES["hidden_size"] * SHAPES["intermediate_size"]
     result: dict[str, Any] = {"largest_layer": largest}
     for name in ("PEFT lora", "slora", "nlora", "nlora, folded", "nlora, cross pivots", "PEFT pissa"):
@@ -195,20 +202,20 @@ def measure_peak() -> dict[str, Any]:
         extra = []
         for _ in range(3):
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            peak, own = map(int, done.stdout.split())
-            extra.append(peak - own)
+            peak, adapter = map(int, done.stdout.split())
+            extra.append(peak - adapter)
         result[name] = {"extra": statistics.median(extra), "in_layers": statistics.median(extra) / largest}
     return result
 
 
 def tables(record: dict[str, Any]) -> str:
-    """The record as Markdown."""
+    """The record as Markdown tables."""
     steps, attach = record["step"], record["attach"]
     lines = [
-        f"{record['device']}; {LAYERS} layers of hidden size {SHAPES['hidden_size']}, {BATCH} × {LENGTH} tokens, "
-        f"r = {RANK}, float32; medians of {record['rounds']} rounds.",
+        f"{record['device']}. {LAYERS} layers of hidden size {SHAPES['hidden_size']}, {BATCH} × {LENGTH} tokens, "
+        f"r = {RANK}, float32. Medians of {record['rounds']} rounds.",
         "",
-        "| training step | ms | / PEFT lora | kept for backward, MB | trainable |",
+        "| training step | ms | / PEFT lora | kept for backward, MiB | trainable |",
         "|---|---|---|---|---|",
     ]
     for name, row in steps.items():
@@ -220,7 +227,11 @@ def tables(record: dict[str, Any]) -> str:
     for name, row in attach.items():
         lines.append(f"| {name} | {1e3 * row['seconds']:.0f} | {row['ratio']:.4f} | {row['ratio_niter_4']:.3f} |")
     if "peak" in record:
-        lines += ["", "| attaching | extra memory at its peak, MB | in weights of the largest layer |", "|---|---|---|"]
+        lines += [
+            "",
+            "| attaching | extra memory at its peak, MiB | in weights of the largest layer |",
+            "|---|---|---|",
+        ]
         for name, row in record["peak"].items():
             if name != "largest_layer":
                 lines.append(f"| {name} | {row['extra'] / 2**20:.1f} | {row['in_layers']:.2f} |")
@@ -231,9 +242,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", action="store_true", help="print the record, measure nothing")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="number of rounds (default: 15)")
     options = parser.parse_args()
-    place = RESULTS / ("adapters.json" if options.device == "cpu" else f"adapters-{options.device}.json")
+    file = RESULTS / ("adapters.json" if options.device == "cpu" else f"adapters-{options.device}.json")
     if not options.show:
         warnings.filterwarnings("ignore", category=FutureWarning)
         torch.set_num_threads(1)
@@ -245,8 +256,8 @@ def main() -> None:
         record["attach"] = measure_attaching(options.device, max(3, options.rounds // 5))
         if options.device == "cpu" and sys.platform == "linux":
             record["peak"] = measure_peak()
-        place.write_text(json.dumps(record, indent=1) + "\n")
-    print(tables(json.loads(place.read_text())))
+        file.write_text(json.dumps(record, indent=1) + "\n")
+    print(tables(json.loads(file.read_text())))
 
 
 if __name__ == "__main__":

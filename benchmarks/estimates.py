@@ -1,14 +1,17 @@
-"""What nlora_lab estimates beside what is measured: peak memory and seconds a step, on a CPU.
+"""Estimates of nlora_lab beside measurements: peak memory and seconds per step, on a CPU.
 
-    python benchmarks/estimates.py            # measure (about 3 minutes), print the table
+    python benchmarks/estimates.py            # measure (about 3 minutes) and print the table
     python benchmarks/estimates.py --write    # and write results/estimates.json
     python benchmarks/estimates.py --show     # only print the table from the record
 
-A model of SmolLM2-135M's shape with random weights, and the embedded one, take a few steps on random tokens, each case
-in a process of its own with one thread. Measured: the largest growth of the process's resident size from just before
-the model is made, looked at every 2 ms (a tiny model has taken a step before, so that libraries and their buffers are
-there), and the least processor time of a step after the first: on one thread that is the clock's time where nothing
-else runs. Estimated: ``training`` bytes and ``seconds_a_step``. No GPU is involved: for cards nothing is compared here.
+A model of SmolLM2-135M's shape with random weights and the embedded model take a few steps on random tokens. Each case
+has a process of its own with one thread.
+
+Measured is the largest growth of the process's resident size from just before the model is built, read every 2 ms. A
+tiny model has taken a step before, so that libraries and their buffers are loaded. The time of a step is the smallest
+processor time of all steps but the first. On one thread that is wall-clock time where nothing else runs.
+
+Estimated are the ``training`` bytes and ``seconds_a_step``. No card takes part, so nothing is compared for cards.
 """
 
 from __future__ import annotations
@@ -47,8 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def case(name: str) -> tuple[Any, Any]:
-    """The run of a case and its model's config."""
+def case_config(name: str) -> tuple[Any, Any]:
+    """The run of a case, and the config of its model."""
     from transformers import AutoConfig, LlamaConfig
 
     from nlora_lab.core.files import shipped_folder
@@ -60,8 +63,8 @@ def case(name: str) -> tuple[Any, Any]:
     return RunConfig(**{"model": "HuggingFaceTB/SmolLM2-135M", **settings}), config
 
 
-def make(cfg: Any, config: Any) -> Any:
-    """A model of ``config`` with random weights, made ready as a run makes it."""
+def build_model(cfg: Any, config: Any) -> Any:
+    """A model of ``config`` with random weights, prepared as a run prepares it."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -101,51 +104,51 @@ def train(model: Any, cfg: Any, vocabulary: int, steps: int) -> list[float]:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Both sides of one case, in this process."""
+    """Estimate and measure one case, in this process."""
     import psutil
     import torch
     from transformers import LlamaConfig
 
-    from nlora_lab.estimates.memory import Lengths, memory, sizes
-    from nlora_lab.estimates.requirements import place_of, setting_of, speed_of, times_of
+    from nlora_lab.estimates.memory import memory_needed
+    from nlora_lab.estimates.row_lengths import RowLengths
+    from nlora_lab.estimates.shapes import architecture_sizes
+    from nlora_lab.estimates.timing import device_speed, step_seconds
     from nlora_lab.models.loading import meta_body
+    from nlora_lab.runs.resolution import resolve
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    cfg, config = case(name)
+    cfg, config = case_config(name)
     tiny = LlamaConfig(**TINY)
-    train(make(replace(cfg, rank=4), tiny), cfg, tiny.vocab_size, 1)
-    arch = sizes(meta_body(config))
-    place = place_of(cfg)
-    setting, lengths = setting_of(cfg, arch, place), Lengths(TOKENS, TOKENS, TOKENS, 0)
-    speed = speed_of(arch, place, setting)
-    held = memory(arch, cfg, lengths, setting)
-    process, peak, done = psutil.Process(), 0, threading.Event()
+    train(build_model(replace(cfg, rank=4), tiny), cfg, tiny.vocab_size, 1)
+    arch, run, lengths = architecture_sizes(meta_body(config)), resolve(cfg), RowLengths(TOKENS, TOKENS, TOKENS, 0)
+    memory = memory_needed(arch, run, lengths)
+    estimated_step = step_seconds(arch, run, lengths, device_speed(arch, run))
+    process, peak, finished = psutil.Process(), 0, threading.Event()
     before = process.memory_info().rss
 
-    def look() -> None:
+    def watch() -> None:
         nonlocal peak
-        while not done.wait(0.002):
+        while not finished.wait(0.002):
             peak = max(peak, process.memory_info().rss)
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        untouched = make(cfg, config) if cfg.method == "full" else None  # as a run keeps one, to compare with
-        seconds = train(make(cfg, config), cfg, config.vocab_size, STEPS)
+        untouched = build_model(cfg, config) if cfg.method == "full" else None  # as a run holds one, for comparison
+        seconds = train(build_model(cfg, config), cfg, config.vocab_size, STEPS)
         del untouched
     finally:
-        done.set()
+        finished.set()
         watcher.join()
-    step = times_of(arch, cfg, lengths, setting, speed)[0]
     return {
-        "memory": {"estimated": held.training, "measured": peak - before},
-        "seconds_a_step": {"estimated": round(step, 4), "measured": round(min(seconds[1:]), 4)},
+        "memory": {"estimated": memory.training, "measured": peak - before},
+        "seconds_a_step": {"estimated": round(estimated_step, 4), "measured": round(min(seconds[1:]), 4)},
     }
 
 
 def factor(row: dict[str, float]) -> float:
-    """How far apart the two are, at least 1."""
+    """How far estimate and measurement are apart, at least 1."""
     ratio = row["estimated"] / row["measured"]
     return max(ratio, 1 / ratio)
 
@@ -155,14 +158,14 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         f"{record['device']}; batches of 4 (embedded: 16) rows of {TOKENS} tokens, rank 16.",
         "",
-        "| case | memory estimated, MiB | measured | ratio | a step estimated, s | measured | ratio |",
+        "| case | memory estimated, MiB | measured | ratio | seconds per step, estimated | measured | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in record["cases"].items():
         cells = []
         for key, scale, digits in (("memory", 2**20, 0), ("seconds_a_step", 1, 2)):
-            e, m = row[key]["estimated"], row[key]["measured"]
-            cells += [f"{e / scale:,.{digits}f}", f"{m / scale:,.{digits}f}", f"{e / m:.2f}"]
+            estimated, measured = row[key]["estimated"], row[key]["measured"]
+            cells += [f"{n / scale:,.{digits}f}" for n in (estimated, measured)] + [f"{estimated / measured:.2f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     worst = {key: max(factor(row[key]) for row in record["cases"].values()) for key in ("memory", "seconds_a_step")}
     lines += ["", f"Largest factor: memory {worst['memory']:.2f}, time {worst['seconds_a_step']:.2f}."]
@@ -171,7 +174,7 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--show", action="store_true", help="print the record, measure nothing")
+    parser.add_argument("--show", action="store_true", help="print the record and measure nothing")
     parser.add_argument("--write", action="store_true", help="write results/estimates.json")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--one", choices=list(CASES), metavar="CASE", help="one case in this process, as JSON")
@@ -186,14 +189,15 @@ def main() -> None:
 
 
 def measure_all(names: list[str]) -> dict[str, Any]:
+    """Measure each case in a process of its own."""
     from nlora_lab.runs.run import versions
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NLORA_LAB_DEVICE": "cpu"}
     cases = {}
     for name in names:
         command = [sys.executable, __file__, "--one", name]
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        cases[name] = json.loads(done.stdout.splitlines()[-1])
+        process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        cases[name] = json.loads(process.stdout.splitlines()[-1])
         print(name, file=sys.stderr, flush=True)
     return {"device": f"CPU ({platform.machine()}), one thread", "versions": versions(), "cases": cases}
 

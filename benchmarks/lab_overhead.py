@@ -1,11 +1,11 @@
-"""What watching costs: training with the live panel against the same training without it, in turn, in one kernel.
+"""Compare training with the live panel of the lab and the same training without it.
 
     python benchmarks/lab_overhead.py            # about six minutes on two cores
-    python benchmarks/lab_overhead.py --write    # and keep the record in results/
+    python benchmarks/lab_overhead.py --write    # also write results/lab_overhead.json
 
-The panel runs in a real kernel, so that every message to the page is made and sent; it draws, records what is
-inside the adapters, and moves its progress bar. Compared is the time of the training loop alone, by `Run.seconds`.
-Asked for: at most 3 % more. PyTorch has one thread, as it has when the sweeps record.
+Both take turns in one Jupyter kernel, so that the panel sends every message to the page. The panel draws, records what
+happens inside the adapters, and moves its progress bar. The time is that of the training loop alone (`Run.seconds`).
+The target is at most 3 % more. PyTorch has one thread, as in a sweep.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ import json, warnings
 import torch
 torch.set_num_threads(1)
 import nlora_lab as nl
-from nlora_lab.records import versions
+from nlora_lab.runs.run import versions
 lab = nl.FineTuneLab({methods!r}, figures="plotly")
 lab.lr.value, lab.steps.value = 1e-3, {steps}
-lab._tabs.selected_index = 3  # the most expensive tab: what is inside
+lab.open("inside")  # the most expensive tab
 display(lab)
 rows = []
 for turn in range({rounds}):
-    pair = {{}}
-    for what in ("panel", "bare") if turn % 2 else ("bare", "panel"):
-        if what == "panel":
+    seconds = {{}}
+    for way in ("panel", "bare") if turn % 2 else ("bare", "panel"):
+        if way == "panel":
             before = len(lab.runs)
             lab.run.click()
             runs = lab.wait()[before:]
         else:
             runs = nl.race(lab.configs())
-        pair[what] = sum(run.seconds for run in runs)
-    rows.append(pair)
+        seconds[way] = sum(run.seconds for run in runs)
+    rows.append(seconds)
 print(json.dumps({{"rows": rows, "device": lab.runs[0].device, "versions": versions()}}))
 """
 
@@ -60,24 +60,24 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--write", action="store_true")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps per run (default: 60)")
+    parser.add_argument("--write", action="store_true", help="write the record into results/")
     options = parser.parse_args()
-    found = [measure(m, options.steps, options.rounds) for m in (("lora",), ("lora", "slora", "nlora"))]
-    print("| methods | without the panel | with it | ratio, median (quartiles) | asked for | reached |")
+    results = [measure(m, options.steps, options.rounds) for m in (("lora",), ("lora", "slora", "nlora"))]
+    print("| methods | without the panel | with it | ratio, median (quartiles) | target | reached |")
     print("|---|---|---|---|---|---|")
-    for result in found:
+    for result in results:
         bare, panel = (statistics.median(r[k] for r in result["rows"]) for k in ("bare", "panel"))
         low, middle, high = quartiles([r["panel"] / r["bare"] for r in result["rows"]])
         reached = "yes" if middle <= 1.03 else "**no**"
         names = ", ".join(result["methods"])
         print(f"| {names} | {bare:.2f} s | {panel:.2f} s | {middle:.3f} ({low:.3f}–{high:.3f}) | ≤ 1.03 | {reached} |")
-    how = f"{options.steps} steps of 16 word problems, {options.rounds} rounds"
-    print(f"\n{found[0]['device']}, {how}", file=sys.stderr)
+    settings = f"{options.steps} steps of 16 word problems, {options.rounds} rounds"
+    print(f"\n{results[0]['device']}, {settings}", file=sys.stderr)
     if options.write:
-        RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        RECORD.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

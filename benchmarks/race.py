@@ -1,13 +1,13 @@
-"""A race of eight beside the same eight runs one by one: seconds of training. One run, one machine.
+"""Compare a race of eight runs with the same eight runs one by one, in seconds of training.
 
     python benchmarks/race.py                  # measure, write results/race.json, print the table
-    python benchmarks/race.py --show           # only print the table from the record
-    python benchmarks/race.py --device cuda    # the same on a GPU, into results/race-cuda.json
+    python benchmarks/race.py --show           # print the table of the record, measure nothing
+    python benchmarks/race.py --device cuda    # measure on a GPU, write results/race-cuda.json
 
-Eight methods at rates where each learns, rank 8, on word problems with the embedded model. Every round times one race
-and the eight runs, the one first in even rounds and the others first in odd ones; a ratio is taken *within*
-a round, so that whatever else the machine does falls on both alike. Loading and evaluation are left out: what is
-added up is ``Run.seconds``. Asked for are ratios of at most 1.15 on a CPU and 0.35 on a GPU.
+Eight methods train on word problems with the embedded model, at rank 8 and at rates at which each learns. Every round
+times one race and the eight single runs, in an order that alternates. A ratio is taken *within* a round, so that a busy
+moment of the machine affects both. Loading and evaluation do not count: the time is the sum of ``Run.seconds``. The
+targets are ratios of at most 1.15 on a CPU and 0.35 on a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-FIELD = {
+RATES = {
     "lora": 1e-2, "slora": 1e-2, "rslora": 5e-3, "nlora": 1e-4, "nlora-core": 5e-3, "nlora-balanced": 1e-3,
     "pissa": 2e-3, "inttune": 2e-2,
 }  # fmt: skip
@@ -31,31 +31,32 @@ BATCHES = (16, 4)
 STEPS = 16
 
 
-def configs(batch_size: int, device: str) -> list[Any]:
+def make_configs(batch_size: int, device: str) -> list[Any]:
     from nlora_lab.runs.config import RunConfig
 
-    # one step more than is made: a stopped run is not evaluated
+    # one step more than the runs make: a stopped run is not evaluated
     shared = {"steps": STEPS + 1, "batch_size": batch_size, "device": device}
-    return [RunConfig(method=method, lr=lr, **shared) for method, lr in FIELD.items()]
+    return [RunConfig(method=method, lr=lr, **shared) for method, lr in RATES.items()]
 
 
-def stop(*news: Any) -> bool:
-    return news[-1].step == STEPS
+def stop(*event: Any) -> bool:
+    """``on_step`` of a run gets (step), that of a race (config, step)."""
+    return event[-1].step == STEPS
 
 
-def together(field: list[Any]) -> list[Any]:
+def run_together(configs: list[Any]) -> list[Any]:
     from nlora_lab.training.races import race
 
-    # the last to be told, so that all of them have made the step
-    runs = race(field, lambda cfg, step: cfg is field[-1] and stop(step))
-    assert {run.together for run in runs} == {len(field)}
+    # stop on the event of the last run: by then all runs have made the step
+    runs = race(configs, lambda cfg, step: cfg is configs[-1] and stop(step))
+    assert {run.together for run in runs} == {len(configs)}
     return runs
 
 
-def one_by_one(field: list[Any]) -> list[Any]:
+def run_one_by_one(configs: list[Any]) -> list[Any]:
     from nlora_lab.training.loop import fine_tune
 
-    return [fine_tune(cfg, stop) for cfg in field]
+    return [fine_tune(cfg, stop) for cfg in configs]
 
 
 def seconds(runs: list[Any]) -> float:
@@ -64,20 +65,20 @@ def seconds(runs: list[Any]) -> float:
 
 
 def measure(batch_size: int, device: str, rounds: int) -> dict[str, Any]:
-    field = configs(batch_size, device)
-    ways = {"race": together, "one by one": one_by_one}
+    configs = make_configs(batch_size, device)
+    ways = {"race": run_together, "one by one": run_one_by_one}
     times: dict[str, list[float]] = {way: [] for way in ways}
     memory: dict[str, int] = {}
-    for number in range(-1, rounds):  # the first round is for imports and first touches
+    for number in range(-1, rounds):  # the first round is a warm-up
         for way in list(ways)[:: 1 if number % 2 else -1]:
-            runs = ways[way](field)
+            runs = ways[way](configs)
             if number >= 0:
                 times[way].append(seconds(runs))
                 memory[way] = max(run.peak_memory for run in runs)
         print(f"batch {batch_size}, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     ratios = [a / b for a, b in zip(times["race"], times["one by one"], strict=True)]
-    found: dict[str, Any] = {way: spread(values) for way, values in times.items()}
-    return {**found, "ratio": spread(ratios), "peak_memory": memory}
+    seconds_by_way: dict[str, Any] = {way: spread(values) for way, values in times.items()}
+    return {**seconds_by_way, "ratio": spread(ratios), "peak_memory": memory}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -86,10 +87,10 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record as Markdown."""
+    """The record as a Markdown table."""
     lines = [
-        f"{record['device']}; {len(record['field'])} methods ({', '.join(record['field'])}), rank 8, {record['steps']} "
-        f"steps; medians of {record['rounds']} rounds, quartiles in brackets.",
+        f"{record['device']}. {len(record['field'])} methods ({', '.join(record['field'])}), rank 8, {record['steps']} "
+        f"steps. Medians of {record['rounds']} rounds, quartiles in brackets.",
         "",
         "| batch | race, s | one by one, s | race / one by one |",
         "|---|---|---|---|",
@@ -107,10 +108,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", action="store_true", help="print the record, measure nothing")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--rounds", type=int, default=9, help="number of rounds (default: 9)")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batch sizes (default: 16 4)")
     options = parser.parse_args()
-    place = RESULTS / ("race.json" if options.device == "cpu" else f"race-{options.device}.json")
+    file = RESULTS / ("race.json" if options.device == "cpu" else f"race-{options.device}.json")
     if not options.show:
         import torch
 
@@ -126,11 +127,11 @@ def main() -> None:
             "versions": versions(),
             "rounds": options.rounds,
             "steps": STEPS,
-            "field": list(FIELD),
+            "field": list(RATES),
             "batches": {str(size): measure(size, options.device, options.rounds) for size in options.batches},
         }
-        place.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(json.loads(place.read_text())))
+        file.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(json.loads(file.read_text())))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The most memory that ``scan`` takes on a sharded checkpoint, beyond what the imports take.
+"""Measure the peak memory of ``scan`` on a sharded checkpoint, without the memory that the imports take.
 
-    python benchmarks/scan_memory.py FOLDER   # prints the figures as JSON
+    python benchmarks/scan_memory.py FOLDER   # print the figures as JSON
 
-linear_algebra.py makes the checkpoint and starts this in a process of its own: what an earlier
-measurement left in the allocator would count as resident here.
+linear_algebra.py makes the checkpoint and starts this script in a new process. Otherwise memory that an earlier
+measurement left in the allocator would count too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 RANKS = (8, 32)
-EVERY = 0.005  # seconds between two readings
+INTERVAL = 0.005  # seconds between two readings
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Llama:
     dtype: torch.dtype = torch.float32
 
     def shards(self) -> Iterator[dict[str, tuple[int, int]]]:
-        """Names and shapes, file by file: the embedding, each layer, the head."""
+        """Names and shapes of the tensors in each file: the embedding, each layer, the head."""
         h, i, kv = self.hidden, self.intermediate, self.key_value
         yield {"model.embed_tokens.weight": (self.vocabulary, h)}
         attention = {"q_proj": (h, h), "k_proj": (kv, h), "v_proj": (kv, h), "o_proj": (h, h)}
@@ -50,13 +50,13 @@ class Llama:
 
 
 def make_checkpoint(folder: Path, llama: Llama) -> int:
-    """Write the shards and their index, one shard in memory at a time; returns the bytes of all files."""
-    generator, places = torch.Generator().manual_seed(0), {}
+    """Write the shards and their index, with one shard in memory at a time. Return the bytes of all files."""
+    generator, files = torch.Generator().manual_seed(0), {}
     for number, shapes in enumerate(llama.shards()):
         file = folder / f"model-{number:05d}.safetensors"
         save_file({name: noise(shape, generator).to(llama.dtype) for name, shape in shapes.items()}, file)
-        places |= dict.fromkeys(shapes, file.name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        files |= dict.fromkeys(shapes, file.name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
@@ -70,29 +70,29 @@ def largest_tensor(llama: Llama) -> int:
 
 
 def watch(work: Callable[[], object]) -> tuple[int, int]:
-    """The largest resident size seen while ``work`` runs, and how much of it was mapped files, in bytes."""
+    """The largest resident size while ``work`` runs, and how much of it was mapped files, in bytes."""
     process, done = psutil.Process(), threading.Event()
-    seen = [(0, 0)]
+    readings = [(0, 0)]
 
-    def look() -> None:
+    def read() -> None:
         while not done.is_set():
             now = process.memory_info()
-            # pages of the mapped shard count as resident; only Linux tells them apart
-            seen.append((now.rss, getattr(now, "shared", 0)))
-            time.sleep(EVERY)
+            # pages of the mapped shard count as resident; only Linux reports them apart
+            readings.append((now.rss, getattr(now, "shared", 0)))
+            time.sleep(INTERVAL)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=read)
     thread.start()
     try:
         work()
     finally:
         done.set()
         thread.join()
-    return max(seen)
+    return max(readings)
 
 
 def high_water() -> int:
-    """The operating system's own peak of this process in bytes; 0 on Windows, which has no ``resource``."""
+    """The peak of this process by the operating system, in bytes; 0 on Windows, which has no ``resource``."""
     try:
         import resource
     except ImportError:
@@ -102,7 +102,7 @@ def high_water() -> int:
 
 
 def measure(folder: Path, ranks: tuple[int, ...] = RANKS) -> dict[str, float]:
-    """Resident bytes before (imports and a tiny scan done), and the peaks during a scan of ``folder``."""
+    """Resident bytes before the scan of ``folder`` (after imports and a tiny scan), and the peaks during it."""
     from nlora_lab.spectra.scanning import scan
 
     def one_scan(source: Path) -> None:

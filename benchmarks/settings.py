@@ -1,11 +1,11 @@
-"""What the settings that save memory or time cost: milliseconds of a training step, tokens a second.
+"""Measure the settings that save memory or time: milliseconds per training step, tokens per second.
 
     python benchmarks/settings.py                  # measure, write results/settings.json, print the table
-    python benchmarks/settings.py --show           # only print the table from the record
-    python benchmarks/settings.py --device cuda    # the same on a GPU, into results/settings-cuda.json
+    python benchmarks/settings.py --show           # print the table of the record, measure nothing
+    python benchmarks/settings.py --device cuda    # measure on a GPU, write results/settings-cuda.json
 
-NLoRA at rank 8 on word problems with the embedded model, batches of 16 rows; every setting once a round, in turn. The
-first steps, with loading and compiling, are left out, and said beside. Tokens are those of the
+NLoRA trains at rank 8 on word problems with the embedded model, in batches of 16 rows. The settings take turns, once
+per round. The first steps include loading and compiling, so they have their own column. Tokens are those of the
 examples, without padding.
 """
 
@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "packed": {"batching": "packed", "max_length": 256, "batch_size": 4},
     "bf16": {"precision": "bf16"},
 }
-FIRST, STEPS = 6, 26  # of them, the first are not counted
+WARM_UP, STEPS = 6, 26  # steps; those of the warm-up are reported apart
 
 
 def config(setting: str, device: str) -> Any:
@@ -41,40 +41,40 @@ def config(setting: str, device: str) -> Any:
 
 
 def tokens(cfg: Any) -> list[int]:
-    """Of every step, padding left out."""
+    """The tokens of every step, without padding."""
     from nlora_lab.models.loading import load_model
     from nlora_lab.runs.resolution import resolve
-    from nlora_lab.training.setup import Data
+    from nlora_lab.training.data import TrainingData
 
-    data = Data(cfg, resolve(cfg).task, load_model()[1], cfg.max_length)
+    data = TrainingData(cfg, resolve(cfg).task, load_model()[1], cfg.max_length)
     lengths = [len(row["input_ids"]) for row in data.training.rows]
     return [sum(lengths[i] for i in rows) for rows in data.order()]
 
 
 def run(cfg: Any) -> tuple[float, list[float]]:
-    """Seconds of the first steps together, and of each one after them."""
+    """Seconds of all warm-up steps together, and of each step after them."""
     from nlora_lab.training.loop import fine_tune
 
-    marks = [time.perf_counter()]
+    times = [time.perf_counter()]
 
     def on_step(step: Any) -> bool:
-        marks.append(time.perf_counter())
+        times.append(time.perf_counter())
         return step.step == STEPS
 
     fine_tune(cfg, on_step)
-    return marks[FIRST] - marks[0], [b - a for a, b in zip(marks[FIRST:], marks[FIRST + 1 :], strict=False)]
+    return times[WARM_UP] - times[0], [b - a for a, b in zip(times[WARM_UP:], times[WARM_UP + 1 :], strict=False)]
 
 
 def measure(device: str, rounds: int) -> dict[str, Any]:
-    cfgs = {name: config(name, device) for name in SETTINGS}
-    counts = {name: tokens(cfg)[FIRST:STEPS] for name, cfg in cfgs.items()}
+    configs = {name: config(name, device) for name in SETTINGS}
+    counts = {name: tokens(cfg)[WARM_UP:STEPS] for name, cfg in configs.items()}
     steps: dict[str, list[float]] = {name: [] for name in SETTINGS}
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
-    before: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    warm_up: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for number in range(rounds):
         for name in list(SETTINGS)[:: 1 if number % 2 else -1]:
-            first, each = run(cfgs[name])
-            before[name].append(first)
+            first, each = run(configs[name])
+            warm_up[name].append(first)
             steps[name].append(1000 * statistics.median(each))
             rates[name].append(sum(counts[name]) / sum(each))
             print(f"round {number + 1} of {rounds}, {name}: {steps[name][-1]:.0f} ms", file=sys.stderr, flush=True)
@@ -83,7 +83,7 @@ def measure(device: str, rounds: int) -> dict[str, Any]:
             "step": statistics.median(steps[name]),
             "tokens": statistics.median(rates[name]),
             "ratio": statistics.median(a / b for a, b in zip(rates[name], rates["plain"], strict=True)),
-            "first": max(before[name]),
+            "first": max(warm_up[name]),
         }
         for name in SETTINGS
     }
@@ -93,7 +93,7 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         f"{record['device']}, torch {record['versions']['torch']}",
         "",
-        "| setting | a step, ms | tokens a second | beside plain | first 6 steps, at most, s |",
+        f"| setting | ms per step | tokens per second | relative to plain | first {WARM_UP} steps, at most, s |",
         "|---|---|---|---|---|",
     ]
     for name, row in record["settings"].items():
@@ -106,10 +106,10 @@ def table(record: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
     parser.add_argument("--show", action="store_true", help="print the record, measure nothing")
     options = parser.parse_args()
-    place = RESULTS / ("settings.json" if options.device == "cpu" else f"settings-{options.device}.json")
+    file = RESULTS / ("settings.json" if options.device == "cpu" else f"settings-{options.device}.json")
     if not options.show:
         os.environ.pop("NLORA_LAB_DEVICE", None)
         import torch
@@ -124,8 +124,8 @@ def main() -> None:
             "versions": versions(),
             "settings": measure(options.device, options.rounds),
         }
-        place.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(table(json.loads(place.read_text(encoding="utf-8"))))
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(table(json.loads(file.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

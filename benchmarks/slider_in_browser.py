@@ -1,14 +1,14 @@
-"""How long a slider's key takes until the page shows the new figure, in a real browser.
+"""Measure the time from a key on a slider until the page shows the new figure, in a real browser.
 
-    python benchmarks/slider_in_browser.py            # prints the table and writes results/slider.json
-    python benchmarks/slider_in_browser.py --quick    # a few keys: does it run? writes nothing
-    python benchmarks/slider_in_browser.py --show     # prints the record, measures nothing
+    python benchmarks/slider_in_browser.py            # print the table and write results/slider.json
+    python benchmarks/slider_in_browser.py --quick    # press a few keys, to see whether it runs; write nothing
+    python benchmarks/slider_in_browser.py --show     # print the table of the record, measure nothing
 
-The time runs from the page's keydown event until after the frame that shows the figure's last change. In the
-same notebook, by the same kernel, and a key each in turn, stand two peers that compute nothing: they draw a
-copy of the lab's figure, with numbers moved at random. One is a bare ``go.FigureWidget`` which an ``IntSlider``
-updates, the other is displayed anew in a cleared ``Output``. Needs what the browser tests need: the ``test``
-extra, and Chromium or Chrome.
+The time runs from the keydown event of the page until after the frame that shows the last change of the figure. The
+same notebook holds two peers that compute nothing: they draw a copy of the lab's figure with numbers moved at random.
+One is a bare ``go.FigureWidget`` that an ``IntSlider`` updates. The other is displayed again in a cleared ``Output``.
+The lab and the peers take turns, one key each. The script needs what the browser tests need: the ``test`` extra, and
+Chromium or Chrome.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
-STORE = HERE / "results" / "slider.json"
+RECORD = HERE / "results" / "slider.json"
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from browser.page import SIZE, Notebook, open_browser, why_no_browser  # noqa: E402
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 KEYS, QUICK_KEYS, WARM_UP = 40, 4, 3
 TALL = {"width": SIZE["width"], "height": 2800}  # the lab and its peers in view together
-QUIET = 400  # milliseconds without a change: the figure is done
+QUIET = 400  # milliseconds without a change after which the figure is complete
 VERSIONS = ("jupyterlab", "ipykernel", "ipywidgets", "plotly", "anywidget", "nlora-lab")
 
 
 @dataclass(frozen=True)
 class Lab:
-    """What is measured: a cell that shows a lab, the label of the slider to move, and the lab's figure."""
+    """A lab to measure: the cell that shows it, the label of the slider to move, and its figure."""
 
     name: str
     source: str
@@ -74,7 +74,7 @@ def moved():
         changes.append({{key: values * random.uniform(0.9, 1.1, values.shape)}})
     return changes
 """
-BARE, ANEW = "bare FigureWidget", "cleared Output, displayed anew"
+BARE, REDISPLAYED = "bare FigureWidget", "cleared Output, displayed again"
 PEERS = {
     BARE: """
 bare = go.FigureWidget(copied)
@@ -88,11 +88,11 @@ def update(_):
 bare_slider.observe(update, "value")
 widgets.VBox([bare_slider, bare])
 """,
-    ANEW: """
+    REDISPLAYED: """
 output = widgets.Output()
-anew_slider = widgets.IntSlider(8, 1, 96, description="anew")
+again_slider = widgets.IntSlider(8, 1, 96, description="again")
 
-def display_anew(_=None):
+def display_again(_=None):
     figure = go.Figure(copied)
     for trace, change in zip(figure.data, moved()):
         trace.update(change)
@@ -100,41 +100,41 @@ def display_anew(_=None):
         clear_output(wait=True)
         display(figure)
 
-anew_slider.observe(display_anew, "value")
-display_anew()
-widgets.VBox([anew_slider, output])
+again_slider.observe(display_again, "value")
+display_again()
+widgets.VBox([again_slider, output])
 """,
 }
-SLIDERS = {BARE: "bare", ANEW: "anew"}
+SLIDERS = {BARE: "bare", REDISPLAYED: "again"}
 
-# Notes when something inside a figure changes and when the frame after it has been painted. That a figure is
-# displayed anew is a change inside one too.
+# Records when something inside a figure changes, and when the frame after it has been painted. A figure that is
+# displayed again counts as a change too.
 WATCH = """
 () => {
-  const seen = window.seen = {};
+  const watch = window.watch = {};
   const inFigure = node => node.nodeType === 1
     && (node.closest('.js-plotly-plot') || node.querySelector('.js-plotly-plot'));
   document.addEventListener('keydown', event => {
-    Object.assign(seen, {key: event.timeStamp, changes: 0, painted: null});
+    Object.assign(watch, {key: event.timeStamp, changes: 0, painted: null});
   }, true);
   new MutationObserver(records => {
-    if (!seen.key || !records.some(r => inFigure(r.target) || [...r.addedNodes].some(inFigure))) return;
-    seen.changes += 1;
-    seen.last = performance.now();
+    if (!watch.key || !records.some(r => inFigure(r.target) || [...r.addedNodes].some(inFigure))) return;
+    watch.changes += 1;
+    watch.last = performance.now();
     requestAnimationFrame(() => {
-      const after = new MessageChannel();  // heard once the frame has been painted
-      after.port1.onmessage = () => { seen.painted = performance.now() };
+      const after = new MessageChannel();  // its message arrives after the frame has been painted
+      after.port1.onmessage = () => { watch.painted = performance.now() };
       after.port2.postMessage(0);
     });
   }).observe(document.body, {subtree: true, childList: true, attributes: true});
 }
 """
-DONE = "quiet => seen.changes > 0 && seen.painted > seen.last && performance.now() - seen.last > quiet"
+DONE = "quiet => watch.changes > 0 && watch.painted > watch.last && performance.now() - watch.last > quiet"
 
 
 @dataclass
 class Row:
-    """The milliseconds of every key."""
+    """One line of the table, with the milliseconds of every key."""
 
     lab: str
     what: str
@@ -151,23 +151,23 @@ class Row:
 
 
 def measure(lab: Lab, context: BrowserContext, server: JupyterServer, keys: int) -> list[Row]:
-    """A notebook with the lab and its peers; ``keys`` keys on each slider, in turn."""
+    """Open a notebook with the lab and its peers, and press ``keys`` keys on each slider, in turn."""
     copy = COPY.format(figure=lab.figure)
     cells = [cell.strip() for cell in (SETUP, lab.source, copy, *PEERS.values())]
     notebook = Notebook(context, server, f"slider-{lab.name}", cells)
     notebook.page.set_viewport_size(TALL)
     notebook.run_all()
-    notebook.until(lambda: len(notebook.figures()) > len(PEERS), 60, "all figures are there")
+    notebook.until(lambda: len(notebook.figures()) > len(PEERS), 60, "all figures are shown")
     notebook.wait_for_figure()
     size = figure_size(notebook)
     rows = [Row(lab.name, what, size) for what in (lab.name, *PEERS)]
     notebook.page.evaluate(WATCH)
     for i in range(WARM_UP + keys):
         for row in rows:
-            # ten there and ten back, so that no slider comes to its end
-            took = press(notebook, SLIDERS.get(row.what, lab.slider), "ArrowLeft" if i // 10 % 2 else "ArrowRight")
+            # ten keys to the right, then ten to the left, so that no slider reaches its end
+            elapsed = press(notebook, SLIDERS.get(row.what, lab.slider), "ArrowLeft" if i // 10 % 2 else "ArrowRight")
             if i >= WARM_UP:
-                row.times.append(took)
+                row.times.append(elapsed)
     notebook.screenshot("measured", TALL["width"], TALL["height"])
     notebook.close()
     server.end_kernels()
@@ -175,27 +175,30 @@ def measure(lab: Lab, context: BrowserContext, server: JupyterServer, keys: int)
 
 
 def press(notebook: Notebook, label: str, key: str) -> float:
-    """One key on this slider; milliseconds until the figure it moves has been painted."""
+    """Press a key on a slider. Return the milliseconds until its figure has been painted."""
     handle = notebook.slider(label)
     handle.focus()
-    notebook.page.evaluate("() => { seen.key = 0 }")
+    notebook.page.evaluate("() => { watch.key = 0 }")
     notebook.page.keyboard.press(key)
     notebook.page.wait_for_function(DONE, arg=QUIET, timeout=30_000)
-    return float(notebook.page.evaluate("() => seen.painted - seen.key"))
+    return float(notebook.page.evaluate("() => watch.painted - watch.key"))
 
 
 def figure_size(notebook: Notebook) -> str:
-    """How many traces the first figure on the page has, the lab's, and how many numbers."""
+    """The number of traces and of numbers in the first figure on the page, which is that of the lab."""
     traces = notebook.figures()[0]
     numbers = sum(len(row) if isinstance(row, list) else 1 for t in traces for k in "xyz" for row in t[k] or [])
     return f"{len(traces)} traces, {numbers:,} numbers"
 
 
-# --- what is told ---
+# --- the record and the table ---
 
 
 def table(rows: list[Row]) -> str:
-    head = ["| lab | what | figure | median | 90th percentile | of the bare one |", "|---|---|---|---|---|---|"]
+    head = [
+        "| lab | drawn by | figure | median | 90th percentile | relative to the bare figure |",
+        "|---|---|---|---|---|---|",
+    ]
     bare = {row.lab: row.middle for row in rows if row.what == BARE}
     lines = [
         f"| {r.lab} | {'the lab' if r.what == r.lab else r.what} | {r.figure} | {r.middle:.0f} ms | {r.slow:.0f} ms | "
@@ -214,20 +217,20 @@ def record(rows: list[Row], browser: str) -> dict[str, Any]:
     }
 
 
-def stored(told: dict[str, Any]) -> str:
+def stored_table(stored: dict[str, Any]) -> str:
     """The table of a record."""
-    return table([Row(**row) for row in told["rows"]])
+    return table([Row(**row) for row in stored["rows"]])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=[lab.name for lab in LABS])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="press a few keys, write nothing")
+    parser.add_argument("--only", choices=[lab.name for lab in LABS], help="measure one lab")
+    parser.add_argument("--out", type=Path, help="file of the record")
+    parser.add_argument("--show", action="store_true", help="print the record, measure nothing")
     options = parser.parse_args()
     if options.show:
-        print(stored(json.loads(STORE.read_text(encoding="utf-8"))))
+        print(stored_table(json.loads(RECORD.read_text(encoding="utf-8"))))
         return
     if missing := why_no_browser():
         parser.error(missing)
@@ -238,11 +241,13 @@ def main() -> None:
             if options.only in (None, lab.name):
                 print(f"measuring {lab.name} …", file=sys.stderr, flush=True)
                 rows += measure(lab, context, server, QUICK_KEYS if options.quick else KEYS)
-        told = record(rows, f"Chromium {browser.version}")
-    print(f"{told['browser']}, plotly {told['versions']['plotly']}, {told['cpus']} CPUs\n\n{stored(told)}")
-    out = options.out or (None if options.quick or options.only else STORE)
+        result = record(rows, f"Chromium {browser.version}")
+    print(
+        f"{result['browser']}, plotly {result['versions']['plotly']}, {result['cpus']} CPUs\n\n{stored_table(result)}"
+    )
+    out = options.out or (None if options.quick or options.only else RECORD)
     if out is not None:
-        out.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

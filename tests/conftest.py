@@ -1,11 +1,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from factories import ARCHITECTURES
+from factories import ARCHITECTURES, ROOT
+
+SLOW = ("browser", "integration", "sweeps", "labs", "training/test_races.py", "project/test_wheel.py")
+"""Start other processes, or train for long. Left out by ``make quick``."""
+
+FIRST = ("browser", "integration", "labs", "sweeps", "training", "notebooks")
+"""What takes longest runs first, so that both processes are busy until the end."""
+
+
+def _place(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOT).as_posix().removeprefix("tests/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _place(item).startswith(SLOW):
+            item.add_marker("slow")
+    order = {folder: number for number, folder in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(Path(_place(item)).parts[0], len(FIRST)))
 
 
 @pytest.fixture(params=list(ARCHITECTURES))

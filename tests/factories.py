@@ -7,18 +7,22 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 import torch
 
 from nlora_lab.adapters import NLoraLayer, inttune, lora_xs, nlora, nlora_released, slora
 from nlora_lab.core.files import shipped_folder
 from nlora_lab.methods.attachment import attach
 from nlora_lab.methods.table import METHODS
+from nlora_lab.runs import resolution
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Run, Step
 
@@ -335,3 +339,22 @@ def falling(seed, of, **asked):
     made = recorded_run(seed=seed, **asked)
     steps = tuple(Step(i, of(i), 1e-3, 1.0) for i in range(1, 101))
     return type(made)(**{**{f: getattr(made, f) for f in made.__dataclass_fields__}, "steps": steps})
+
+
+# --- less work ---
+
+
+@contextmanager
+def few_rows(train: int, validation: int, test: int) -> Iterator[None]:
+    """Runs within it load the first rows of each split. Most of a run of three steps is reading and measuring rows."""
+    complete = resolution.load_task
+
+    def load(*args: Any, **options: Any) -> Any:
+        task = complete(*args, **options)
+        sizes = {"train": train, "validation": validation, "test": test}
+        parts = {split: getattr(task, split) for split in sizes}
+        return replace(task, **{s: rows.select(range(min(sizes[s], len(rows)))) for s, rows in parts.items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolution, "load_task", load)
+        yield

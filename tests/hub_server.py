@@ -1,7 +1,7 @@
-"""A hub on loopback: local folders served as far as huggingface_hub, transformers and datasets ask.
+"""A hub on loopback, which serves local folders to huggingface_hub, transformers and datasets.
 
-The hub's client reads ``HF_ENDPOINT`` when it is imported, so what talks to this server is a process of its own:
-:func:`environment` is what to start it with.
+The hub's client reads ``HF_ENDPOINT`` when it is imported. So a separate process has to talk to this server. Start it
+with the variables of ``environment``.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".parquet", ".bin")  # what the hub keeps in LFS, named by its SHA-256
+TESTS = Path(__file__).resolve().parent
+LARGE = (".safetensors", ".parquet", ".bin")  # the hub stores these in LFS, named by their SHA-256
 REQUESTS = "/_requests"
-"""``GET`` it for a JSON object {"METHOD /path": how often}, where a GET of a part only counts as RANGE."""
+"""``GET`` this path for a JSON object {"METHOD /path": count}. A GET of only a part counts as RANGE."""
 
 
 @dataclass
 class Repo:
-    """A repository: its newest folder, and others by the name of their branch or tag."""
+    """A repository: the folder of its main branch, and other folders by the name of their branch or tag."""
 
     folder: Path
     gated: bool = False
     revisions: dict[str, Path] = field(default_factory=dict)
 
     def at(self, revision: str) -> tuple[str, Path] | None:
-        """(commit, folder) of a branch, tag or commit."""
+        """The commit hash and the folder of a branch, tag or commit."""
         named = {"main": self.folder, **self.revisions}
         return next(((commit_of(f), f) for name, f in named.items() if revision in (name, commit_of(f))), None)
 
 
 def commit_of(folder: Path) -> str:
-    """The commit hash that the server gives to a folder: it stays the same when a file in it changes."""
+    """The commit hash that the server gives to a folder. It stays the same when a file in the folder changes."""
     return hashlib.sha1(str(folder).encode()).hexdigest()
 
 
 class HubServer:
-    """Serves repositories from :meth:`add` until the ``with`` block ends."""
+    """Serves the repositories that ``add`` was called with, until the ``with`` block ends."""
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -54,12 +55,12 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def add(self, repo_id: str, folder: Path, *, kind: str = "model", gated: bool = False, **revisions: Path) -> str:
-        """Serve ``folder`` as ``owner/name``; other folders as its branches or tags. The commit hash of main."""
+        """Serve ``folder`` as ``owner/name``, other folders as its branches or tags. Returns the commit of main."""
         self.repos[kind, repo_id] = Repo(folder, gated, revisions)
         return commit_of(folder)
 
     def count(self, path: str, method: str = "GET") -> int:
-        """How often a path was asked for (without its query): "HEAD", "GET", "RANGE" (a GET of a part) or "POST"."""
+        """How often a path (without its query) was requested by "HEAD", "GET", "RANGE" (a GET of a part) or "POST"."""
         return self.requests[f"{method} {path}"]
 
     def __enter__(self) -> HubServer:
@@ -73,7 +74,7 @@ class HubServer:
 
 
 def environment(hub: HubServer, home: Path) -> dict[str, str]:
-    """The environment of a process for which ``hub`` is the hub, and ``home`` where everything is kept."""
+    """The environment of a process that uses ``hub``, and stores everything below ``home``."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "NLORA_LAB"))}
     return clean | {
         "HF_ENDPOINT": hub.url,
@@ -85,6 +86,7 @@ def environment(hub: HubServer, home: Path) -> dict[str, str]:
         "NLORA_LAB_CACHE": str(home / "rows"),
         "NLORA_LAB_DEVICE": "cpu",
         "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
         "OMP_NUM_THREADS": "1",
     }
 
@@ -112,20 +114,20 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos.get((kind, repo_id))
         if repo is None:
             return self._refuse(404, "RepoNotFound")
-        what, revision, rest = (parts[2:3] or ["revision"])[0], (parts[3:4] or ["main"])[0], parts[4:]
-        found = repo.at(revision)
-        if found is None:
+        action, revision, rest = (parts[2:3] or ["revision"])[0], (parts[3:4] or ["main"])[0], parts[4:]
+        snapshot = repo.at(revision)
+        if snapshot is None:
             return self._refuse(404, "RevisionNotFound")
-        commit, folder = found
-        if what == "resolve":
+        commit, folder = snapshot
+        if action == "resolve":
             return self._refuse(403, "GatedRepo") if repo.gated else self._file(folder, "/".join(rest), commit)
-        if what == "revision":
+        if action == "revision":
             return self._json(_info(repo_id, folder, commit, repo.gated))
-        if what == "tree":
+        if action == "tree":
             deep = parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() == "true"
             listed = _tree(folder, "/".join(rest), deep)
             return self._refuse(404, "EntryNotFound") if listed is None else self._json(listed)
-        if what == "paths-info":
+        if action == "paths-info":
             form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
             return self._json([e for path in form.get("paths", []) if (e := _entry(folder, folder / path)) is not None])
         return self._refuse(404, "EntryNotFound")
@@ -140,10 +142,10 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_etag(file)}"', "Accept-Ranges": "bytes"}
         if file.suffix in LARGE:
             headers |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": headers["ETag"]}
-        asked = self.headers.get("Range")
-        if asked is None:
+        byte_range = self.headers.get("Range")
+        if byte_range is None:
             return self._send(200, data, headers)
-        first, _, last = asked.removeprefix("bytes=").partition("-")
+        first, _, last = byte_range.removeprefix("bytes=").partition("-")
         start, end = int(first), min(int(last or len(data) - 1), len(data) - 1)
         headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
         self._send(206, data[start : end + 1], headers)
@@ -152,8 +154,8 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
     def _refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
-        said = {"X-Error-Code": code, "X-Error-Message": code} if code else {}
-        self._send(status, json.dumps({"error": code or "Not found"}).encode(), {**said, **(headers or {})})
+        error = {"X-Error-Code": code, "X-Error-Message": code} if code else {}
+        self._send(status, json.dumps({"error": code or "Not found"}).encode(), {**error, **(headers or {})})
 
     def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -14,7 +14,8 @@ from typing import Any
 
 from jaxtyping import AbstractArray
 
-PACKAGES = ["nlora_lab.lowrank", "nlora_lab.spectra", "nlora_lab.adapters"]
+PACKAGES = ["nlora_lab.lowrank", "nlora_lab.spectra"]
+"""Not ``nlora_lab.adapters``: torch.compile cannot trace the wrappers that the checks put around functions."""
 
 
 def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,9 +1,9 @@
-"""The grid of recorded runs: which runs it asks for, and the command that makes those that are missing.
+"""Record the grid of runs that ships in ``data/results``.
 
-    python -m tools.record_grid --show     # how much of the grid is recorded
-    python -m tools.record_grid --pack     # make what is missing, then pack the records
+    python -m tools.record_grid --show     # print how much of the grid is recorded
+    python -m tools.record_grid --pack     # make the missing runs, then pack the records
 
-The command can be interrupted at any time. Run it again to resume.
+You can interrupt the command at any time. Run it again to resume.
 """
 
 from __future__ import annotations
@@ -27,10 +27,20 @@ from nlora_lab.sweeps.engine import sweep
 from nlora_lab.sweeps.grid import coverage
 from nlora_lab.tasks.generated import TASKS
 
-WORDS = next(iter(TASKS))
-STARTS = METHODS["slora"].inits[1:]  # of N, but the default
-LADDER = [float(f"{c}e{e}") for e in range(-5, 1) for c in (1, 2, 5)]  # a learner reads 1, 2, 5 without counting
-SPAN = {  # each method's own useful range of rates, from starved to past the cliff
+MAIN_TASK = next(iter(TASKS))  # the other ranks and starts are recorded on this task alone
+MAIN_METHODS = ("lora", "slora", "nlora")  # the lab opens on these, so their runs come first
+SHARED_RATE_METHODS = (*MAIN_METHODS, "nlora-released", "inttune")  # the paper compares these at one rate
+
+SEEDS = (0, 1, 2)
+FIVE_SEEDS = (*SEEDS, 3, 4)  # a comparison gives no verdict on fewer than five pairs of seeds
+OTHER_INITS = METHODS["slora"].inits[1:]  # every start of N except the default
+OTHER_RANKS = (1, 2, 4, 32, 16)  # the smallest and the largest come before 16: they show most of the trend
+
+# Three rates per decade. Readers recognise 1, 2, 5 at once, and no gap is wider than a factor of 2.5.
+RATE_LADDER = [float(f"{digit}e{exponent}") for exponent in range(-5, 1) for digit in (1, 2, 5)]
+
+# The rates at which each method is useful, from too small to learn in 250 steps to so large that it breaks.
+RATE_RANGES = {
     "full": (5e-5, 5e-3),
     "lora": (5e-4, 5e-2),
     "rslora": (2e-4, 2e-2),
@@ -46,21 +56,23 @@ SPAN = {  # each method's own useful range of rates, from starved to past the cl
     "nlora-released": (5e-4, 5e-2),
     "inttune": (2e-3, 5e-1),
 }
-FIRST = ("lora", "slora", "nlora")  # the lab opens on them
-RANKS = (1, 2, 4, 32, 16)  # the ends first
-AROUND = {"lora": (5e-3, 1e-2, 2e-2), "slora": (5e-3, 1e-2, 2e-2), "nlora": (5e-5, 1e-4, 5e-4)}  # their best rates
-WIDER = {"lora": (2e-3, 5e-2), "slora": (2e-3, 5e-2), "nlora": (2e-5, 1e-3)}  # at other ranks the best may lie further
-DRIFT = {1: 1, 2: 1, 4: 0, 16: -1, 32: -1}  # by so many rungs the best rate of the first methods moves from rank 8
-SEEDS = (0, 1, 2)
-FIVE_SEEDS = (*SEEDS, 3, 4)  # where a verdict is asked for: fewer pairs allow none
-AT_ONE_RATE = (*FIRST, "nlora-released", "inttune")
+
+# Rates around the best one of each main method at rank 8. They are enough for a first look at other ranks and seeds.
+NEAR_BEST_RATES = {"lora": (5e-3, 1e-2, 2e-2), "slora": (5e-3, 1e-2, 2e-2), "nlora": (5e-5, 1e-4, 5e-4)}
+
+# One more rate on each side, because the best rate at another rank may lie further out.
+WIDER_RATES = {"lora": (2e-3, 5e-2), "slora": (2e-3, 5e-2), "nlora": (2e-5, 1e-3)}
+
+# By rank, how many steps on the ladder the best rate lies above that at rank 8, as measured with the main methods.
+# The further methods get one run per rank, at a rate moved by that much.
+RANK_SHIFTS = {1: 1, 2: 1, 4: 0, 16: -1, 32: -1}
 
 
-def rates(method: str) -> list[float]:
-    """The recorded rates of a method: its own range, and the shared one."""
-    low, high = SPAN[method]
-    own = [rate for rate in LADDER if low * 0.99 <= rate <= high * 1.01]
-    return sorted({*own, SHARED_RATE})
+def recorded_rates(method: str) -> list[float]:
+    """Return the rates of a method in the grid: the ladder within its range, and the shared rate."""
+    low, high = RATE_RANGES[method]
+    ladder = [rate for rate in RATE_LADDER if low * 0.99 <= rate <= high * 1.01]
+    return sorted({*ladder, SHARED_RATE})
 
 
 def _config(task: str, method: str, lr: float, seed: int, rank: int = RANK, init: str | None = None) -> RunConfig:
@@ -69,123 +81,155 @@ def _config(task: str, method: str, lr: float, seed: int, rank: int = RANK, init
     )
 
 
-def recorded_grid() -> list[RunConfig]:
-    """Every config of the grid that does not hang on what the others found (see :func:`finalists`, :func:`ranked`)."""
-    grid = _opening()
+def fixed_grid() -> list[RunConfig]:
+    """Return every config that does not depend on the results of other runs.
+
+    The rest of the grid is in ``best_rate_configs`` and ``other_rank_configs``.
+    """
+    grid = _first_part()
     grid += [
-        _config(WORDS, "slora", lr, s, init=init) for s in SEEDS[1:] for init in STARTS for lr in (SHARED_RATE, 1e-2)
+        _config(MAIN_TASK, "slora", lr, s, init=init)
+        for s in SEEDS[1:]
+        for init in OTHER_INITS
+        for lr in (SHARED_RATE, 1e-2)
     ]
-    grid += [_config(task, m, lr, s) for s in SEEDS for task in TASKS for m in SPAN for lr in rates(m)]
+    grid += [_config(task, m, lr, s) for s in SEEDS for task in TASKS for m in RATE_RANGES for lr in recorded_rates(m)]
     return list(dict.fromkeys(grid))
 
 
-def _opening() -> list[RunConfig]:
-    """One seed of every method and rate, and what the lab's other sliders ask for."""
-    others = [name for name in SPAN if name not in FIRST]
-    grid = [_config(task, m, lr, 0) for task in TASKS for m in FIRST for lr in rates(m)]
-    grid += [_config(WORDS, m, lr, 0) for m in others for lr in rates(m)]
-    grid += [_config(WORDS, m, lr, seed) for seed in SEEDS[1:] for m in FIRST for lr in (SHARED_RATE, *AROUND[m])]
-    for tried in (AROUND, WIDER):
-        grid += [_config(WORDS, m, lr, 0, rank) for rank in RANKS for m in FIRST for lr in (SHARED_RATE, *tried[m])]
-    grid += [_config(WORDS, "slora", lr, 0, init=init) for init in STARTS for lr in (SHARED_RATE, *AROUND["slora"])]
-    grid += [_config(task, m, lr, 0) for task in TASKS for m in others for lr in rates(m)]
+def _first_part() -> list[RunConfig]:
+    """One seed of every method and rate, and what the other sliders of the lab need."""
+    others = [name for name in RATE_RANGES if name not in MAIN_METHODS]
+    grid = [_config(task, m, lr, 0) for task in TASKS for m in MAIN_METHODS for lr in recorded_rates(m)]
+    grid += [_config(MAIN_TASK, m, lr, 0) for m in others for lr in recorded_rates(m)]
+    grid += [
+        _config(MAIN_TASK, m, lr, seed)
+        for seed in SEEDS[1:]
+        for m in MAIN_METHODS
+        for lr in (SHARED_RATE, *NEAR_BEST_RATES[m])
+    ]
+    for rates in (NEAR_BEST_RATES, WIDER_RATES):
+        grid += [
+            _config(MAIN_TASK, m, lr, 0, rank)
+            for rank in OTHER_RANKS
+            for m in MAIN_METHODS
+            for lr in (SHARED_RATE, *rates[m])
+        ]
+    slora_rates = (SHARED_RATE, *NEAR_BEST_RATES["slora"])
+    grid += [_config(MAIN_TASK, "slora", lr, 0, init=init) for init in OTHER_INITS for lr in slora_rates]
+    grid += [_config(task, m, lr, 0) for task in TASKS for m in others for lr in recorded_rates(m)]
     return grid
 
 
-def finalists(known: RecordedRuns) -> list[RunConfig]:
-    """Five seeds at the best rate of each method so far, by validation loss, and three at the rates beside it.
+def best_rate_configs(recorded: RecordedRuns) -> list[RunConfig]:
+    """Return the configs at and near the best rates so far, which are chosen by validation loss.
 
-    Five as well beside NLoRA's best, which is said to be the shared rate; for each start of N and for the first methods
-    at every rank, at the best rate of each; and at the shared rate for what the paper compares there. Where the best of
-    those few rates is the last one tried, the next one too.
+    - Five seeds at the best rate of each method, and three at the neighbouring rates. NLoRA gets five there too: they
+      test the claim that its best rate is the shared one.
+    - Five seeds at the shared rate, for the methods that the paper compares at one rate.
+    - Five seeds at the best rate of each start of N, and of each main method at every rank. Where that rate is the last
+      one tried, one run at the next rate too.
     """
-    final, near = [], []
-    for task, method in product(TASKS, SPAN):
-        best = known.best(task, method, RANK)
+    at_best, near_best = [], []
+    for task, method in product(TASKS, RATE_RANGES):
+        best = recorded.best(task, method, RANK)
         if best is None:
             continue
-        final += [_config(task, method, best.lr, seed) for seed in FIVE_SEEDS]
-        beside = [lr for pair in pairwise(rates(method)) if best.lr in pair for lr in pair if lr != best.lr]
-        near += [_config(task, method, lr, s) for lr in beside for s in (FIVE_SEEDS if method == "nlora" else SEEDS)]
-    final += [_config(t, m, SHARED_RATE, seed) for t in TASKS for m in AT_ONE_RATE for seed in FIVE_SEEDS]
-    return list(dict.fromkeys([*final, *_cells(known), *near]))
+        at_best += [_config(task, method, best.lr, seed) for seed in FIVE_SEEDS]
+        pairs = [pair for pair in pairwise(recorded_rates(method)) if best.lr in pair]
+        neighbours = [lr for pair in pairs for lr in pair if lr != best.lr]
+        seeds = FIVE_SEEDS if method == "nlora" else SEEDS
+        near_best += [_config(task, method, lr, seed) for lr in neighbours for seed in seeds]
+    at_shared = [_config(t, m, SHARED_RATE, seed) for t in TASKS for m in SHARED_RATE_METHODS for seed in FIVE_SEEDS]
+    return list(dict.fromkeys([*at_best, *at_shared, *_other_ranks_and_starts(recorded), *near_best]))
 
 
-def _cells(known: RecordedRuns) -> list[RunConfig]:
-    """Five seeds of what the ledger compares away from rank 8 and from the default start of N."""
-    at_both = [("lora", 1, None), ("slora", 1, None), *(("slora", RANK, init) for init in STARTS)]
-    at_own = [*at_both, *((method, rank, None) for rank in RANKS for method in FIRST)]
-    bests = {cell: best.lr for cell in at_own if (best := known.best(WORDS, *cell)) is not None}
-    asked = [*bests.items(), *((cell, SHARED_RATE) for cell in at_both if cell in bests)]
-    grid = [_config(WORDS, method, lr, seed, rank, init) for (method, rank, init), lr in asked for seed in FIVE_SEEDS]
-    for (method, rank, init), lr in bests.items():
-        tried = [point.lr for point in known.valley(WORDS, method, rank, init)]
-        further = [_rung(lr, step) for step, end in ((-1, tried[0]), (1, tried[-1])) if lr == end]
-        grid += [_config(WORDS, method, rate, 0, rank, init) for rate in further]
+def _other_ranks_and_starts(recorded: RecordedRuns) -> list[RunConfig]:
+    """Five seeds of what is compared at ranks other than 8 and with starts of N other than the default."""
+    at_both_rates = [("lora", 1, None), ("slora", 1, None), *(("slora", RANK, init) for init in OTHER_INITS)]
+    at_best_rate = [*at_both_rates, *((method, rank, None) for rank in OTHER_RANKS for method in MAIN_METHODS)]
+    best = {cell: point.lr for cell in at_best_rate if (point := recorded.best(MAIN_TASK, *cell)) is not None}
+    wanted_rates = [*best.items(), *((cell, SHARED_RATE) for cell in at_both_rates if cell in best)]
+    grid = [
+        _config(MAIN_TASK, method, lr, seed, rank, init)
+        for (method, rank, init), lr in wanted_rates
+        for seed in FIVE_SEEDS
+    ]
+    for (method, rank, init), lr in best.items():
+        tried = [point.lr for point in recorded.valley(MAIN_TASK, method, rank, init)]
+        further = [_ladder_rate(lr, step) for step, end in ((-1, tried[0]), (1, tried[-1])) if lr == end]
+        grid += [_config(MAIN_TASK, method, rate, 0, rank, init) for rate in further]
     return grid
 
 
-def ranked(known: RecordedRuns) -> list[RunConfig]:
-    """One run of each further method at each other rank, at its best rate of rank 8, moved as that of the first moves.
+def other_rank_configs(recorded: RecordedRuns) -> list[RunConfig]:
+    """Return one config for each further method at each rank other than 8.
 
-    With a scale of 1 every number moves the weights, so the more there are, the sooner a rate is too high.
+    The rate is the method's best rate at rank 8, moved by ``RANK_SHIFTS``. With a scale of 1 every trained number moves
+    the weights, so the more numbers there are, the lower the rate that is too high.
     """
-    others = [name for name in SPAN if name not in FIRST and get_method(name).build is not None]
-    bests = {name: best.lr for name in others if (best := known.best(WORDS, name, RANK)) is not None}
-    return [_config(WORDS, name, _rung(lr, DRIFT[rank]), 0, rank) for rank in RANKS for name, lr in bests.items()]
+    others = [name for name in RATE_RANGES if name not in MAIN_METHODS and get_method(name).build is not None]
+    best = {name: point.lr for name in others if (point := recorded.best(MAIN_TASK, name, RANK)) is not None}
+    return [
+        _config(MAIN_TASK, name, _ladder_rate(lr, RANK_SHIFTS[rank]), 0, rank)
+        for rank in OTHER_RANKS
+        for name, lr in best.items()
+    ]
 
 
-def _rung(rate: float, steps: int) -> float:
-    """The rate so many rungs of the ladder above the one that is nearest to ``rate``: a store may hold others."""
-    near = min(range(len(LADDER)), key=lambda i: abs(math.log(LADDER[i] / rate)))
-    return LADDER[min(max(near + steps, 0), len(LADDER) - 1)]
+def _ladder_rate(rate: float, steps: int) -> float:
+    """The rate ``steps`` above the rung nearest to ``rate``. A store may hold rates that are not on the ladder."""
+    nearest = min(range(len(RATE_LADDER)), key=lambda i: abs(math.log(RATE_LADDER[i] / rate)))
+    return RATE_LADDER[min(max(nearest + steps, 0), len(RATE_LADDER) - 1)]
 
 
-def recorded_parts(store: RunStore) -> Iterator[list[RunConfig]]:
-    """What is to be made, part by part, the most telling first: so that whatever there is of it is of use.
+def grid_parts(store: RunStore) -> Iterator[list[RunConfig]]:
+    """Yield the parts of the grid, the most useful first, so that an incomplete recording can be used too.
 
-    Where the finalists are is known only when the part before them is there, and they may move while they are made.
+    The best rates are known only when the runs before them are made, and they may change while more runs are made.
     """
-    yield _opening()
-    yield from _settle(store, finalists)
-    yield recorded_grid()
-    yield from _settle(store, lambda known: [*finalists(known), *ranked(known)])
+    yield _first_part()
+    yield from _until_complete(store, best_rate_configs)
+    yield fixed_grid()
+    yield from _until_complete(store, lambda recorded: [*best_rate_configs(recorded), *other_rank_configs(recorded)])
 
 
-def _settle(store: RunStore, asked: Callable[[RecordedRuns], list[RunConfig]]) -> Iterator[list[RunConfig]]:
-    """What is missing of ``asked``, until what was made no longer changes it."""
+def _until_complete(
+    store: RunStore, configs_for: Callable[[RecordedRuns], list[RunConfig]]
+) -> Iterator[list[RunConfig]]:
+    """Yield the missing configs until the new runs no longer change which configs are needed."""
     while True:
-        there = store.keys()
-        missing = [cfg for cfg in asked(recorded_runs(store)) if run_key(cfg) not in there]
+        finished = store.keys()
+        missing = [cfg for cfg in configs_for(recorded_runs(store)) if run_key(cfg) not in finished]
         if not missing:
             return
         yield missing
 
 
-def whole_grid(store: RunStore) -> list[RunConfig]:
-    """Every config that is asked for, as far as what is in ``store`` already says where."""
-    known = recorded_runs(store)
-    return list(dict.fromkeys([*recorded_grid(), *finalists(known), *ranked(known)]))
+def complete_grid(store: RunStore) -> list[RunConfig]:
+    """Return every config of the grid, as far as the runs in ``store`` determine it."""
+    recorded = recorded_runs(store)
+    return list(dict.fromkeys([*fixed_grid(), *best_rate_configs(recorded), *other_rank_configs(recorded)]))
 
 
-def record_before(folder: Path) -> Path:
-    """Measure :func:`base_answers` for every task and write it into ``folder``."""
+def record_base_answers(folder: Path) -> Path:
+    """Measure the embedded model before any tuning on every task, and write the result into ``folder``."""
     from nlora_lab.evaluation.scoring import accuracy, answers
     from nlora_lab.models.loading import load_model
     from nlora_lab.tasks.registry import load_task
 
     model, tokenizer = load_model()
-    found = {}
+    results = {}
     for name in TASKS:
-        given = answers(model, tokenizer, load_task(name))
-        found[name] = {"accuracy": accuracy(given), "answers": [a.said for a in given[:KEPT_ANSWERS]]}
+        marked = answers(model, tokenizer, load_task(name))
+        results[name] = {"accuracy": accuracy(marked), "answers": [answer.text for answer in marked[:KEPT_ANSWERS]]}
     (folder / BEFORE).parent.mkdir(parents=True, exist_ok=True)
-    (folder / BEFORE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / BEFORE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return folder / BEFORE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make what is missing of the grid. Returns the exit code."""
+    """Make the missing runs of the grid, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.record_grid", description="Record the grid of runs that ships."
     )
@@ -198,13 +242,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     store = shipped_store() if options.store is None else RunStore(options.store)
     if options.show:
-        print(coverage(whole_grid(store), store))
+        print(coverage(complete_grid(store), store))
         return 0
     if options.before:
-        print(record_before(store.path))
+        print(record_base_answers(store.path))
         return 0
     try:
-        for part in recorded_parts(store):
+        for part in grid_parts(store):
             configs = part if options.device is None else [replace(cfg, device=options.device) for cfg in part]
             sweep(configs, store, options.workers)
     finally:

@@ -1,4 +1,4 @@
-"""Write the task files that ship: ``python -m tools.write_tasks`` (``make tasks``)."""
+"""Write the task files that ship: ``python -m tools.write_tasks`` (or ``make tasks``)."""
 
 from __future__ import annotations
 

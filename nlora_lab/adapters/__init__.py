@@ -1,10 +1,10 @@
-"""SLoRA, NLoRA, NLoRA-as-released, IntTune and LoRA-XS as a PEFT method like any other.
+"""SLoRA, NLoRA, NLoRA as released, IntTune and LoRA-XS as a PEFT method like any other.
 
-**Importing this module registers the method with PEFT.** Import it wherever such an adapter is
-loaded, before ``PeftModel.from_pretrained``; without it, PEFT refuses the adapter with a KeyError.
+**Importing this package registers the method with PEFT.** Import it wherever such an adapter is loaded, before
+``PeftModel.from_pretrained``. Without it, PEFT refuses the adapter with a KeyError.
 
-PEFT's own ``register_peft_method`` only takes names of its built-in enum, so the type is entered
-in the public tables of ``peft.mapping``, which PEFT looks everything up in (peft >= 0.21).
+PEFT's own ``register_peft_method`` only takes names of its built-in enum. The type is therefore entered in the public
+tables of ``peft.mapping``, where PEFT looks everything up (peft >= 0.21).
 """
 
 from __future__ import annotations

@@ -8,10 +8,21 @@ from nlora_lab.adapters.config import NLoraConfig
 
 
 def slora(r: int = 8, alpha: float | None = None, *, init: str = "kaiming", **options: Any) -> NLoraConfig:
-    """StructuredLoRA: ``s·B N A`` with A and N random and B = 0; trains all three.
+    """Configure StructuredLoRA (SLoRA): ``s·B N A`` with A and N random and B = 0. All three train.
 
-    ``init`` is N's: kaiming, xavier, orthogonal, identity or normal (``init_std``); ``options`` are the
-    fields of :class:`NLoraConfig`. Guo, Chang and Wu, arXiv 2502.14482.
+    Source: Guo, Chang and Wu 2025, arXiv 2502.14482.
+
+    Args:
+        r: the rank.
+        alpha: the numerator of the scale ``s = alpha / r``. ``None`` means r.
+        init: the initialisation of N: "kaiming", "xavier", "orthogonal", "identity" or "normal" (with ``init_std``).
+        **options: other fields of ``NLoraConfig``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: a value is not allowed.
     """
     return NLoraConfig(r=r, alpha=alpha, start="random", init=init, **options)
 
@@ -26,11 +37,25 @@ def nlora(
     fold: bool = False,
     **options: Any,
 ) -> NLoraConfig:
-    """NLoRA by its derivation: ``B = W[:, :r]``, ``A = W[:r, :]``, ``N = pinv(W[:r, :r])``, residual kept.
+    """Configure NLoRA as derived in the paper: ``B = W[:, :r]``, ``A = W[:r, :]``, ``N = pinv(W[:r, :r])``.
 
-    The model's function is unchanged at step 0; trains B, N and A. ``pivots``, ``core`` and ``balance``
-    choose another start of the same family (see :func:`nlora_lab.lowrank.nystrom`), ``fold`` subtracts it
-    from the weight once (see :class:`NLoraConfig`).
+    The start is subtracted, so the function of the model is unchanged at step 0. B, N and A train. Source: Guo, Chang
+    and Wu 2025, arXiv 2502.14482.
+
+    Args:
+        r: the rank.
+        alpha: the numerator of the scale ``s = alpha / r``. ``None`` means r.
+        pivots: how rows and columns of W are chosen: "leading", "random", "cross" or "qr" (see ``nl.nystrom``).
+        core: N: "pinv", "optimal" or "block" (see ``nl.nystrom``).
+        balance: whether to share the singular values of the product evenly between B and A.
+        fold: whether to subtract the start from the frozen weight once (see ``NLoraConfig``).
+        **options: other fields of ``NLoraConfig``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: a value is not allowed.
     """
     return NLoraConfig(
         r=r,
@@ -46,25 +71,60 @@ def nlora(
 
 
 def nlora_released(r: int = 8, alpha: float | None = None, **options: Any) -> NLoraConfig:
-    """NLoRA as its authors released it: ``N = W[:r, :r]``, nothing subtracted from W.
+    """Configure NLoRA as its authors released it: ``N = W[:r, :r]``, with nothing subtracted.
 
-    The model's function at step 0 becomes ``W + s·B N A``: it is *changed* before any training.
+    The weight at step 0 becomes ``W + s·B N A``. So the function of the model is *changed* before any training.
+
+    Args:
+        r: the rank.
+        alpha: the numerator of the scale ``s = alpha / r``. ``None`` means r.
+        **options: other fields of ``NLoraConfig``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: a value is not allowed.
     """
     return NLoraConfig(r=r, alpha=alpha, start="nystrom", core="block", residual=False, **options)
 
 
 def inttune(r: int = 8, alpha: float | None = None, **options: Any) -> NLoraConfig:
-    """IntTune: NLoRA's start and residual, but only N trains: ``s·B (N − N0) A``, r² numbers a layer.
+    """Configure IntTune: the start and residual of NLoRA, but only N trains. The update is ``s·B (N − N0) A``.
 
-    The model's function is unchanged at step 0. ``options`` are those of :func:`nlora`: pivots, core, balance,
-    fold and the fields of :class:`NLoraConfig`.
+    It trains r² numbers per layer. The function of the model is unchanged at step 0. Source: Guo, Chang and Wu 2025,
+    arXiv 2502.14482.
+
+    Args:
+        r: the rank.
+        alpha: the numerator of the scale ``s = alpha / r``. ``None`` means r.
+        **options: the options of ``nlora``: pivots, core, balance, fold and other fields of ``NLoraConfig``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: a value is not allowed.
     """
     return nlora(r, alpha, train="N", **options)
 
 
 def lora_xs(r: int = 8, alpha: float | None = None, *, init_std: float = 1e-5, **options: Any) -> NLoraConfig:
-    """LoRA-XS: B = U Σ and A = Vᵀ from the truncated SVD of W, frozen; trains N, normal with ``init_std``.
+    """Configure LoRA-XS: B = U Σ and A = Vᵀ from the truncated SVD of W, frozen. Only N trains.
 
-    Bałazy et al., arXiv 2405.17604. The function at step 0 is unchanged but for about ``init_std``.
+    N is drawn from a normal distribution. The function at step 0 changes by about ``init_std``. Source: Bałazy et al.
+    2024, arXiv 2405.17604.
+
+    Args:
+        r: the rank.
+        alpha: the numerator of the scale ``s = alpha / r``. ``None`` means r.
+        init_std: the standard deviation of N.
+        **options: other fields of ``NLoraConfig``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: a value is not allowed.
     """
     return NLoraConfig(r=r, alpha=alpha, start="svd", init="normal", init_std=init_std, train="N", **options)

@@ -1,4 +1,4 @@
-"""What a model looked like before an adapter was put in, and the way back."""
+"""The state of a model before an adapter is injected, and the way back to it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from nlora_lab.adapters.layer import NLoraLayer
 class Snapshot:
     """The modules and trainable flags of ``model``, and the targets of ``config``, before an injection.
 
-    Holds references, not copies: no weight is written by an injection except by a fold, which
-    :meth:`restore` adds back.
+    A snapshot holds references, not copies. An injection writes no weight except by a fold, and ``restore`` adds
+    that back.
     """
 
     def __init__(self, model: nn.Module, config: Any) -> None:

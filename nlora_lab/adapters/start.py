@@ -5,25 +5,35 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nlora_lab.adapters.config import NLoraConfig
+from nlora_lab.adapters.products import Factors
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.checks import SingularBlockError
 from nlora_lab.lowrank.core_init import split_init
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.svd import truncated_svd
 
-Factors = tuple[Tensor, Tensor, Tensor]
-"""A (r, n), N (r, r), B (m, r): the order in which they act on x."""
-
 
 @torch.no_grad()
-def start_factors(W: Tensor, r: int, config: NLoraConfig, where: str) -> Factors:
-    """A, N and B as ``config`` says, for ``W`` (m, n): in float32 or better, on W's device.
+def start_factors(W: Float[Tensor, "m n"], r: int, config: NLoraConfig, layer_name: str) -> Factors:
+    """Compute the initial factors of an adapter as its configuration says.
 
-    Random ones are drawn from torch's global generator. Raises :class:`InputError`, naming the layer
-    ``where``, if W has no such start: NaN in it, or a block whose pseudo-inverse overflows.
+    Random factors are drawn from torch's global generator.
+
+    Args:
+        W: the weight, (m, n).
+        r: the rank.
+        config: the configuration of the adapter.
+        layer_name: the name of the layer, for error messages.
+
+    Returns:
+        A (r, n), N (r, r) and B (m, r) in float32 or wider, on the device of W. A and B may be views of W.
+
+    Raises:
+        InputError: W has no such start, because it holds NaN or the pseudo-inverse of its block overflows.
     """
     if config.start == "random":
         return _random_start(W, r, config)
@@ -33,13 +43,13 @@ def start_factors(W: Tensor, r: int, config: NLoraConfig, where: str) -> Factors
             return f.right, init_core(torch.empty_like(f.core), config), f.left @ f.core
         f = nystrom(W, r, pivots=config.pivots, core=config.core, balance=config.balance)
     except SingularBlockError as error:
-        raise SingularBlockError(f"{where}: {error}") from error
+        raise SingularBlockError(f"{layer_name}: {error}") from error
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(f"{layer_name}: {error}") from error
     return f.right, f.core, f.left
 
 
-def _random_start(W: Tensor, r: int, config: NLoraConfig) -> Factors:
+def _random_start(W: Float[Tensor, "m n"], r: int, config: NLoraConfig) -> Factors:
     m, n = W.shape
     dtype, device = torch.promote_types(W.dtype, torch.float32), W.device
     A = nn.init.kaiming_uniform_(torch.empty(r, n, dtype=dtype, device=device), a=math.sqrt(5))
@@ -47,8 +57,8 @@ def _random_start(W: Tensor, r: int, config: NLoraConfig) -> Factors:
     return A, N, torch.zeros(m, r, dtype=dtype, device=device)
 
 
-def init_core(N: Tensor, config: NLoraConfig) -> Tensor:
-    """N (r, r) filled in place by ``config.init``, and returned."""
+def init_core(N: Float[Tensor, "r r"], config: NLoraConfig) -> Float[Tensor, "r r"]:
+    """Fill N (r, r) in place as ``config.init`` says, and return it."""
     shape, scaled = split_init(config.init)
     _fill(N, shape, config.init_std)
     if scaled:
@@ -56,7 +66,7 @@ def init_core(N: Tensor, config: NLoraConfig) -> Tensor:
     return N
 
 
-def _fill(N: Tensor, shape: str, std: float) -> Tensor:
+def _fill(N: Float[Tensor, "r r"], shape: str, std: float) -> Float[Tensor, "r r"]:
     if shape == "kaiming":
         return nn.init.kaiming_uniform_(N, a=math.sqrt(5))
     if shape == "xavier":

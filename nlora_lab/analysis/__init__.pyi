@@ -7,7 +7,7 @@ from .curvature import curvature_of as curvature_of
 from .curvature import curvature_table as curvature_table
 from .curvature import rate_predictors as rate_predictors
 from .initial_step import first_step as first_step
-from .initial_step import step0_meter as step0_meter
+from .initial_step import initial_change as initial_change
 from .selection import at_best as at_best
 from .selection import at_each_rate as at_each_rate
 from .selection import at_rate as at_rate

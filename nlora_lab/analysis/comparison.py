@@ -1,8 +1,8 @@
-"""Comparing methods as it should be done: each at its own best rate, over seeds, paired, with a verdict in words.
+"""Comparing methods: each at its own best rate, over seeds, in pairs, with a verdict in words.
 
-The rate is chosen by the loss on validation items; what is compared, the accuracy on test items, takes no part in
-the choice. Runs with the same seed see the same batches in the same order and are tested on the same items: so their
-*difference* scatters less than either of them, and is what is judged.
+The rate is chosen by the loss on validation items. What is compared, the accuracy on test items, takes no part in the
+choice. Runs with the same seed see the same batches in the same order, and are tested on the same items. So their
+*difference* scatters less than either of them, and the verdict is about the difference.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.statistics import LEAST_PAIRS, check_confidence, holm, median_interval, paired
-from nlora_lab.core.validation import check_choice
+from nlora_lab.core.validation import check_choice, check_number
 from nlora_lab.methods.table import METHODS
-from nlora_lab.runs.index import by_seed, running_mean
+from nlora_lab.runs.rate_points import by_seed, running_mean
 from nlora_lab.runs.run import Run
 from nlora_lab.tasks.generated import DEFAULT_DIFFICULTY
 
@@ -29,170 +29,196 @@ Groups = Mapping[str, Sequence[Run]]
 
 
 @dataclass(frozen=True)
-class _Metric:
-    """A number of a run, and what it is worth when the run diverged."""
+class Metric:
+    """A number of a run, by which groups are compared.
+
+    Attributes:
+        name: its name in ``Run.metrics``, or "final_loss".
+        sign: 1 where more is better, −1 where less is better.
+        diverged: what it counts as when the run diverged.
+        unit: its unit in a verdict.
+        scale: by what a verdict multiplies it.
+    """
 
     name: str
-    better: int  # 1 where more is better, −1 where less is
-    lost: float
+    sign: int
+    diverged: float
     unit: str
     scale: float
 
     def of(self, run: Run) -> float:
-        """The number; NaN where the run failed, which is no measurement."""
+        """Return the metric of a run: NaN if the run failed, because then nothing was measured."""
         if run.error:
             return math.nan
         if run.diverged:
-            return self.lost
+            return self.diverged
         value = run.final_loss if self.name == "final_loss" else run.metrics.get(self.name, math.nan)
         return float(value)
 
-    def told(self, value: float) -> str:
-        return f"{value * self.scale:+.3g}{self.unit}"
+    def format(self, difference: float) -> str:
+        """Print a difference with its sign and unit."""
+        return f"{difference * self.scale:+.3g}{self.unit}"
 
 
 METRICS = {
-    m.name: m
-    for m in (
-        _Metric("accuracy", 1, 0.0, " points", 100.0),
-        _Metric("final_loss", -1, math.inf, " nats", 1.0),
-        _Metric("validation_loss", -1, math.inf, " nats", 1.0),
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", 1, 0.0, " points", 100.0),
+        Metric("final_loss", -1, math.inf, " nats", 1.0),
+        Metric("validation_loss", -1, math.inf, " nats", 1.0),
     )
 }
 
 
 def compare(groups: Groups, baseline: str = "lora", metric: str = "accuracy", confidence: float = 0.95) -> pd.DataFrame:
-    """Every group of runs beside ``baseline``: one row a group, the best first.
+    """Compare groups of runs with a baseline. Runs that failed are left out, because they measured nothing.
 
-    ``groups``: runs by name, as :func:`nlora_lab.at_best` gives them, or your own. ``metric``: "accuracy" (a run that
-    diverged counts as 0), "final_loss" or "validation_loss" (such a run counts as infinite).
+    Args:
+        groups: runs by name, as ``nl.at_best`` returns them, or your own. The runs of a group differ only in seeds.
+        baseline: the name of the group that all others are compared with.
+        metric: "accuracy" (a run that diverged counts as 0), "final_loss" or "validation_loss" (such a run counts as
+            infinite).
+        confidence: the level of the intervals and of the verdicts, between 0 and 1.
 
-    Runs that failed are left out: they measured nothing. Columns:
+    Returns:
+        One row per group, the best median first. Columns:
 
-    - rate, seeds, diverged (how many of them);
-    - median, low, high: of the group itself (see :func:`~nlora_lab.core.statistics.median_interval`);
-    - difference, difference_low, difference_high: mean of *group − baseline* over pairs of one seed, with Student's
-      interval; pairs; infinite: in how many a loss is, and then means say nothing and none is given; above: in how many
-      the group has more;
-    - p, p_signs (see :class:`~nlora_lab.core.statistics.Paired`); p_adjusted: p for as many comparisons as there are (Holm);
-    - verdict, which goes by p_adjusted. It is about these test items and this model; other items would add their own
-      scatter.
+        - ``rate``, ``seeds``, and ``diverged``, the number of seeds that diverged.
+        - ``median``, ``low``, ``high``: of the group itself, with its interval (``core.statistics.median_interval``).
+        - ``difference``, ``difference_low``, ``difference_high``: the mean of *group − baseline* over pairs of one
+          seed, with Student's interval. NaN if a loss is infinite in a pair, because the mean of the other pairs would
+          favour the group that diverged.
+        - ``pairs``; ``infinite``, the pairs in which a loss is infinite; ``above``, the pairs in which the group has
+          more than the baseline.
+        - ``p`` and ``p_signs`` (``core.statistics.paired``), and ``p_adjusted``, which is ``p`` for as many
+          comparisons as there are (Holm).
+        - ``verdict``, by ``p_adjusted``. It is about this model and these test items. Other items would add a scatter
+          of their own.
 
-    Raises :class:`InputError` for an unknown metric or baseline, a group without runs, a group that mixes configs, and
-    groups that were tested on different items.
+        Accuracies are from 0 to 1, and losses are in nats per target token.
+
+    Raises:
+        InputError: the metric or the baseline is unknown, a group has no runs or mixes configs, or the groups were
+            tested on different items.
     """
     import pandas as pd
 
     check_choice("metric", metric, METRICS)
-    groups = _groups(groups)
+    groups = _checked_groups(groups)
     check_choice("baseline", baseline, groups)
     check_confidence(confidence)
-    _check_alike(groups)
+    _check_comparable(groups)
     chosen = METRICS[metric]
     values = {name: _values(name, runs, chosen) for name, runs in groups.items()}
     rows = {name: _row(groups[name], values[name], values[baseline], confidence) for name in groups}
     others = [name for name in groups if name != baseline]
     for name, p in zip(others, holm([rows[name]["p"] for name in others]), strict=True):
         rows[name]["p_adjusted"] = p
-        rows[name]["verdict"] = verdict(rows[name], _label(baseline), chosen, confidence)
+        rows[name]["verdict"] = _verdict(rows[name], _label(baseline), chosen, confidence)
     rows[baseline]["verdict"] = "the baseline"
-    order = sorted(rows, key=lambda name: -chosen.better * rows[name]["median"])
+    order = sorted(rows, key=lambda name: -chosen.sign * rows[name]["median"])
     return pd.DataFrame.from_dict({name: rows[name] for name in order}, orient="index")
 
 
-def _groups(groups: Groups) -> dict[str, tuple[Run, ...]]:
+def _checked_groups(groups: Groups) -> dict[str, tuple[Run, ...]]:
     if not isinstance(groups, Mapping):
-        raise InputError(f"groups={groups!r} must be runs by name, as nl.at_best gives them")
+        raise InputError(f"groups={groups!r} must be runs by name, as nl.at_best returns them")
     return {str(name): tuple(runs) for name, runs in groups.items()}
 
 
-def _check_alike(groups: Mapping[str, Sequence[Run]]) -> None:
-    """A group is one config but for its seeds; all groups are of one model and one set of test items."""
+def _check_comparable(groups: Mapping[str, Sequence[Run]]) -> None:
+    """Check that a group has one config but for seeds, and that all groups have one model and one set of test items."""
     tested: dict[tuple[str, ...], str] = {}
     for name, runs in groups.items():
-        asked = [{**r.config.identity(), "seed": None} for r in runs]
-        mixed = [key for key in dict.fromkeys(chain(*asked)) if len({a.get(key) for a in asked}) > 1]
+        configs = [{**run.config.identity(), "seed": None} for run in runs]
+        mixed = [key for key in dict.fromkeys(chain(*configs)) if len({c.get(key) for c in configs}) > 1]
         if mixed:
             raise InputError(f"group {name!r} mixes runs of different {' and '.join(mixed)}; make a group of each")
         for c in (run.config for run in runs):
-            items = {
-                k: getattr(c, k) for k in ("data", "columns", "test_rows", "revision") if getattr(c, k) is not None
-            }
-            rest = [f"{key}={value}" for key, value in items.items()]
-            tested.setdefault((c.model, c.task, c.difficulty or DEFAULT_DIFFICULTY, *rest), name)
+            choices = {key: getattr(c, key) for key in ("data", "columns", "test_rows", "revision")}
+            items = [f"{key}={value}" for key, value in choices.items() if value is not None]
+            tested.setdefault((c.model, c.task, c.difficulty or DEFAULT_DIFFICULTY, *items), name)
     if len(tested) > 1:
-        told = "; ".join(f"{name!r}: {' '.join(what)}" for what, name in tested.items())
-        raise InputError(f"the groups were tested on different things ({told}); compare within one")
+        differences = "; ".join(f"{name!r}: {' '.join(items)}" for items, name in tested.items())
+        raise InputError(f"the groups were tested on different items ({differences}); compare groups with the same")
 
 
-def _values(name: str, runs: Sequence[Run], metric: _Metric) -> dict[int, float]:
-    found = by_seed(runs, metric.of)
-    if not found:
-        raise InputError(f"group {name!r} has no finished run with {metric.name}")
-    return found
+def _values(name: str, runs: Sequence[Run], metric: Metric) -> dict[int, float]:
+    """The metric of a group by seed."""
+    values = by_seed(runs, metric.of)
+    if not values:
+        raise InputError(f"group {name!r} has no finished run with {metric.name}; make runs with nl.sweep")
+    return values
 
 
-def _row(runs: Sequence[Run], ours: dict[int, float], theirs: dict[int, float], confidence: float) -> dict[str, Any]:
-    own = median_interval(list(ours.values()), confidence)
-    both = [seed for seed in ours if seed in theirs]
-    lost = [seed for seed in both if math.isinf(ours[seed]) or math.isinf(theirs[seed])]
-    # the mean of those that are left would favour whoever lost the others
-    pair = paired([] if lost else [ours[seed] - theirs[seed] for seed in both], confidence)
+def _row(
+    runs: Sequence[Run], values: dict[int, float], baseline: dict[int, float], confidence: float
+) -> dict[str, Any]:
+    """A row of the table, without its verdict."""
+    spread = median_interval(list(values.values()), confidence)
+    pairs = [(values[seed], baseline[seed]) for seed in values if seed in baseline]
+    infinite = sum(math.isinf(ours) or math.isinf(theirs) for ours, theirs in pairs)
+    # the mean of the remaining pairs would favour the group that lost the others
+    difference = paired([] if infinite else [ours - theirs for ours, theirs in pairs], confidence)
     return {
         "rate": runs[0].config.lr,
-        "seeds": len(ours),
+        "seeds": len(values),
         "diverged": len({run.config.seed for run in runs if run.diverged}),
-        "median": own.middle,
-        "low": own.low,
-        "high": own.high,
-        "difference": pair.mean,
-        "difference_low": pair.low,
-        "difference_high": pair.high,
-        "pairs": len(both),
-        "infinite": len(lost),
-        "above": sum(ours[seed] > theirs[seed] for seed in both),
-        "p": pair.p,
-        "p_signs": pair.p_signs,
+        "median": spread.middle,
+        "low": spread.low,
+        "high": spread.high,
+        "difference": difference.mean,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "pairs": len(pairs),
+        "infinite": infinite,
+        "above": sum(ours > theirs for ours, theirs in pairs),
+        "p": difference.p,
+        "p_signs": difference.p_signs,
         "p_adjusted": math.nan,
     }
 
 
 def _label(name: str) -> str:
-    """A method's name in words; any other group's as it is."""
+    """The label of a method, or the name of another group."""
     return METHODS[name].label if name in METHODS else name
 
 
-def verdict(row: Mapping[str, Any], baseline: str, metric: _Metric, confidence: float = 0.95) -> str:
-    """What a row of :func:`compare` allows to say."""
+def _verdict(row: Mapping[str, Any], baseline: str, metric: Metric, confidence: float) -> str:
+    """What a row of ``compare`` allows to say."""
     n = int(row["pairs"])
     if n < LEAST_PAIRS:
         return f"too few seeds to tell: {n} of them shared"
     if row["infinite"]:
         return f"not judged by means: in {int(row['infinite'])} of {n} pairs a run diverged"
-    p = row["p_adjusted"]
-    if not p <= 1 - confidence:
+    if not row["p_adjusted"] <= 1 - confidence:  # NaN is not
         return f"not distinguishable from {baseline} with these {n} seeds"
-    word = "better" if row["difference"] * metric.better > 0 else "worse"
-    ends = " to ".join(metric.told(row[end]).removesuffix(metric.unit) for end in ("difference_low", "difference_high"))
-    return f"{word} than {baseline}: {metric.told(row['difference'])} ({ends}; {n} seeds)"
-
-
-# --- beyond one number ---
+    word = "better" if row["difference"] * metric.sign > 0 else "worse"
+    low, high = (metric.format(row[f"difference_{end}"]).removesuffix(metric.unit) for end in ("low", "high"))
+    return f"{word} than {baseline}: {metric.format(row['difference'])} ({low} to {high}; {n} seeds)"
 
 
 def learning(groups: Groups, target: float) -> pd.DataFrame:
-    """How soon each group's training loss is down to ``target`` (nats a target token): one row a group.
+    """Measure how soon the training loss of each group is down to ``target``.
 
-    Columns: seeds, reached (how many of them), steps (median over those that did, of a running mean of ten), low, high,
-    and seconds (median; as the machine was loaded then). Several runs of one seed count as one, their mean.
+    Args:
+        groups: runs by name, as ``nl.at_best`` returns them.
+        target: a training loss, in nats per target token.
+
+    Returns:
+        One row per group. Columns: ``seeds``; ``reached``, the number of seeds that reached the target; ``steps``, the
+        median over those, of a running mean of ten losses, with its interval ``low`` and ``high``; and ``seconds``,
+        the median, with the load that the machine had. Several runs of one seed count as one, their mean.
+
+    Raises:
+        InputError: the target is not above 0, or ``groups`` is not a mapping.
     """
     import pandas as pd
 
-    if isinstance(target, bool) or not isinstance(target, int | float) or not target > 0:
-        raise InputError(f"target={target!r} must be a loss above 0; try 0.2")
+    check_number("target", target, above=0, remedy="try 0.2")
     rows = {}
-    for name, given in _groups(groups).items():
-        runs = [run for run in given if not run.error]
+    for name, group in _checked_groups(groups).items():
+        runs = [run for run in group if not run.error]
         steps = by_seed(runs, lambda run: steps_to(run, target) or math.nan)
         seconds = by_seed(runs, lambda run: (steps_to(run, target) or math.nan) * run.seconds / max(1, len(run.steps)))
         spread = median_interval(list(steps.values()))
@@ -208,44 +234,69 @@ def learning(groups: Groups, target: float) -> pd.DataFrame:
 
 
 def steps_to(run: Run, target: float) -> int | None:
-    """The first step at which the running mean of ten training losses is at most ``target``; ``None`` if never."""
+    """Find the first step at which the running mean of ten training losses is at most ``target``.
+
+    Args:
+        run: the run.
+        target: a training loss, in nats per target token.
+
+    Returns:
+        The number of the step, from 1, or ``None`` if the loss is never that low.
+    """
     losses = [step.loss for step in run.steps if math.isfinite(step.loss)]
     means = running_mean(losses)
     return next((i + 1 for i, mean in enumerate(means) if i + 1 >= min(10, len(means)) and mean <= target), None)
 
 
 def costs(groups: Groups) -> pd.DataFrame:
-    """What each group reaches and what it takes, medians over its runs: one row a group.
+    """Compare what each group reaches with what it costs.
 
-    Columns: accuracy (0 to 1; a run that diverged counts as 0), trainable (numbers), seconds (of training), memory
-    (bytes, the peak; on a CPU that of the whole process), and ``pareto``: whether no other group is at least as good in
-    all four and better in one. Runs that raced together were timed together and share a peak: where there are such,
-    ``pareto`` leaves seconds and memory out.
+    Args:
+        groups: runs by name, as ``nl.at_best`` returns them.
+
+    Returns:
+        One row per group, medians over its runs. Columns: ``accuracy``, 0 to 1, where a run that diverged counts as 0;
+        ``trainable``, the number of trainable parameters; ``seconds`` of training; ``memory``, the peak in bytes, on a
+        CPU of the process; and ``pareto``, whether no other group is at least as good in all four and better in one.
+        Runs that raced together were timed together and share a peak. If a group has such runs, ``pareto`` ignores
+        seconds and memory.
+
+    Raises:
+        InputError: a group has no finished run.
     """
     import pandas as pd
 
-    accuracy, rows, raced = METRICS["accuracy"], {}, False
-    for name, given in _groups(groups).items():
-        right = median(_values(name, given, accuracy).values())
-        runs = [run for run in given if not run.error]
+    rows, raced = {}, False
+    for name, group in _checked_groups(groups).items():
+        accuracy = median(_values(name, group, METRICS["accuracy"]).values())
+        runs = [run for run in group if not run.error]
         raced = raced or any(run.together > 1 for run in runs)
         rows[name] = {
-            "accuracy": right,
+            "accuracy": accuracy,
             "trainable": median(run.trainable for run in runs),
             "seconds": median(run.seconds for run in runs),
             "memory": median(run.peak_memory for run in runs),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame["pareto"] = pareto(
-        frame, more=["accuracy"], less=["trainable"] if raced else ["trainable", "seconds", "memory"]
-    )
+    less = ["trainable"] if raced else ["trainable", "seconds", "memory"]
+    frame["pareto"] = pareto(frame, more=["accuracy"], less=less)
     return frame
 
 
 def pareto(frame: pd.DataFrame, more: Sequence[str], less: Sequence[str]) -> pd.Series[bool]:
-    """Which rows no other row dominates: at least as good in every column named, and better in one.
+    """Find the Pareto front of a table.
 
-    ``more``: columns of which more is better; ``less``: those of which less is. A row with NaN is never on the front.
+    Args:
+        frame: the table.
+        more: the columns of which more is better.
+        less: the columns of which less is better.
+
+    Returns:
+        For each row whether it is on the front: no other row is at least as good in every column named and better in
+        one. A row with NaN is never on the front.
+
+    Raises:
+        InputError: the table has no such column.
     """
     import pandas as pd
 
@@ -253,9 +304,9 @@ def pareto(frame: pd.DataFrame, more: Sequence[str], less: Sequence[str]) -> pd.
         check_choice("column", name, [str(c) for c in frame.columns])
     points = [[-row[c] for c in more] + [row[c] for c in less] for _, row in frame.iterrows()]
 
-    def beaten(point: list[float]) -> bool:
+    def is_dominated(point: list[float]) -> bool:
         if any(math.isnan(v) for v in point):
             return True
         return any(all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points)
 
-    return pd.Series([not beaten(point) for point in points], index=frame.index)
+    return pd.Series([not is_dominated(point) for point in points], index=frame.index)

@@ -1,16 +1,18 @@
-"""Which runs to compare: each method's at its own best rate, or all at one; from a store, or from runs at hand."""
+"""Choosing the runs to compare: each method's at its own best rate, or all at one rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_number
 from nlora_lab.methods.table import METHODS, check_init, get_method
 from nlora_lab.models.names import EMBEDDED
-from nlora_lab.runs.index import RatePoint, RecordedRuns, by_seed, validation_loss
+from nlora_lab.runs.index import RecordedRuns
+from nlora_lab.runs.rate_points import RatePoint, by_seed, validation_loss
 from nlora_lab.runs.run import Run
 from nlora_lab.runs.shipped import recorded_runs, runs_of_model
 from nlora_lab.runs.store import RunStore, open_store
@@ -23,10 +25,19 @@ Runs: TypeAlias = "RunStore | RecordedRuns | str | Path | Iterable[Run] | None"
 Methods: TypeAlias = "Iterable[str] | str | None"
 
 
-def known(runs: Runs = None, model: str = EMBEDDED) -> RecordedRuns:
-    """The recordings of ``model`` in a store, its folder, or runs at hand; by default those that ship.
+def recorded_index(runs: Runs = None, model: str = EMBEDDED) -> RecordedRuns:
+    """Index the recorded runs of one model.
 
-    Raises :class:`InputError` for a folder that is not there, and for what holds no runs.
+    Args:
+        runs: a store, its folder, finished runs, or an index, which is returned as it is. Default: the runs that ship
+            with the package.
+        model: the model whose runs to take.
+
+    Returns:
+        The index.
+
+    Raises:
+        InputError: the folder does not exist, or ``runs`` holds something else than runs.
     """
     if isinstance(runs, RecordedRuns):
         return runs
@@ -39,21 +50,32 @@ def known(runs: Runs = None, model: str = EMBEDDED) -> RecordedRuns:
 
 
 def best_rates(runs: Runs = None, task: str = "word-problems", rank: int = 8, *, model: str = EMBEDDED) -> pd.DataFrame:
-    """Each method's best recorded rate on a task, by median validation loss; one row a method that has runs.
+    """Find the best recorded rate of each method on a task: the one with the lowest median validation loss.
 
-    Columns: rate, validation_loss and its low and high over seeds (infinite where one diverged), accuracy (median, of
-    test items), seeds, tried (how many rates), and ``edge``: "low" or "high" where the best one is the last one tried,
-    so that a better one may lie beyond; empty where the valley's bottom is inside. ``runs`` as for :func:`at_best`.
+    Args:
+        runs: a store, its folder, an index or runs. Default: the runs that ship with the package.
+        task: the name of the task.
+        rank: the rank of the adapters. Only runs at exactly this rank count.
+        model: the model whose runs to take.
+
+    Returns:
+        One row per method that has runs. Columns: ``rate``; ``validation_loss``, its median over seeds in nats per
+        target token, with ``low`` and ``high``, infinite where a seed diverged; ``accuracy``, the median on test items,
+        0 to 1; ``seeds``; ``tried``, the number of rates tried; and ``edge``, which is "low" or "high" if the best rate
+        is the first or the last one tried. A better rate may then lie beyond.
+
+    Raises:
+        InputError: the task is unknown, or ``runs`` holds no runs.
     """
     import pandas as pd
 
-    recordings, rows = known(runs, model), {}
+    index, rows = recorded_index(runs, model), {}
     check_task(task, None)
     for method in METHODS:
-        best = _best(recordings, task, method, rank)
+        best = _best(index, task, method, rank)
         if best is None:
             continue
-        tried = [point.lr for point in recordings.valley(task, method, rank)]
+        rates = [point.lr for point in index.valley(task, method, rank)]
         losses = by_seed(best.runs, lambda run: run.metrics.get("validation_loss", math.inf)).values()
         rows[method] = {
             "rate": best.lr,
@@ -62,8 +84,8 @@ def best_rates(runs: Runs = None, task: str = "word-problems", rank: int = 8, *,
             "high": max(losses),
             "accuracy": best.accuracy.middle,
             "seeds": best.seeds,
-            "tried": len(tried),
-            "edge": "low" if best.lr == tried[0] else "high" if best.lr == tried[-1] else "",
+            "tried": len(rates),
+            "edge": "low" if best.lr == rates[0] else "high" if best.lr == rates[-1] else "",
         }
     columns = ["rate", "validation_loss", "low", "high", "accuracy", "seeds", "tried", "edge"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("method")
@@ -72,16 +94,28 @@ def best_rates(runs: Runs = None, task: str = "word-problems", rank: int = 8, *,
 def at_best(
     runs: Runs = None, task: str = "word-problems", methods: Methods = None, rank: int = 8, *, model: str = EMBEDDED
 ) -> dict[str, tuple[Run, ...]]:
-    """The runs of each method at its own best rate (see :func:`best_rates`), for :func:`nlora_lab.compare`.
+    """Choose the runs of each method at its own best rate, for ``nl.compare``.
 
-    ``runs``: a store, its folder, recordings or runs; by default those that ship. Methods without runs are left out;
-    raises :class:`InputError` if none is left, or for an unknown name. Where runs of a task differ in their steps,
-    batch size or the like, those of the most common shape count.
+    The best rate is that of ``nl.best_rates``. Runs of a task can differ in their steps, batch size and the like. Then
+    those of the most common kind count.
+
+    Args:
+        runs: a store, its folder, an index or runs. Default: the runs that ship with the package.
+        task: the name of the task.
+        methods: the names of the methods. Default: all.
+        rank: the rank of the adapters. Only runs at exactly this rank count.
+        model: the model whose runs to take.
+
+    Returns:
+        The runs by method. Methods without runs are left out.
+
+    Raises:
+        InputError: a name is unknown, or no method has runs.
     """
-    recordings, names = known(runs, model), _names(methods)
+    index, names = recorded_index(runs, model), _method_names(methods)
     check_task(task, None)
-    points = {name: _best(recordings, task, name, rank) for name in names}
-    return _found(points, recordings, f"{', '.join(names)} on {task} at rank {rank}")
+    points = {name: _best(index, task, name, rank) for name in names}
+    return _groups(points, index, f"{', '.join(names)} on {task} at rank {rank}")
 
 
 def at_rate(
@@ -93,63 +127,103 @@ def at_rate(
     *,
     model: str = EMBEDDED,
 ) -> dict[str, tuple[Run, ...]]:
-    """The runs of each method at one rate for all, as most papers compare them; otherwise like :func:`at_best`."""
-    recordings, names = known(runs, model), _names(methods)
+    """Choose the runs of each method at one rate for all, which is how most papers compare.
+
+    Args:
+        lr: the learning rate.
+        runs: a store, its folder, an index or runs. Default: the runs that ship with the package.
+        task: the name of the task.
+        methods: the names of the methods. Default: all.
+        rank: the rank of the adapters. Only runs at exactly this rank count.
+        model: the model whose runs to take.
+
+    Returns:
+        The runs by method. Methods without runs at this rate are left out.
+
+    Raises:
+        InputError: the rate is not above 0, a name is unknown, or no method has runs.
+    """
+    index, names = recorded_index(runs, model), _method_names(methods)
     check_task(task, None)
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not lr > 0:
-        raise InputError(f"lr={lr!r} must be a number above 0; try 2e-4")
-    points = {name: _at(recordings, task, name, rank, lr) for name in names}
-    return _found(points, recordings, f"{', '.join(names)} on {task} at the rate {lr:g} and rank {rank}")
+    check_number("lr", lr, above=0, remedy="try 2e-4")
+    points = {name: _at(index, task, name, rank, lr) for name in names}
+    return _groups(points, index, f"{', '.join(names)} on {task} at the rate {lr:g} and rank {rank}")
 
 
 def at_each_rate(
     method: str, runs: Runs = None, task: str = "word-problems", rank: int = 8, *, init: str | None = None,
     model: str = EMBEDDED,
 ) -> dict[str, tuple[Run, ...]]:  # fmt: skip
-    """The runs of one method, a group a rate, named by it (``"0.0002"``); otherwise like :func:`at_best`."""
-    recordings = known(runs, model)
+    """Choose the runs of one method, one group per recorded rate.
+
+    Args:
+        method: the name of the method.
+        runs: a store, its folder, an index or runs. Default: the runs that ship with the package.
+        task: the name of the task.
+        rank: the rank of the adapters. Only runs at exactly this rank count.
+        init: the initialisation of N, for a method with a choice. Default: the method's default.
+        model: the model whose runs to take.
+
+    Returns:
+        The runs by rate as text, for example ``"0.0002"``, in ascending order.
+
+    Raises:
+        InputError: a name is unknown, or there are no runs.
+    """
+    index = recorded_index(runs, model)
     check_task(task, None)
     check_init(get_method(method), init)
-    points = recordings.valley(task, method, rank, init) if _there(recordings, task, method, rank, init) else []
-    return _found({str(p.lr): p for p in points}, recordings, f"{method} on {task} at rank {rank}")
+    points = index.valley(task, method, rank, init) if _has_rank(index, task, method, rank, init) else []
+    return _groups({str(p.lr): p for p in points}, index, f"{method} on {task} at rank {rank}")
 
 
-def _names(methods: Methods) -> list[str]:
+def describe_left_out(index: RecordedRuns) -> str:
+    """Say which runs of an index take no part in a comparison.
+
+    Args:
+        index: the recorded runs.
+
+    Returns:
+        Their number and the reason, or "" if all take part.
+    """
+    return ", ".join(_counts(index)[1 if len(index) else 0 :])
+
+
+def _method_names(methods: Methods) -> list[str]:
     names = METHODS if methods is None else [methods] if isinstance(methods, str) else methods
     return [get_method(name).name for name in names]
 
 
-def _there(recordings: RecordedRuns, task: str, method: str, rank: int, init: str | None = None) -> bool:
-    """Whether there are runs at this very rank; a slider takes the nearest, a comparison must not."""
-    return get_method(method).build is None or rank in recordings.ranks(task, method, init)
+def _has_rank(index: RecordedRuns, task: str, method: str, rank: int, init: str | None = None) -> bool:
+    """Whether there are runs at exactly this rank: a slider takes the nearest one, and a comparison must not."""
+    return get_method(method).build is None or rank in index.ranks(task, method, init)
 
 
-def _best(recordings: RecordedRuns, task: str, method: str, rank: int) -> RatePoint | None:
-    return recordings.best(task, method, rank) if _there(recordings, task, method, rank) else None
+def _best(index: RecordedRuns, task: str, method: str, rank: int) -> RatePoint | None:
+    return index.best(task, method, rank) if _has_rank(index, task, method, rank) else None
 
 
-def _at(recordings: RecordedRuns, task: str, method: str, rank: int, lr: float) -> RatePoint | None:
-    point = recordings.at(task, method, rank, lr) if _there(recordings, task, method, rank) else None
+def _at(index: RecordedRuns, task: str, method: str, rank: int, lr: float) -> RatePoint | None:
+    point = index.at(task, method, rank, lr) if _has_rank(index, task, method, rank) else None
     return point if point is not None and math.isclose(point.lr, lr) else None
 
 
-def _found(points: dict[str, RatePoint | None], recordings: RecordedRuns, what: str) -> dict[str, tuple[Run, ...]]:
-    found = {name: point.runs for name, point in points.items() if point is not None}
-    if not found:
-        others = ", ".join([*_left(recordings), *([] if len(recordings) else _elsewhere(recordings))]) or "it is empty"
-        raise InputError(f"there is no run of {what}; make some with nl.sweep (the store: {others})")
-    return found
+def _groups(points: dict[str, RatePoint | None], index: RecordedRuns, request: str) -> dict[str, tuple[Run, ...]]:
+    groups = {name: point.runs for name, point in points.items() if point is not None}
+    if not groups:
+        contents = _counts(index)
+        if not len(index):
+            contents += [f"it holds runs of {name}: pass model={name!r}" for name in index.other_models[:3]]
+        state = ", ".join(contents) or "it is empty"
+        raise InputError(f"the store has no run of {request}; make runs with nl.sweep (the store: {state})")
+    return groups
 
 
-def _elsewhere(recordings: RecordedRuns) -> list[str]:
-    return [f"it holds runs of {name}: say model={name!r}" for name in recordings.others[:3]]
-
-
-def left_out(recordings: RecordedRuns) -> str:
-    """What of a store takes no part in a comparison, in words; "" if nothing."""
-    return ", ".join(_left(recordings)[1 if len(recordings) else 0 :])
-
-
-def _left(recordings: RecordedRuns) -> Sequence[str]:
-    counts = ((len(recordings), "runs to choose from"), (recordings.left_out, "of another shape than most"))
-    return [f"{n} {what}" for n, what in (*counts, (recordings.failed, "failed")) if n]
+def _counts(index: RecordedRuns) -> list[str]:
+    """How many runs an index holds, and how many it leaves out for which reason."""
+    counts = {
+        "runs to choose from": len(index),
+        "of another shape than most": index.left_out,
+        "failed": index.failed,
+    }
+    return [f"{count} {reason}" for reason, count in counts.items() if count]

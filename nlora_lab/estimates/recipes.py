@@ -1,37 +1,32 @@
-"""Named settings of whole runs: the paper's, and smaller ones for a free card or a laptop."""
+"""Named settings of complete runs: the paper's, and smaller ones for a free card or a laptop."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nlora_lab.core.errors import InputError
+from nlora_lab.core.formatting import format_rate
 from nlora_lab.core.validation import check_choice
-from nlora_lab.runs.config import SHARED_RATE
-
-if TYPE_CHECKING:
-    from nlora_lab.estimates.requirements import Estimate
-    from nlora_lab.runs.config import RunConfig
-
-
-def _frozen(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    return MappingProxyType(dict(settings))
+from nlora_lab.estimates.requirements import Estimate, estimate
+from nlora_lab.runs.config import SHARED_RATE, RunConfig
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings under a name, to which a method is added: ``nl.recipes["laptop"].config("nlora")``.
+    """Settings under a name. A method is added to make a run: ``nl.RECIPES["laptop"].config("nlora")``.
 
     Attributes:
-        name: what it is called. ``title``: what it is, in a line.
-        source: where the settings come from.
-        note: what is left open there, and what was chosen here.
-        base: fields of :class:`nlora_lab.RunConfig`, as far as they differ from its defaults.
-        rates: a learning rate a method; a method not named takes ``rate``.
-        evaluation: how the result is to be measured, beyond what a run does by itself: ``task``, ``rows``, ``shots``.
-        architecture: the fields of the model's config, so that it can be estimated without the hub.
+        name: what the recipe is called.
+        title: what it is, in one line.
+        source: where its settings come from.
+        note: what the source leaves open, and what was chosen here.
+        base: fields of ``RunConfig`` that differ from its defaults.
+        rates: the learning rate of each method that has one of its own.
+        rate: the learning rate of all other methods.
+        evaluation: how to measure the result, beyond what a run does by itself: ``task``, ``rows``, ``shots``.
+        architecture: the fields of the model's config, so that an estimate does not need the hub, or ``None``.
     """
 
     name: str
@@ -46,39 +41,68 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("base", "rates", "evaluation", "architecture"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _frozen(getattr(self, name)))
+            if (settings := getattr(self, name)) is not None:
+                object.__setattr__(self, name, MappingProxyType(dict(settings)))
 
     def config(self, method: str = "nlora", **changes: Any) -> RunConfig:
-        """The run of ``method``; ``changes`` are fields of RunConfig that are to be otherwise.
+        """Make the config of one run.
 
-        Raises :class:`nlora_lab.InputError` for a field that a run does not have, and for bad values.
+        Args:
+            method: the method of the run.
+            changes: fields of ``RunConfig`` that differ from the recipe.
+
+        Returns:
+            The config. Its learning rate is that of the method in ``rates``, or ``rate``.
+
+        Raises:
+            InputError: ``RunConfig`` has no such field, or a value is not allowed.
         """
-        from dataclasses import fields
-
-        from nlora_lab.runs.config import RunConfig
-
         known = [f.name for f in fields(RunConfig)]
         for name in changes:
             check_choice("field", name, known)
         return RunConfig(**{"lr": self.rates.get(method, self.rate), **self.base, "method": method, **changes})
 
     def configs(self, methods: Iterable[str] = ("lora", "slora", "nlora"), **changes: Any) -> list[RunConfig]:
-        """The runs of several methods, to race or sweep; rates are each method's own."""
+        """Make the configs of several methods, for ``nl.race`` or ``nl.sweep``.
+
+        Args:
+            methods: the methods, each at its own learning rate.
+            changes: fields of ``RunConfig`` that differ from the recipe.
+
+        Returns:
+            One config per method, in their order.
+
+        Raises:
+            InputError: ``RunConfig`` has no such field, or a value is not allowed.
+        """
         return [self.config(method, **changes) for method in methods]
 
     def estimate(self, method: str = "nlora", device: str | None = None, **changes: Any) -> Estimate:
-        """What it takes in memory and time (:func:`nlora_lab.estimate`), for which the hub is not asked.
+        """Estimate what a run needs in memory and time, without asking the hub.
 
-        ``device``: one that is here, or a named card such as "T4".
+        Args:
+            method: the method of the run.
+            device: a device here, or a card such as "T4". See ``nl.estimate``.
+            changes: fields of ``RunConfig`` that differ from the recipe.
+
+        Returns:
+            The estimate.
+
+        Raises:
+            InputError: the device is unknown, or a field of ``RunConfig`` has a value that is not allowed.
         """
-        from nlora_lab.estimates.requirements import estimate
-
         cfg = self.config(method, **changes)
-        return estimate(cfg, device, config=self.own_architecture(cfg))
+        return estimate(cfg, device, config=self.model_config(cfg))
 
-    def own_architecture(self, cfg: RunConfig) -> Any:
-        """The transformers config of the recipe's model, if ``cfg`` is still about that and it is kept here."""
+    def model_config(self, cfg: RunConfig) -> Any:
+        """Make the transformers config of the recipe's model.
+
+        Args:
+            cfg: a run of the recipe, perhaps with another model.
+
+        Returns:
+            The config, or ``None`` where ``cfg`` has another model or the recipe holds no architecture.
+        """
         if self.architecture is None or cfg.model != self.base["model"]:
             return None
         from transformers import AutoConfig
@@ -86,38 +110,32 @@ class Recipe:
         return AutoConfig.for_model(**self.architecture)
 
     def __repr__(self) -> str:
-        settings = {**self.base, "lr": self.rates or self.rate}
+        rates = [f"{method} {format_rate(rate)}" for method, rate in self.rates.items()]
+        settings = {**self.base, "lr": ", ".join([*rates, f"others {format_rate(self.rate)}"])}
+        settings |= {f"evaluation {key}": value for key, value in self.evaluation.items()}
         rows = [("source", self.source), ("note", self.note)]
-        rows += [(key, _words(value)) for key, value in settings.items()]
-        rows += [(f"evaluation {key}", _words(value)) for key, value in self.evaluation.items()]
+        rows += [(key, f"{value:g}" if isinstance(value, float) else str(value)) for key, value in settings.items()]
         width = max(len(name) for name, _ in rows)
-        return "\n".join([f"{self.name}: {self.title}", *(f"  {name:<{width}}  {value}" for name, value in rows)])
+        return "\n".join([f"{self.name}: {self.title}", *(f"  {name:<{width}}  {text}" for name, text in rows)])
 
     __str__ = __repr__
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {rate:g}" for name, rate in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 class Recipes(Mapping[str, Recipe]):
-    """The recipes by name, read-only; an unknown name raises :class:`nlora_lab.InputError`, which lists them."""
+    """The recipes by name, read-only. An unknown name raises ``InputError`` with the known ones."""
 
-    def __init__(self, RECIPES: Iterable[Recipe]) -> None:
-        self._by_name = {recipe.name: recipe for recipe in RECIPES}
+    def __init__(self, recipes: Iterable[Recipe]) -> None:
+        self._by_name = {recipe.name: recipe for recipe in recipes}
 
     def __getitem__(self, name: str) -> Recipe:
-        if not isinstance(name, str) or name not in self._by_name:
-            raise InputError(f"recipe={name!r} is not known; choose one of: {', '.join(self._by_name)}")
+        check_choice("recipe", name, self._by_name)
         return self._by_name[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._by_name  # Mapping's own asks __getitem__ for a KeyError
+        return name in self._by_name  # that of Mapping expects a KeyError from __getitem__
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The recipe, or ``default``."""
+        """Return the recipe of this name, or ``default``."""
         return self._by_name.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
@@ -147,24 +165,25 @@ BERT = {
 }  # fmt: skip
 
 PAPER = "Guo, Chang and Wu, NLoRA (arXiv 2502.14482), and the scripts its authors released (TracyGuo2001/NLoRA)"
-OPEN = (
-    "Not said there: the precision (no flag is given; bf16 is chosen here), the seeds, and the order of the rows. "
-    "The released PiSSA script has 2e-5. Prompts are this package's, not those of the release. clip_norm is the "
-    "default of transformers' Trainer, which the scripts leave as it is."
+OPEN_QUESTIONS = (
+    "Neither the paper nor the scripts say the precision (no flag is given, and bf16 is chosen here), the seeds, or "
+    "the order of the rows. The released PiSSA script has 2e-5. The prompts are those of this package, not of the "
+    "release. clip_norm is the default of transformers' Trainer, which the scripts do not change."
 )
-ROWS = 100_000  # of MetaMathQA, once
+PAPER_ROWS = 100_000  # of MetaMathQA, each once
 
 
-def _paper(name: str, batch: int, reading: str, parts: int) -> Recipe:
+def _paper_recipe(name: str, batch: int, reading: str) -> Recipe:
     return Recipe(
         name,
         f"the paper's GSM8K run: Llama-2-7B on 100,000 rows of MetaMathQA, batches of {batch}",
         PAPER,
-        f"{reading} {OPEN}",
+        f"{reading} {OPEN_QUESTIONS}",
         {
-            "task": "metamath", "model": "meta-llama/Llama-2-7b-hf", "rank": 128, "alpha": 128, "train_rows": ROWS,
-            "steps": -(-ROWS // batch), "batch_size": batch, "accumulation": parts, "warmup": 0.03,
-            "weight_decay": 0.0, "dropout": 0.0, "clip_norm": 1.0, "max_length": 512, "precision": "bf16",
+            "task": "metamath", "model": "meta-llama/Llama-2-7b-hf", "rank": 128, "alpha": 128,
+            "train_rows": PAPER_ROWS, "steps": -(-PAPER_ROWS // batch), "batch_size": batch, "accumulation": batch,
+            "warmup": 0.03, "weight_decay": 0.0, "dropout": 0.0, "clip_norm": 1.0, "max_length": 512,
+            "precision": "bf16",
         },
         {"pissa": 2e-5},
         evaluation={"task": "gsm8k", "rows": 1319, "shots": 0},
@@ -172,59 +191,68 @@ def _paper(name: str, batch: int, reading: str, parts: int) -> Recipe:
     )  # fmt: skip
 
 
-RATES_NOTE = (
-    "The rates are a start for a search, not a result: LoRA's and SLoRA's are a sixteenth of those that the embedded "
-    "model's sweep chose, a guess at what a larger model bears; NLoRA's and all others are the paper's 2e-4."
+BEST_RECORDED_RATES = {
+    "full": 2e-3, "lora": 2e-2, "rslora": 5e-3, "dora": 2e-2, "pissa": 1e-2, "olora": 5e-3, "lora-xs": 5e-2,
+    "slora": 1e-2, "nlora": 2e-4, "nlora-pivoted": 5e-3, "nlora-core": 2e-2, "nlora-balanced": 5e-3,
+    "nlora-released": 2e-2, "inttune": 2e-1,
+}  # fmt: skip
+"""The best rate of each method on word problems at rank 8, as ``nl.best_rates()`` finds it. A test compares the two."""
+
+COLAB_RATES = {"lora": 1e-3, "slora": 5e-4, "nlora": SHARED_RATE}
+COLAB_SOURCE = "sized by nl.estimate for a T4 (16 GB, no bf16 units)"
+COLAB_NOTE = (
+    "The rates are where a search can start, not a result. Those of LoRA and SLoRA are a twentieth of the best "
+    "recorded rates of the embedded model (2e-2 and 1e-2), a guess at what a larger model can take. NLoRA and all "
+    "other methods have the paper's 2e-4."
 )
 RECIPES: Mapping[str, Recipe] = Recipes(
     (
-        _paper(
+        _paper_recipe(
             "paper-gsm8k",
             128,
-            "The scripts say of the batch, in a comment, that it is 128; their own numbers, 1 example × 4 accumulated "
-            "× 4 cards, make 16. This is the comment's reading; paper-gsm8k-small-batch is the other.",
-            128,
+            "A comment in the scripts says that the batch is 128. Their own numbers (1 example × 4 accumulated × 4 "
+            "cards) make 16. This recipe follows the comment, and paper-gsm8k-small-batch the numbers.",
         ),
-        _paper(
+        _paper_recipe(
             "paper-gsm8k-small-batch",
             16,
-            "The scripts' numbers, 1 example × 4 accumulated × 4 cards, make batches of 16; their comment says 128, "
-            "which is paper-gsm8k. With 16 there are eight times as many steps.",
-            16,
+            "The numbers in the scripts (1 example × 4 accumulated × 4 cards) make batches of 16. Their comment says "
+            "128, which is paper-gsm8k. With 16 there are eight times as many steps.",
         ),
         Recipe(
             "colab-gsm8k",
             "SmolLM2-135M on GSM8K, each method within minutes on a T4",
-            "sized by nlora_lab.estimate for a T4 (16 GB, no bf16 units)",
-            f"Too small a model to get many problems right: compare losses too. {RATES_NOTE}",
+            COLAB_SOURCE,
+            f"The model is too small to solve many problems, so compare losses too. {COLAB_NOTE}",
             {
                 "task": "gsm8k", "model": "HuggingFaceTB/SmolLM2-135M", "rank": 8, "steps": 444, "batch_size": 16,
                 "accumulation": 2, "max_length": 320, "test_rows": 200, "precision": "float32", "batching": "length",
             },
-            {"lora": 1e-3, "slora": 5e-4, "nlora": SHARED_RATE},
+            COLAB_RATES,
             evaluation={"task": "gsm8k", "rows": 200, "shots": 0},
             architecture=SMOL,
         ),
         Recipe(
             "colab-sst2",
             "BERT-base on SST-2, with a classification head, on a T4",
-            "sized by nlora_lab.estimate for a T4 (16 GB, no bf16 units)",
-            f"GLUE's test labels are not public: results are for the validation split. {RATES_NOTE}",
+            COLAB_SOURCE,
+            f"GLUE's test labels are not public, so results are for the validation split. {COLAB_NOTE}",
             {
                 "task": "sst2", "model": "google-bert/bert-base-uncased", "rank": 8, "steps": 500, "batch_size": 32,
                 "max_length": 128, "precision": "float32",
             },
-            {"lora": 1e-3, "slora": 5e-4, "nlora": SHARED_RATE},
+            COLAB_RATES,
             evaluation={"task": "sst2", "rows": 872, "shots": 0},
             architecture=BERT,
         ),
         Recipe(
             "laptop",
-            "the embedded model on word problems, as in the README's first table",
-            "this package; a rate a method, chosen by validation loss (benchmarks/first_table.py)",
-            "Needs no network. A method without a rate of its own takes the shared 2e-4.",
+            "the embedded model on word problems, with the settings of the recorded runs",
+            "the recorded runs that ship with this package: for each method the rate with the lowest median validation "
+            "loss on word problems at rank 8 (nl.best_rates())",
+            "Needs no network.",
             {"task": "word-problems", "model": "embedded", "rank": 8, "steps": 250, "batch_size": 16},
-            {"lora": 1.6e-2, "slora": 8e-3, "nlora": SHARED_RATE},
+            BEST_RECORDED_RATES,
             evaluation={"task": "word-problems", "rows": 200, "shots": 0},
         ),
     )

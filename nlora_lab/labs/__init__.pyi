@@ -1,4 +1,4 @@
-from .fine_tune import FineTuneLab as FineTuneLab
+from .fine_tuning import FineTuneLab as FineTuneLab
 from .memory import MemoryLab as MemoryLab
 from .nystrom import NystromLab as NystromLab
 from .spectrum import SpectrumLab as SpectrumLab

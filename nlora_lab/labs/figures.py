@@ -1,8 +1,9 @@
-"""A figure that changes in place: plotly's widget where it works, an image everywhere else."""
+"""Figures that change in place: plotly's widget where it works, and an image everywhere else."""
 
 from __future__ import annotations
 
 import asyncio
+import html
 import os
 import sys
 import threading
@@ -18,20 +19,17 @@ from typing import Any, Literal, Protocol
 import ipywidgets as widgets
 
 from nlora_lab.core.validation import check_choice
-from nlora_lab.plots.style import Drawing
+from nlora_lab.plots.drawings import Drawing
 
 Figures = Literal["auto", "plotly", "image"]
 OVERRIDE = "NLORA_LAB_FIGURES"
 
 
 class GrowingDrawing(Drawing, Protocol):
-    """A drawing whose last traces grow while something trains."""
-
-    def growing(self) -> list[dict[str, Any]]:
-        """Those traces, the last ones of :meth:`plotly`."""
+    """A drawing whose last traces grow while runs are training."""
 
     def annotations(self) -> list[dict[str, Any]]:
-        """The layout's, which move with them."""
+        """Return the annotations of the layout, which move with the growing traces."""
 
 
 class LiveFigure(Protocol):
@@ -40,27 +38,39 @@ class LiveFigure(Protocol):
     widget: widgets.Widget
 
     def draw(self, drawing: Drawing) -> None:
-        """Show this now."""
+        """Show a drawing."""
 
-    def grow(self, drawing: GrowingDrawing) -> None:
-        """Its last curves have grown: show them, unless that was done a moment ago."""
+    def due(self) -> bool:
+        """Return whether growing curves may be shown again. It limits how much time they take from the training."""
 
-    def on_click(self, tell: Callable[[str, str], None]) -> None:
-        """Call ``tell(x, y)`` when a cell of the first trace is clicked, where a page can say so."""
+    def grow(self, drawing: GrowingDrawing, traces: list[dict[str, Any]]) -> None:
+        """Show the new points of ``traces``, the last ones of the drawing, which the figure shows already."""
+
+    def on_click(self, report: Callable[[str, str], None]) -> None:
+        """Call ``report(x, y)`` when a cell of the first trace is clicked, if the figure can notice clicks."""
 
 
 def in_colab() -> bool:
-    """Whether this kernel runs in Google Colab."""
+    """Return whether this kernel runs in Google Colab."""
     return "google.colab" in sys.modules
 
 
-def pick_figures(wanted: Figures = "auto") -> Literal["plotly", "image"]:
-    """Plotly's live figure, or an image where it is known not to be reliable (Colab, VS Code).
+def pick_figures(figures: Figures = "auto") -> Literal["plotly", "image"]:
+    """Choose plotly's live figure, or an image where the live figure is not reliable (Colab, VS Code).
 
-    A kernel cannot ask its page what it can show, so this goes by where the kernel was started;
-    ``NLORA_LAB_FIGURES=plotly`` or ``=image`` overrides.
+    A kernel cannot ask its page what the page can show. So the choice depends on where the kernel was started. The
+    environment variable ``NLORA_LAB_FIGURES`` ("plotly" or "image") overrides it.
+
+    Args:
+        figures: "plotly", "image", or "auto" to choose.
+
+    Returns:
+        "plotly" or "image".
+
+    Raises:
+        InputError: ``figures`` or the variable is something else.
     """
-    choice = os.environ.get(OVERRIDE) or wanted
+    choice = os.environ.get(OVERRIDE) or figures
     check_choice("figures", choice, ("auto", "plotly", "image"))
     if choice == "auto":
         elsewhere = in_colab() or "VSCODE_PID" in os.environ or "VSCODE_CWD" in os.environ
@@ -69,17 +79,22 @@ def pick_figures(wanted: Figures = "auto") -> Literal["plotly", "image"]:
 
 
 def _has_figure_widget() -> bool:
-    # not by making one: it would stay, and every page would be sent its five megabytes
+    # making one to see would keep it alive, and every page would be sent its five megabytes
     return find_spec("anywidget") is not None and find_spec("plotly") is not None
 
 
-def live_figure(first: Drawing, wanted: Figures = "auto") -> LiveFigure:
-    """The figure :func:`pick_figures` chooses, showing ``first``."""
-    return ImageFigure(first) if pick_figures(wanted) == "image" else PlotlyFigure(first)
+def live_figure(first: Drawing, figures: Figures = "auto") -> LiveFigure:
+    """Make the figure that :func:`pick_figures` chooses, and show ``first`` in it."""
+    return ImageFigure(first) if pick_figures(figures) == "image" else PlotlyFigure(first)
 
 
 class _Throttle:
-    """When to draw again: not more often than ``every``, and so that it takes one ``share``-th of the time at most."""
+    """Decides when to draw again.
+
+    Args:
+        every: the least time between two drawings, in seconds. With 0 it is always time.
+        share: drawing takes at most one part in ``share`` of the time.
+    """
 
     def __init__(self, every: float, share: int) -> None:
         self.every, self.share, self._next = every, share, 0.0
@@ -88,7 +103,7 @@ class _Throttle:
         return self.left() <= 0
 
     def left(self) -> float:
-        """Seconds until it is due."""
+        """The seconds until it is time to draw."""
         return self._next - time.monotonic()
 
     @contextmanager
@@ -100,30 +115,37 @@ class _Throttle:
 
 
 class PlotlyFigure:
-    """``FigureWidget``; only what has changed is sent, and growing curves ten times a second at most."""
+    """Plotly's ``FigureWidget``. It sends what has changed, and growing curves at most ten times a second.
+
+    Args:
+        first: the drawing to begin with.
+
+    Attributes:
+        widget: the widget to show.
+    """
 
     every = 0.1  # seconds
-    share = 100  # one part in so many of the training time; what is recorded inside takes another one or two
+    share = 100  # at most 1 % of the training time goes here; recording what is inside takes another 1 or 2 %
 
     def __init__(self, first: Drawing) -> None:
         if in_colab():
             _allow_custom_widgets()
-        traces, layout = _plain(first)
+        traces, layout = first.plotly()
         self.widget = _figure_widget()(data=traces, layout=layout)
         # plotly offers no public way to give a FigureWidget its page settings
         self.widget._config = {"responsive": True, "displayModeBar": False}
         self.widget._view_count = 0  # from None: the page now counts its views of the figure
-        self.widget.observe(self._shown, "_view_count")
+        self.widget.observe(self._on_view_count, "_view_count")
         self._sent, self._layout = traces, layout
         self._throttle = _Throttle(self.every, self.share)
-        self._lock = threading.RLock()  # _fit comes from a thread of its own, and a batch_update stands no other
+        self._lock = threading.RLock()  # _fit runs in a thread of its own, and batch_update must not run twice at once
 
     def draw(self, drawing: Drawing) -> None:
-        """Make the figure the same as ``drawing``: what differs in the traces and the layout is sent."""
-        traces, layout = _plain(drawing)
+        """Make the figure equal to ``drawing``, and send what differs in the traces and the layout."""
+        traces, layout = drawing.plotly()
         with self._lock, self._throttle.drawing():
             if [_identity(t) for t in traces] != [_identity(t) for t in self._sent]:
-                # a page loses changes of a trace that come together with new traces, so all of them are new
+                # a page loses changes to traces that come together with new traces, so send all of them as new ones
                 self.widget.data = ()
                 self.widget.add_traces(traces)
                 self._sent = traces
@@ -133,7 +155,7 @@ class PlotlyFigure:
                     if changed:
                         drawn.update(changed, overwrite=False)
                 changed = _difference(self._layout, layout)
-                # update() would merge the old labels and lines into the new ones, one by one
+                # update() would merge old labels and lines into the new ones
                 for name in ("annotations", "shapes"):
                     if name in changed:
                         setattr(self.widget.layout, name, changed.pop(name) or [])
@@ -141,35 +163,35 @@ class PlotlyFigure:
                     self.widget.layout.update(changed)
             self._sent, self._layout = traces, layout
 
-    def grow(self, drawing: GrowingDrawing) -> None:
-        """Send the points of the growing curves and the labels."""
-        if not self._throttle.due():
-            return
-        growing = drawing.growing()
+    def due(self) -> bool:
+        """Return whether growing curves may be shown again."""
+        return self._throttle.due()
+
+    def grow(self, drawing: GrowingDrawing, traces: list[dict[str, Any]]) -> None:
+        """Send the points of the growing curves, and the labels."""
+        annotations = drawing.annotations()
         with self._lock:
-            if growing and len(growing) <= len(self._sent):
-                self._grow(growing, drawing.annotations())
+            first = len(self._sent) - len(traces)
+            if [_identity(t) for t in traces] != [_identity(t) for t in self._sent[max(first, 0) :]]:
+                return  # the figure does not show these curves yet
+            with self._throttle.drawing(), self.widget.batch_update():
+                for i, new in enumerate(traces, start=first):
+                    self.widget.data[i].update({"x": new["x"], "y": new["y"]})
+                    self._sent[i] = {**self._sent[i], "x": new["x"], "y": new["y"]}
+                self._layout["annotations"] = annotations
+                self.widget.layout.annotations = annotations
 
-    def _grow(self, growing: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
-        with self._throttle.drawing(), self.widget.batch_update():
-            first = len(self._sent) - len(growing)
-            for i, new in enumerate(growing, start=first):
-                self.widget.data[i].update({"x": new["x"], "y": new["y"]})
-                self._sent[i] = {**self._sent[i], "x": new["x"], "y": new["y"]}
-            self._layout["annotations"] = annotations
-            self.widget.layout.annotations = annotations
-
-    def on_click(self, tell: Callable[[str, str], None]) -> None:
-        """Call ``tell(x, y)`` with the names of the cell clicked in the first trace."""
+    def on_click(self, report: Callable[[str, str], None]) -> None:
+        """Call ``report(x, y)`` with the names of the cell that was clicked in the first trace."""
 
         def clicked(_: object, points: Any, __: object) -> None:
             if points.xs:
-                tell(str(points.xs[0]), str(points.ys[0]))
+                report(html.unescape(str(points.xs[0])), html.unescape(str(points.ys[0])))  # plotly is given HTML
 
         self.widget.data[0].on_click(clicked)
 
-    def _shown(self, _: object) -> None:
-        """Plotly draws before the figure has a place on the page, 700 pixels wide; have it look again."""
+    def _on_view_count(self, _: object) -> None:
+        """Fit the figure to its page again: plotly first draws 700 pixels wide, before the figure has a place."""
         timer = threading.Timer(0.5, self._fit)
         timer.daemon = True
         timer.start()
@@ -182,7 +204,7 @@ class PlotlyFigure:
 
 @cache
 def _figure_widget() -> Any:
-    """``FigureWidget``, but a page that connects again gets the figure as it is now, not as it was first made."""
+    """A ``FigureWidget`` that sends its present state, not its first one, to a page that connects again."""
     import plotly.graph_objects as go
 
     class Figure(go.FigureWidget):
@@ -195,20 +217,21 @@ def _figure_widget() -> Any:
     return Figure
 
 
-def _plain(drawing: Drawing) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    traces, layout = drawing.plotly()
-    return [t if isinstance(t, dict) else {"type": t.type, **t.to_plotly_json()} for t in traces], layout
-
-
 def _identity(trace: dict[str, Any]) -> tuple[Any, ...]:
-    """What a trace is, as opposed to what it shows."""
+    """What tells a trace from others, without the points that it shows."""
     return tuple(trace.get(key) for key in ("type", "name", "xaxis", "yaxis"))
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """What to set so that ``old`` becomes ``new``; what is gone becomes ``None``."""
-    changed = {name: value for name, value in new.items() if name not in old or not _same(old[name], value)}
-    return changed | {name: None for name in old if name not in new}
+    """What to set so that ``old`` becomes ``new``. A key that ``new`` lacks is set to ``None``."""
+    changed: dict[str, Any] = {name: None for name in old if name not in new}
+    for name, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(name), dict):
+            if part := _difference(old[name], value):
+                changed[name] = part
+        elif name not in old or not _same(old[name], value):
+            changed[name] = value
+    return changed
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -221,7 +244,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """This thread's event loop, if it is running: the kernel's while it handles a message."""
+    """The event loop that runs in this thread. In a kernel that handles a message, it is the kernel's loop."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -229,33 +252,40 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _allow_custom_widgets() -> None:
-    """Colab shows a widget of plotly's only when it may load the widget's own script."""
+    """Let Colab load the script of plotly's widget, without which it shows nothing."""
     with suppress(ImportError, AttributeError):
         import_module("google.colab.output").enable_custom_widget_manager()
 
 
 class ImageFigure:
-    """A PNG drawn anew, once a second at most while something grows; needs nothing but ipywidgets of the page.
+    """A PNG that is drawn anew, at most once a second while curves grow. A page needs ipywidgets alone to show it.
 
-    A page sends dozens of events while a slider is dragged, and a picture takes a quarter of a second. So of drawings
-    that come faster than that, the first is drawn at once, and the latest when the kernel's event loop has had a moment
-    for those that wait in its queue: no thread, for in Colab nothing from one reaches the page. Where no event loop
-    runs in this thread (plain Python, a race in the background) every drawing is drawn at once.
+    A page sends dozens of events while a slider is dragged, and a picture takes a quarter of a second. So when
+    drawings come faster than that, the first one is drawn at once. The latest one is drawn after a pause in which
+    the kernel's event loop can take the waiting events from its queue. This needs no thread, because in Colab
+    nothing that a thread sends reaches the page. Without an event loop in this thread (in plain Python, or in the
+    thread of a race) every drawing is drawn at once.
+
+    Args:
+        first: the drawing to begin with.
+
+    Attributes:
+        widget: the widget to show.
     """
 
     every = 1.0  # seconds
-    share = 10  # a picture takes a quarter of a second, and one in ten seconds would not look alive
-    rest = 0.1  # seconds between two pictures while the events come in; as long as a picture takes, if that is longer
+    share = 10  # a picture takes a quarter of a second; with a smaller share the figure would seem to stand still
+    rest = 0.1  # seconds between two pictures while events come in, or the time that a picture takes if that is longer
 
     def __init__(self, first: Drawing) -> None:
         self.widget = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
         self._throttle, self._hold = _Throttle(self.every, self.share), _Throttle(self.rest, 1)
         self._lock = threading.RLock()
-        self._waiting: Drawing | None = None  # the latest, if it is not drawn yet
+        self._waiting: Drawing | None = None  # the latest drawing, while it is not drawn yet
         self._draw(first)
 
     def draw(self, drawing: Drawing) -> None:
-        """Draw and send the picture, now or, where the last one was just now, in a moment."""
+        """Draw and send the picture: now, or in a moment if the last one was drawn just now."""
         with self._lock:
             loop = _running_loop()
             if loop is None or self._hold.due():
@@ -265,14 +295,17 @@ class ImageFigure:
                 loop.call_later(self._hold.left(), self._draw_waiting)
             self._waiting = drawing
 
-    def grow(self, drawing: GrowingDrawing) -> None:
-        """Draw now, unless that was done a moment ago."""
-        if self._throttle.due():
-            self._draw(drawing)
+    def due(self) -> bool:
+        """Return whether growing curves may be shown again."""
+        return self._throttle.due()
+
+    def grow(self, drawing: GrowingDrawing, traces: list[dict[str, Any]]) -> None:
+        """Draw and send the picture now."""
+        self._draw(drawing)
 
     def _draw(self, drawing: Drawing) -> None:
         with self._lock, self._throttle.drawing(), self._hold.drawing():
-            self._waiting = None  # older than this one
+            self._waiting = None  # it is older than this one
             self.widget.value = drawing.png()
 
     def _draw_waiting(self) -> None:
@@ -280,5 +313,5 @@ class ImageFigure:
             if self._waiting is not None:
                 self._draw(self._waiting)
 
-    def on_click(self, tell: Callable[[str, str], None]) -> None:
-        """Nothing: an image does not say where it was clicked; the dropdowns do the same."""
+    def on_click(self, report: Callable[[str, str], None]) -> None:
+        """Do nothing: an image does not notice clicks. The dropdowns of the lab do the same."""

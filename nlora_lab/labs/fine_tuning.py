@@ -1,403 +1,399 @@
-"""``FineTuneLab``: move rank, start and learning rate and see what was recorded; press Run to see it happen."""
+"""``FineTuneLab``: look up recorded fine-tuning runs with sliders, and train new ones.
+
+Every event (a moved control, an edited run, an opened tab, a report of the race) ends in one frozen ``LabView``. The
+parts of the lab draw themselves from that view.
+"""
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Iterable
-from numbers import Integral
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.formatting import format_rate
-from nlora_lab.core.validation import check_choice
-from nlora_lab.labs import words
-from nlora_lab.labs.entries import Entry, RunRows
+from nlora_lab.core.validation import check_choice, check_text
 from nlora_lab.labs.figures import Figures, in_colab, live_figure
-from nlora_lab.labs.inside import InsidePanel
-from nlora_lab.labs.live import LiveRace
-from nlora_lab.labs.training_controls import EXPORTS, HINT, TABS, TrainingControls, line
+from nlora_lab.labs.live import Ended, Event, Finished, LiveRace, Loading, Started, Stepped
+from nlora_lab.labs.panel import LivePanel, error_html
+from nlora_lab.labs.run_list import RunList
+from nlora_lab.labs.tabs import Tabs
+from nlora_lab.labs.training_controls import HINT, TrainingControls
+from nlora_lab.labs.view import TABS, LabView, live_curves, make_view, method_view
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.names import EMBEDDED, check_model
-from nlora_lab.plots.lab import Growing, LabDrawing, RecordedLine
-from nlora_lab.plots.runs import Curve, curve, run_names
+from nlora_lab.plots.lab import LabDrawing
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.runs.index import RatePoint
-from nlora_lab.runs.run import KEPT_ANSWERS, Run, run_table
-from nlora_lab.runs.shipped import base_answers, recorded_runs
+from nlora_lab.runs.rate_points import RatePoint
+from nlora_lab.runs.run import Run, run_table
+from nlora_lab.runs.shipped import recorded_runs
 from nlora_lab.runs.store import RunStore, open_store
-from nlora_lab.tasks.generated import TASKS
-from nlora_lab.tasks.registry import first_items
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class FineTuneLab:
-    """A panel that shows recorded runs as its controls say, and trains new ones over them.
+class FineTuneLab(LivePanel):
+    """A panel that shows recorded runs as its controls select them, and trains new runs.
 
-    Every control is an attribute and can be set from Python: ``method`` (a name or several), ``rank``, ``init`` (of
-    N, in SLoRA), ``lr``, ``own_rates`` (each method at its own best recorded rate instead of ``lr``), ``steps``,
-    ``task``, ``seed``. ``run.click()`` starts what the controls say, all ticked methods in one race, and returns
-    at once; ``stop.click()`` ends it within a step and keeps what there is; ``wait()`` blocks until it is done and
-    returns ``runs``, all runs so far; ``running`` says whether something is being trained.
+    Every control is an attribute and can be set from Python. ``lab.run.click()`` trains all ticked methods in one
+    race and returns at once. ``lab.stop.click()`` ends the race within a step and keeps what was trained.
+    ``lab.wait()`` blocks until the race has ended. Colab shows nothing that a background thread sends. There the
+    training runs in the foreground, and the stop button of the cell ends it.
 
-    ``rename``, ``hide``, ``pin``, ``delete``, ``compare`` and ``export`` do with a run (by its number in ``runs``) what
-    the buttons of its row do.
-
-    In Colab, which shows nothing from a background thread, training runs in the foreground; its cell's stop ends it.
+    The methods ``rename``, ``hide``, ``pin``, ``delete``, ``compare`` and ``export`` do what the buttons of a run's
+    row do. They take the number of the run: its index in ``runs``.
 
     Args:
-        method: the methods ticked at first.
-        model: "embedded", a folder, or a hub id. Recorded runs are of the embedded model.
+        method: the name of the method ticked at first, or several names.
+        model: "embedded", a folder, or a hub id. The recorded runs that ship are of the embedded model.
         figures: "plotly", "image", or "auto" to choose by where the notebook runs.
-        recorded: the runs to open on: a store or its folder; by default those that ship.
-        store: a folder in which every finished run of yours is kept as well; by default none.
+        recorded: the recorded runs to show, as a store or its folder. By default those that ship.
+        store: a store or folder in which every finished run is saved too. By default none.
+
+    Attributes:
+        method: the boxes of the methods. ``value`` is a tuple of names; one name can be set too.
+        rank: the slider of the rank r.
+        init: the menu of the initialisation of N, for SLoRA.
+        lr: the slider of the learning rate.
+        own_rates: the box that trains each method at its own best recorded rate instead of ``lr``.
+        steps: the slider of the number of training steps.
+        task: the menu of the tasks.
+        seed: the field of the seed.
+        run: the button that starts a race.
+        stop: the button that stops it.
+        clear: the button that deletes all runs that are not pinned.
+        inside: the panel of what happens inside the adapters, which can be displayed on its own.
+        recordings: the recorded runs.
+        store: the store of finished runs, or ``None``.
+        model: the model that is trained.
+
+    Raises:
+        InputError: a name is not known, the model cannot be found, or ``recorded`` is not a store.
     """
 
     def __init__(
-        self,
-        method: str | Iterable[str] = ("lora", "slora", "nlora"),
-        *,
-        model: str = EMBEDDED,
-        figures: Figures = "auto",
-        recorded: RunStore | str | Path | None = None,
+        self, method: str | Iterable[str] = ("lora", "slora", "nlora"), *, model: str = EMBEDDED,
+        figures: Figures = "auto", recorded: RunStore | str | Path | None = None,
         store: RunStore | str | Path | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_model(model)
         self.model = model
         self.recordings = recorded_runs(open_store(recorded), model)
         self.store = store if isinstance(store, RunStore) or store is None else RunStore(store)
-        self.entries: list[Entry] = []
-        self._live_race = LiveRace(self, background=not in_colab())
-        self._controls = c = TrainingControls([method] if isinstance(method, str) else method, self._moved)
+        self._list = RunList(self.store)
+        self._race = LiveRace(self._on_race, background=not in_colab())
+        self._remark = ""  # why a run of the last race could not be saved
+        self._undrawn = False  # whether the figure has no line yet for a curve that has begun
+        self._controls = c = TrainingControls([method] if isinstance(method, str) else method, self._update)
         self.method, self.lr, self.own_rates, self.rank, self.init = c.method, c.lr, c.own_rates, c.rank, c.init
-        self.steps, self.task, self.seed = c.steps, c.task, c.seed
-        self.run, self.stop, self.clear = c.run, c.stop, c.clear
-        self._numbers, self._answers, self._compared = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._rows = RunRows(self._redraw, self._delete)
-        self._figure = live_figure(self.drawing(), figures)
-        self.inside = InsidePanel(figures)
+        self.steps, self.task, self.seed, self.run, self.stop = c.steps, c.task, c.seed, c.run, c.stop
+        self._tabs = Tabs(figures, self._edit, self._delete)
+        self.inside, self.clear = self._tabs.inside, self._tabs.export_row.clear
+        self._view = self._make_view(HINT)
+        self._figure = live_figure(self._view.drawing, figures)
+        self._panel = widgets.VBox([*c.rows(), self._figure.widget, self._tabs])
+        self._draw_parts()
         self.run.on_click(lambda _: self._start())
-        self.stop.on_click(lambda _: self._live_race.stop())
+        self.stop.on_click(lambda _: self._race.stop())
         self.clear.on_click(lambda _: self._clear())
-        c.write.on_click(lambda _: self._export_clicked(c.kind.value, c.place.value))
-        self._panel = self._arrange()
-        self.say(HINT)
-        self.changed()
+        self._tabs.export_row.write.on_click(lambda _: self._export_ticked())
+        self._tabs.observe(lambda _: self._on_tab(), "selected_index")
 
-    # --- what it is as a Python object ---
+    # --- the lab as a Python object ---
 
     @property
     def runs(self) -> list[Run]:
-        """The runs trained here, in their order."""
-        return [entry.run for entry in self.entries]
+        """The runs trained here, in the order in which they ended."""
+        return [entry.run for entry in self._list.entries]
+
+    @property
+    def running(self) -> bool:
+        """Whether something is training."""
+        return self._race.running
 
     def configs(self) -> list[RunConfig]:
-        """What the controls say now: one config for each ticked method."""
-        return [
-            RunConfig(
-                method=name,
-                rank=self.rank.value,
-                lr=self.rate(name),
-                init=self.init.value if METHODS[name].inits else None,
-                steps=self.steps.value,
-                task=self.task.value,
-                seed=self.seed.value,
-                model=self.model,
-            )
-            for name in self.method.value
-        ]
+        """Return the runs that the controls select: one config per ticked method.
+
+        Raises:
+            InputError: the settings do not go together.
+        """
+        return [self._view.settings.config(m.method, m.rate, self.model) for m in self._view.methods]
 
     def rate(self, method: str) -> float:
-        """The rate this method is trained at: the slider's as it reads, two digits, or with ``own_rates`` its own best.
+        """Return the learning rate at which a method would be trained.
 
-        Where nothing was recorded to choose a best from, it is the slider's.
+        Args:
+            method: the name of the method. It need not be ticked.
+
+        Returns:
+            The rate of the slider, to the two digits that it shows. With ``own_rates`` it is the method's own best
+            recorded rate, if one was recorded.
+
+        Raises:
+            InputError: the method is not known.
         """
-        best = self._best(method) if self.own_rates.value else None
-        if best is not None:
-            return best.lr
-        return self._controls.rate()
+        check_choice("method", method, METHODS)
+        return method_view(self._view.settings, self.recordings, method).rate
 
     def recorded(self, method: str) -> RatePoint | None:
-        """The recorded runs of a method as the controls say, or ``None`` where there are none near."""
+        """Return the recorded runs of a method at the settings of the controls.
+
+        Args:
+            method: the name of the method. It need not be ticked.
+
+        Returns:
+            The runs at the recorded rate that is nearest, or ``None`` if none is near.
+
+        Raises:
+            InputError: the method is not known.
+        """
         check_choice("method", method, METHODS)
-        task, rank, init = self.task.value, self.rank.value, self._init_of(method)
-        return self.recordings.at(task, method, rank, self.rate(method), init)
+        return method_view(self._view.settings, self.recordings, method).point
 
     def wait(self) -> list[Run]:
-        """Block until nothing is being trained, then return :attr:`runs`.
+        """Block until nothing is training, and return ``runs``.
 
-        While a cell waits here the page's Stop button is not heard; interrupt the kernel instead (■),
-        which stops the training and keeps what there is. Raises what ended the training if it was an
-        error.
+        While a cell waits, the kernel does not hear the Stop button of the page. Interrupt the kernel (■) instead: it
+        stops the training and keeps what was trained.
+
+        Raises:
+            Exception: the error that ended the training, if one did.
         """
-        self._live_race.wait()
+        self._race.wait()
         return self.runs
 
-    def run_table(self) -> pd.DataFrame:
-        """The runs trained here, one a row."""
+    def table(self) -> pd.DataFrame:
+        """Return the runs trained here as a table: one row per run, the columns of ``Run.summary``."""
         return run_table(self.runs)
 
     def numbers(self) -> pd.DataFrame:
-        """What was recorded at these settings: one row a ticked method, NaN where there is nothing.
+        """Return what was recorded at the settings of the controls, as a table.
 
-        Columns: method, parameters, rate, final_loss and accuracy (medians over seeds), seeds, and own_rate, the
-        recorded rate with the lowest validation loss, with the accuracy there (0 to 1).
+        Returns:
+            One row per ticked method, NaN where nothing was recorded. Columns: method, parameters, rate, final_loss
+            and accuracy (medians over seeds), lowest and highest (accuracy), seeds, own_rate (the recorded rate with
+            the lowest validation loss), accuracy_there (at that rate). Accuracies are from 0 to 1.
         """
         import pandas as pd
 
-        task, rank = self.task.value, self.rank.value
-        rows = [self.recordings.numbers(task, m, rank, self.rate(m), self._init_of(m)) for m in self.method.value]
-        return pd.DataFrame(rows)
+        s, methods = self._view.settings, self._view.methods
+        return pd.DataFrame(
+            [self.recordings.numbers(s.task, m.method, s.rank, m.rate, s.init_of(m.method)) for m in methods]
+        )
 
     def open(self, tab: str) -> None:
-        """Open one of the tabs: "at this rate", "runs", "answers", "inside"."""
+        """Open a tab.
+
+        Args:
+            tab: "at this rate", "runs", "answers" or "inside".
+
+        Raises:
+            InputError: the tab does not exist.
+        """
         check_choice("tab", tab, TABS)
         self._tabs.selected_index = TABS.index(tab)
 
     def rename(self, number: int, name: str) -> None:
-        """Call run ``number`` (an index of :attr:`runs`) by this name in figures and tables."""
-        entry = self._entry(number)
-        if not isinstance(name, str) or not name.strip():
-            raise InputError(f"name={name!r} must be text, and not empty")
-        entry.name, entry.renamed = name.strip(), True
-        self._redraw()
+        """Give a run another name in figures and tables.
+
+        Args:
+            number: the index of the run in ``runs``.
+            name: the new name.
+
+        Raises:
+            InputError: the run does not exist, or the name is blank.
+        """
+        run = self._list.find(number).run
+        self._edit(run, name=check_text("name", name).strip(), renamed=True)
 
     def hide(self, number: int, hidden: bool = True) -> None:
-        """Leave a run out of the figure, or show it again."""
-        self._entry(number).hidden = hidden
-        self._remake_rows()
+        """Leave a run out of the figure, or show it again.
+
+        Args:
+            number: the index of the run in ``runs``.
+            hidden: False shows the run again.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        self._edit(self._list.find(number).run, hidden=hidden)
 
     def pin(self, number: int, pinned: bool = True) -> None:
-        """Keep a run when the others are cleared, and show it first."""
-        self._entry(number).pinned = pinned
-        self._remake_rows()
+        """Pin a run: it stays when the others are cleared, and is listed first.
+
+        Args:
+            number: the index of the run in ``runs``.
+            pinned: False lets the run go again.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        self._edit(self._list.find(number).run, pinned=pinned)
 
     def delete(self, number: int) -> None:
-        """Forget a run. What a ``store`` holds of it stays there."""
-        self._delete(self._entry(number))
+        """Remove a run from the lab. A copy in ``store`` stays there. Nothing is removed while something trains.
+
+        Args:
+            number: the index of the run in ``runs``.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        self._delete(self._list.find(number).run)
 
     def compare(self, *numbers: int) -> pd.DataFrame:
-        """These runs (all if none is named) side by side, one column a run: what was asked, then what was reached."""
-        chosen = [self._entry(n) for n in numbers] or self.entries
-        frame = run_table(e.run for e in chosen).T
-        frame.columns = [e.name for e in chosen]
-        return frame
+        """Return runs side by side.
+
+        Args:
+            *numbers: the indices of the runs in ``runs``. By default all runs.
+
+        Returns:
+            One column per run, one row per setting and result, as in ``Run.summary``.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        return self._list.compare(numbers)
 
     def export(self, kind: str, path: str | Path, *numbers: int) -> list[Path]:
-        """Write runs (all if none is named) and return the files or folders.
+        """Write runs to disk.
 
-        ``kind``: "csv" (losses, one row a step) or "json" (whole records) into the file ``path``; "peft" or "lora"
-        (see :func:`nlora_lab.training.export.save_adapter`) into one folder a run below ``path``.
+        Args:
+            kind: "csv" (losses, one row per step) or "json" (complete records) write the file ``path``. "peft" and
+                "lora" (see ``nl.save_adapter``) write one folder per run below ``path``.
+            path: the file or folder.
+            *numbers: the indices of the runs in ``runs``. By default all runs.
+
+        Returns:
+            The files or folders written.
+
+        Raises:
+            InputError: the kind is not known, the run does not exist, a run cannot be written in this form, or the
+                path cannot be written.
         """
-        from nlora_lab.training import export as exports
-
-        check_choice("kind", kind, EXPORTS.values())
-        chosen = [self._entry(n) for n in numbers] or self.entries
-        if not chosen:
-            raise InputError("there is no run to export yet; press Run first")
-        names = [e.name for e in chosen]
-        if kind == "csv":
-            return [exports.save_csv([e.run for e in chosen], names, path)]
-        if kind == "json":
-            return [exports.save_json([e.run for e in chosen], path, names)]
-        places = [(self.entries.index(e) + 1, e) for e in chosen]
-        folders = [exports.free_folder(path, f"{i:02}-{e.run.config.method}") for i, e in places]
-        return [exports.save_adapter(e.run, folder, kind) for e, folder in zip(chosen, folders, strict=True)]
-
-    def picture(self) -> bytes:
-        """The figure as PNG bytes."""
-        return self.drawing().png()
+        return self._list.export(kind, path, numbers)
 
     def drawing(self) -> LabDrawing:
-        """The figure's data as controls and runs say now."""
-        shown = [(name, self.recorded(name)) for name in self.method.value]
-        lines = [self._line(name, point) for name, point in shown]
-        return LabDrawing(lines, self._curves(), self._controls.rate(), self.steps.value, self._metric())
+        """Return the figure that the controls and the runs make now."""
+        with self._race.lock:
+            return self._make_view().drawing
+
+    def picture(self) -> bytes:
+        """Return the figure as PNG bytes."""
+        return self.drawing().png()
 
     def __repr__(self) -> str:
-        return f"FineTuneLab: {len(self.entries)} run{'s' * (len(self.entries) != 1)}"
+        return f"FineTuneLab: {len(self.runs)} run{'s' * (len(self.runs) != 1)}"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """The live panel, and beside it a picture and a line for pages without a kernel."""
-        bundle: dict[str, Any] = dict(self._panel._repr_mimebundle_())
-        bundle["text/plain"] = repr(self)
-        bundle["image/png"] = base64.b64encode(self.picture()).decode()
-        return bundle
+    # --- from an event to a view, and from the view to the parts ---
 
-    # --- running: what LiveRace tells ---
+    def _make_view(self, status: str | None = None) -> LabView:
+        return make_view(
+            self._controls.settings(), self.recordings, entries=self._list.entries, tab=self._tabs.opened,
+            training=self._race.curves.values(), running=self.running, progress=self._race.pace.progress,
+            status=self._view.status if status is None else status, model=self.model,
+        )  # fmt: skip
 
-    @property
-    def running(self) -> bool:
-        """Whether something is being trained."""
-        return self._live_race.running
+    def _update(self, status: str | None = None) -> None:
+        """Make a new view and draw everything from it. Without a new ``status`` the old one stays."""
+        with self._race.lock:
+            self._view = self._make_view(status)
+            self._figure.draw(self._view.drawing)
+            self._draw_parts()
+
+    def _draw_parts(self) -> None:
+        self._controls.draw(self._view)
+        self._tabs.draw(self._view)
+
+    def _say(self, status: str) -> None:
+        """Show a line of HTML beside the buttons. Nothing else has changed."""
+        with self._race.lock:
+            self._view = replace(self._view, status=status)
+            self._controls.draw(self._view)
+
+    def _on_tab(self) -> None:
+        """Fill the tab that was opened. Nothing else has changed."""
+        with self._race.lock:
+            self._view = replace(self._view, tab=self._tabs.opened)
+            self._tabs.draw_open(self._view)
+
+    def _on_race(self, event: Event) -> None:
+        """Take in what the race reports. The lock is held."""
+        match event:
+            case Started():
+                self._remark, self._undrawn = "", False
+                self._update()
+            case Loading(device):
+                self._say(f"Loading the model. It trains on: {html.escape(device)}")
+            case Stepped():
+                self._on_step(event)
+            case Finished(run, recorder):
+                self._remark = self._list.add(run, recorder) or self._remark
+                if not self._race.stopping:  # else drawing would hold up the end, which draws everything too
+                    self._undrawn = False
+                    self._update()
+            case Ended():
+                text, failed = event.outcome()
+                status = error_html(text) if failed else html.escape(text)
+                self._update(f"{status} {error_html(self._remark)}" if self._remark else status)
+
+    def _on_step(self, event: Stepped) -> None:
+        """Show progress and growing curves. Everything else is reused from the last view."""
+        if self._race.pace.due():
+            name, text = map(html.escape, self._race.headline(event))
+            self._view = replace(self._view, progress=self._race.pace.progress, status=f"<b>{name}</b> {text}")
+            self._controls.draw(self._view)
+        if event.first:
+            self._undrawn = True
+        elif self._undrawn:  # once for all runs that made their first step together
+            self._undrawn = False
+            self._update()
+        elif self._figure.due():
+            self._view = replace(self._view, live=live_curves(self._view.entries, self._race.curves.values()))
+            self._figure.grow(self._view.drawing, self._view.growing)
+
+    # --- what the buttons do ---
 
     def _start(self) -> None:
         try:
             configs = self.configs()
         except InputError as error:
-            self._live_race.error = error
-            self.say(words.error(str(error)))
+            self._race.error = error
+            self._say(error_html(str(error)))
             return
         if configs:
-            self._live_race.start(configs)
+            self._race.start(configs)
         else:
-            self.say(words.error("No method is ticked: tick at least one."))
+            self._say(error_html("No method is ticked: tick at least one."))
 
-    def changed(self) -> None:
-        """Draw everything: a run has begun, or all have ended."""
-        self.run.disabled, self.stop.disabled = self.running, not self.running
-        self._rows.lock(self.running)
-        self._settle()
-        self._redraw()
+    def _edit(self, run: Run, **changes: Any) -> None:
+        with self._race.lock:
+            self._list.edit(run, **changes)
+            self._update()
 
-    def grown(self) -> None:
-        """Draw the growing curves, unless that was done a moment ago."""
-        self._figure.grow(Growing(self.drawing, self._live_curves))
-
-    def progress(self, done: int, total: int) -> None:
-        """Move the bar."""
-        self._controls.bar.max, self._controls.bar.value = total, done
-
-    def say(self, text: str) -> None:
-        """Show a line of HTML beside the buttons."""
-        self._controls.status.value = text
-
-    def finished(self, run: Run, recorder: Any) -> str:
-        """Take a run in, and keep it on disk if there is a store; one that cannot be written costs only a word."""
-        self.entries.append(Entry(run, "", recorder))
-        for entry, name in zip(self.entries, run_names([r.config for r in self.runs]), strict=True):
-            entry.name = entry.name if entry.renamed else name
-        if self.store is None or run.stopped:
-            return ""
-        try:
-            self.store.add(run)
-        except InputError as error:
-            return words.error(f"Not kept on disk: {error}. The run stays here.")
-        return ""
-
-    # --- showing ---
-
-    def _init_of(self, method: str) -> str | None:
-        return self.init.value if METHODS[method].inits else None
-
-    def _best(self, method: str) -> RatePoint | None:
-        return self.recordings.best(self.task.value, method, self.rank.value, self._init_of(method))
-
-    def _settle(self) -> None:
-        """Grey out what makes no difference, and say why."""
-        unknown = [METHODS[m].label for m in self.method.value if self._best(m) is None]
-        self._controls.settle(unknown if self.own_rates.value else [])
-
-    def _line(self, method: str, point: RatePoint | None) -> RecordedLine:
-        init = self._init_of(method)
-        valley = self.recordings.valley(self.task.value, method, self.rank.value, init)
-        drawn = None if point is None else self.recordings.curve(point)
-        return RecordedLine(self._label(method, point), method, valley, point, drawn)
-
-    def _label(self, method: str, point: RatePoint | None) -> str:
-        """The method's name, with the rank or rate that stands for the slider's where that is another."""
-        label = METHODS[method].label
-        if point is None:
-            return label
-        config = point.runs[0].config
-        told = [label] if config.init is None else [f"{label}, N {config.init}"]
-        if METHODS[method].build is not None and config.rank != self.rank.value:
-            told.append(f"r {config.rank}")
-        if self.own_rates.value:
-            told.append(format_rate(point.lr))
-        return " · ".join(told)
-
-    def _curves(self) -> list[Curve]:
-        done = [
-            curve(e.run.config, e.run.steps, e.name, e.run.accuracy, e.run.final_loss, e.run.ended)
-            for e in self.entries if not e.hidden
-        ]  # fmt: skip
-        return done + self._live_curves()
-
-    def _live_curves(self) -> list[Curve]:
-        live = list(self._live_race.curves.values())
-        configs = [*(run.config for run in self.runs), *(config for config, _ in live)]
-        names = run_names(configs)[len(self.entries) :]
-        return [curve(config, steps, name) for (config, steps), name in zip(live, names, strict=True)]
-
-    def _moved(self) -> None:
-        """A control has a new value."""
-        self._settle()
-        self._redraw()
-
-    def _redraw(self) -> None:
-        with self._live_race.lock:
-            self._figure.draw(self.drawing())
-            self._rows.show(self.entries)
-            self.clear.disabled = self.running or all(e.pinned for e in self.entries)
-            self._fill_tab()
-
-    def _fill_tab(self) -> None:
-        """The tab that is open; the others are filled when they are opened."""
-        shown = [(name, self._label(name, self.recorded(name)), self.recorded(name)) for name in self.method.value]
-        live = [e for e in self.entries if not e.hidden]
-        opened = TABS[self._tabs.selected_index or 0]
-        if opened == "at this rate":
-            self._numbers.value = words.at_the_slider(shown, [self._best(name) for name in self.method.value])
-        elif opened == "runs":
-            self._compared.value = words.comparison([e for e in self.entries if e.ticked])
-        elif opened == "answers":
-            own = [e for e in live if e.run.config.task == self.task.value]
-            first = base_answers(self.task.value) if self.model == EMBEDDED else None
-            points = [(label, point) for _, label, point in shown]
-            self._answers.value = words.answers(first_items(self.task.value, KEPT_ANSWERS), first, points, own)
-        else:
-            self.inside.show([e for e in self.entries if e.inside is not None])
-
-    def _metric(self) -> str:
-        labels = TASKS[self.task.value].labels
-        return "accuracy on 200 test items" if labels else "right answers to 200 test problems"
-
-    def _entry(self, number: int) -> Entry:
-        whole = isinstance(number, Integral) and not isinstance(number, bool)  # numpy's too
-        if not whole or not -len(self.entries) <= number < len(self.entries):
-            raise InputError(f"run {number!r} is not here; the lab has {len(self.entries)} runs, counted from 0")
-        return self.entries[number]
-
-    def _delete(self, entry: Entry) -> None:
-        if self.running:
-            self.say("A run can be deleted once the training has ended.")
-            return
-        with self._live_race.lock:
-            self.entries = [e for e in self.entries if e is not entry]
-            self._redraw()
+    def _delete(self, run: Run) -> None:
+        with self._race.lock:
+            if self.running:
+                self._say("You can delete a run once the training has ended.")
+                return
+            self._list.remove(run)
+            self._update()
 
     def _clear(self) -> None:
-        with self._live_race.lock:
+        with self._race.lock:
             if not self.running:
-                self.entries = [e for e in self.entries if e.pinned]
-                self.say(HINT)
-                self._redraw()
+                self._list.clear()
+                self._update(HINT)
 
-    def _remake_rows(self) -> None:
-        with self._live_race.lock:
-            self._rows.forget()
-            self._redraw()
-
-    def _export_clicked(self, kind: str, place: str) -> None:
-        chosen = [i for i, e in enumerate(self.entries) if e.ticked]
+    def _export_ticked(self) -> None:
+        ticked = [i for i, entry in enumerate(self._list.entries) if entry.ticked]
         try:
-            made = self.export(kind, Path(place) / f"runs.{kind}" if kind in ("csv", "json") else place, *chosen)
+            written = self.export(*self._tabs.export_row.target(), *ticked)
         except InputError as error:
-            self.say(words.error(str(error)))
+            self._say(error_html(str(error)))
         else:
-            self.say(f"Written: {html.escape(', '.join(map(str, made)))}")
-
-    # --- layout ---
-
-    def _arrange(self) -> widgets.Widget:
-        c = self._controls
-        runs = widgets.VBox([self._rows, self._compared, line(c.kind, c.place, c.write, self.clear)])
-        self._tabs = widgets.Tab([self._numbers, runs, self._answers, self.inside.widget], titles=TABS)
-        self._tabs.observe(lambda _: self._fill_tab(), "selected_index")
-        return widgets.VBox([*c.lines(), self._figure.widget, self._tabs])
+            self._say(f"Written: {html.escape(', '.join(map(str, written)))}")

@@ -1,86 +1,136 @@
-"""A race in the background of a lab: started, watched while it grows, stopped, waited for."""
+"""A race that trains in the background and reports what happens. It knows no lab and no widget."""
 
 from __future__ import annotations
 
-import html
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.formatting import format_duration
-from nlora_lab.labs import words
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.runs.run import Run, Step
+from nlora_lab.runs.run import STEP0_NOISE, Run, Step
 
 
-class Listener(Protocol):
-    """Who wants to know: all of it is called with the race's lock held, from whatever thread trains."""
+@dataclass(frozen=True)
+class Started:
+    """A race has begun. Nothing is loaded yet."""
 
-    def changed(self) -> None:
-        """A run has begun, or the race has ended: draw everything."""
 
-    def grown(self) -> None:
-        """A curve has another point."""
+@dataclass(frozen=True)
+class Loading:
+    """The model is being loaded, for a device that is named in words."""
 
-    def finished(self, run: Run, recorder: Any) -> str:
-        """A run is done, with what was recorded inside it; returns what there is to be said about it, as HTML."""
+    device: str
 
-    def progress(self, done: int, total: int) -> None:
-        """So many of so many steps are made."""
 
-    def say(self, text: str) -> None:
-        """A line of HTML for the learner."""
+@dataclass(frozen=True)
+class Stepped:
+    """A run has made a training step, perhaps its first one."""
+
+    config: RunConfig
+    step: Step
+    first: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run is complete, stopped, diverged or failed. Its ``InsideRecorder`` watched it."""
+
+    run: Run
+    recorder: Any
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The race has ended, with these runs. It may have been stopped, or an error ended it."""
+
+    runs: tuple[Run, ...]
+    stopped: bool
+    error: Exception | None
+
+    def outcome(self) -> tuple[str, bool]:
+        """Return how the race ended, in words, and whether something went wrong."""
+        if self.error is not None:
+            known = isinstance(self.error, InputError)
+            return str(self.error) if known else f"{type(self.error).__name__}: {self.error}", True
+        if failed := [run for run in self.runs if run.error]:
+            return f"{failed[0].config.label}: {failed[0].error}. What was trained until then is kept.", True
+        if self.stopped and not self.runs:
+            return "Stopped before the first step.", False
+        if self.stopped or any(run.stopped for run in self.runs):
+            return "Stopped. What was trained is kept.", False
+        if diverged := [run.config.label for run in self.runs if run.diverged]:
+            labels = ", ".join(diverged)
+            return f"Done. {labels} diverged: the loss became infinite. Try a smaller learning rate.", False
+        if changed := [run for run in self.runs if run.metrics.get("step0_change", 0) > STEP0_NOISE]:
+            label, change = changed[-1].config.label, changed[-1].metrics["step0_change"]
+            return f"Done. {label} changed the model by {change:.1%} before the first step.", False
+        return "Done. Move a slider and run again. Your runs stay in the list.", False
+
+
+Event = Started | Loading | Stepped | Finished | Ended
 
 
 class LiveRace:
-    """Trains what it is given in a thread of its own, one race at a time.
+    """Trains one race at a time, in a thread of its own or in the caller's.
 
-    ``curves``: the config and the steps so far of every run in training. ``error``: what ended the last race, if it
-    was an error; :meth:`wait` raises it. ``background=False`` trains in the caller's thread instead.
+    Args:
+        report: called with every event, from the thread that trains, while ``lock`` is held.
+        background: whether to train in a thread. Otherwise ``start`` returns when the race has ended.
+
+    Attributes:
+        lock: held while an event is reported. Whoever reads or changes what the events change holds it too.
+        running: whether something is training.
+        error: the exception that ended the last race, until ``wait`` raises it.
+        curves: config and steps so far of every run that is training.
+        pace: how far the race is.
     """
 
-    def __init__(self, listener: Listener, background: bool) -> None:
-        self.listener, self.background = listener, background
+    def __init__(self, report: Callable[[Event], None], *, background: bool) -> None:
+        self._report, self._background = report, background
         self.lock = threading.RLock()
         self.running = False
         self.error: Exception | None = None
         self.curves: dict[int, tuple[RunConfig, list[Step]]] = {}
-        self._halt = threading.Event()
+        self.pace = Pace(1)
+        self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._pace = Pace(1)
         self._recorders: dict[int, Any] = {}
         self._runs: list[Run] = []
-        self._remark = ""
-        self._unseen = False  # a curve has begun that the figure has no line for yet
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the race was told to stop."""
+        return self._stop.is_set()
 
     def start(self, configs: Sequence[RunConfig]) -> None:
-        """Begin, unless something is being trained already."""
+        """Start a race. While another one is running, do nothing: Run was pressed twice."""
         with self.lock:
             if self.running:
-                return  # Run pressed twice
-            self.error = None
-            self._halt.clear()
-            self.running, self._runs, self._remark, self._unseen = True, [], "", False
+                return
+            self._stop.clear()
+            self.error, self._runs, self.pace, self.running = None, [], Pace(sum(c.steps for c in configs)), True
             try:
-                self.listener.changed()
+                self._report(Started())
             except BaseException:
-                self.running = False  # nothing has begun
+                self.running = False
                 raise
-            self._thread = threading.Thread(target=self._train, args=(configs,), daemon=True, name="nlora-lab")
-            if self.background:
+            self._thread = None
+            if self._background:
+                self._thread = threading.Thread(target=self._train, args=(configs,), daemon=True, name="nlora-lab")
                 self._thread.start()
                 return
-            self._thread = None
         self._train(configs)
 
     def stop(self) -> None:
-        """End it within a step, and keep what there is."""
-        self._halt.set()
+        """Stop the race within a step. What was trained until then is kept."""
+        self._stop.set()
 
     def wait(self) -> None:
-        """Block until nothing is being trained. An interrupt stops the training; an error that ended it is raised."""
+        """Block until nothing is training, and raise the error that ended the race. An interrupt stops the race."""
         thread = self._thread
         try:
             while thread is not None and thread.is_alive():
@@ -93,7 +143,14 @@ class LiveRace:
         if error is not None:
             raise error
 
-    # --- in the thread ---
+    def headline(self, event: Stepped) -> tuple[str, str]:
+        """Return what is training, and its step, its loss and the time that is left."""
+        labels = [config.label for config, _ in self.curves.values()]
+        name = labels[0] if len(labels) == 1 else f"{len(labels)} methods"
+        step = f"step {event.step.step} of {event.config.steps} · loss {event.step.loss:.3f}"
+        return name, f"{step} · {self.pace.left()} left"
+
+    # --- in the thread that trains ---
 
     def _train(self, configs: Sequence[RunConfig]) -> None:
         try:
@@ -101,82 +158,70 @@ class LiveRace:
             from nlora_lab.training.races import race
             from nlora_lab.training.recorder import InsideRecorder
 
-            self._pace = Pace(sum(c.steps for c in configs))
             bases: dict[str, dict[str, Any]] = {c.model: {} for c in configs}
             self._recorders = {
                 id(c): InsideRecorder(every=max(10, c.steps // 25), bases=bases[c.model]) for c in configs
             }
-            self.listener.progress(0, self._pace.total)
-            self.listener.say(f"Loading the model, to train on: {html.escape(find_device().words)}")
-            race(configs, on_step=self._on_step, on_run=self._on_run, should_stop=self._halt.is_set, watch=self._watch)
-            told = words.verdict(self._runs, self._halt.is_set())
-            self.listener.say(f"{told} {self._remark}" if self._remark else told)
-        except InputError as error:
+            self._tell(Loading(find_device().words))
+            race(configs, on_step=self._on_step, on_run=self._on_run, should_stop=self._stop.is_set, watch=self._watch)
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        except Exception as error:  # reported, and raised by wait()
             self.error = error
-            self.listener.say(words.error(str(error)))
-        except Exception as error:  # shown in the panel, and raised by wait()
-            self.error = error
-            self.listener.say(words.error(f"{type(error).__name__}: {error}"))
         finally:
             with self.lock:
+                ended = Ended(tuple(self._runs), self.stopping, self.error)
                 self.curves, self._recorders, self._runs, self.running = {}, {}, [], False
-                self.listener.changed()
+                self._report(ended)
+
+    def _tell(self, event: Event) -> None:
+        with self.lock:
+            self._report(event)
 
     def _watch(self, config: RunConfig, updates: int, subject: Any) -> None:
         self._recorders[id(config)](updates, subject)
 
     def _on_step(self, config: RunConfig, step: Step) -> bool:
         with self.lock:
-            new = id(config) not in self.curves
-            if new:
-                self.curves[id(config)] = (config, [])
-            elif self._unseen:
-                self.listener.changed()  # once for all that made their first step together
-            self._unseen = new
-            self.curves[id(config)][1].append(step)
-            self._pace.done += 1
-            if self._pace.due():
-                self.listener.progress(self._pace.done, self._pace.total)
-                self.listener.say(
-                    f"<b>{html.escape(self._who())}</b> step {step.step} of {config.steps} · "
-                    f"loss {step.loss:.3f} · {self._pace.left()} left"
-                )
-            self.listener.grown()
-        return self._halt.is_set()
-
-    def _who(self) -> str:
-        labels = [config.label for config, _ in self.curves.values()]
-        return labels[0] if len(labels) == 1 else f"{len(labels)} methods"
+            first = id(config) not in self.curves
+            self.curves.setdefault(id(config), (config, []))[1].append(step)
+            self.pace.done += 1
+            self._report(Stepped(config, step, first))
+        return self.stopping
 
     def _on_run(self, run: Run) -> None:
         with self.lock:
             self.curves.pop(id(run.config), None)
             self._runs.append(run)
-            self._remark = self.listener.finished(run, self._recorders.get(id(run.config))) or self._remark
-            self._pace.total -= run.config.steps - len(run.steps)
-            self.listener.progress(self._pace.done, max(1, self._pace.total))
-            if not self._halt.is_set():  # or the others' last pictures would hold up the end, which draws anyway
-                self._unseen = False
-                self.listener.changed()
+            self.pace.total = max(1, self.pace.total - run.config.steps + len(run.steps))
+            self._report(Finished(run, self._recorders.get(id(run.config))))
 
 
 class Pace:
-    """How far a race is and how long it will still take."""
+    """How many of the ``total`` training steps of a race are ``done``, and how long the rest will take."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
-        self._started, self._said = 0.0, 0.0
+        self._started, self._shown = 0.0, 0.0
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """The steps done, and all steps."""
+        return self.done, self.total
 
     def due(self) -> bool:
-        """True at most five times a second."""
+        """Return whether to show the pace again: at most five times a second."""
         now = time.monotonic()
         self._started = self._started or now
-        if now - self._said < 0.2:
+        if now - self._shown < 0.2:
             return False
-        self._said = now
+        self._shown = now
         return True
 
     def left(self) -> str:
-        """In words."""
+        """Return the time that the rest will take, in words, or "…" while that is unknown."""
+        if self.done <= 1:
+            return "…"
         elapsed = time.monotonic() - self._started
-        return format_duration(elapsed / max(1, self.done - 1) * (self.total - self.done)) if self.done > 1 else "…"
+        return format_duration(elapsed / (self.done - 1) * (self.total - self.done))

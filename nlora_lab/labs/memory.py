@@ -1,4 +1,4 @@
-"""``MemoryLab``: what a run needs, before there is one; every setting that changes it is a control."""
+"""``MemoryLab``: the memory that a run needs, before there is one. Every setting that changes it is a control."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import ipywidgets as widgets
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.formatting import format_bytes
 from nlora_lab.core.validation import check_choice
-from nlora_lab.estimates.memory import Architecture, architecture, memory, sizes
+from nlora_lab.estimates.conditions import SPARE, estimate_device, free_memory, resolve_on
+from nlora_lab.estimates.memory import memory_needed
 from nlora_lab.estimates.recipes import RECIPES
-from nlora_lab.estimates.requirements import SPARE, Estimate, estimate, free_memory, lengths_of, place_of, setting_of
+from nlora_lab.estimates.requirements import Estimate, estimate
+from nlora_lab.estimates.shapes import Architecture, architecture_sizes, read_architecture
 from nlora_lab.estimates.throughput import CARDS
 from nlora_lab.labs.figures import Figures
-from nlora_lab.labs.panel import WORDS, FigurePanel
+from nlora_lab.labs.panel import LABEL_STYLE, FigurePanel
 from nlora_lab.methods.table import METHODS, get_method
 from nlora_lab.models.loading import meta_body
 from nlora_lab.models.names import EMBEDDED
@@ -24,23 +26,33 @@ from nlora_lab.plots.memory import PARTS, MemoryDrawing
 from nlora_lab.runs.config import RunConfig
 
 MODELS = {"Llama-2-7B": "paper-gsm8k", "SmolLM2-135M": "colab-gsm8k", "the embedded model": "laptop"}
-"""By its name in the lab: the recipe that has its shapes."""
+"""The models of the lab, each with the name of a recipe that trains a model of this shape."""
 
 
 class MemoryLab(FigurePanel):
-    """The memory of a training run by what holds it, one bar a method, beside what a card can give.
+    """The memory of a training run by what holds it: one bar per method, beside the memory of a card.
 
-    Nothing is loaded: it is all computed from the model's shapes (:func:`nlora_lab.estimate`). The controls ``model``,
-    ``card``, ``rank``, ``batch`` (rows a step), ``parts`` (the smaller batches it is made of), ``length`` (tokens a
-    row), ``half`` (frozen weights in bfloat16) and ``checkpointing`` can be set from Python too; :attr:`estimates` are
-    what is shown.
+    Nothing is loaded. All numbers come from the shapes of the model, as in ``nl.estimate``. Every control is an
+    attribute and can be set from Python. The estimates that are shown are ``estimates``.
 
     Args:
-        methods: names, one bar each.
-        model: a hub id, a folder, or a transformers config, in the place of those that the lab offers.
+        methods: the names of the methods, one bar each.
+        model: a hub id, a folder, or a transformers config. It is then the first choice of ``model``, "yours".
         figures: "plotly", "image", or "auto" to choose by where the notebook runs.
 
-    Raises :class:`nlora_lab.InputError` for an unknown method and a model whose shapes cannot be read.
+    Attributes:
+        model: the menu of the models.
+        card: the menu of the cards.
+        rank: the slider of the rank r. A rank above the narrowest layer counts as that layer's.
+        batch: the slider of the batch size, in rows per step.
+        parts: the slider of the number of micro-batches per step. There are at most as many as rows.
+        length: the slider of the row length, in tokens.
+        half: the box for frozen weights in bfloat16 instead of float32.
+        checkpointing: the box for gradient checkpointing.
+        methods: the names of the methods.
+
+    Raises:
+        InputError: a method is not known, or the shapes of the model cannot be read.
     """
 
     def __init__(
@@ -51,17 +63,17 @@ class MemoryLab(FigurePanel):
         for name in methods:
             get_method(name)
         self.methods = tuple(methods)
-        self._yours = None if model is None else _shapes(model)
-        names = (["yours"] if model is not None else []) + list(MODELS)
+        self._custom = None if model is None else _architecture_of(model)
+        models = [*(["yours"] if self._custom else []), *MODELS]
         powers = [2**k for k in range(8)]
-        wide: dict[str, Any] = {"style": WORDS, "layout": widgets.Layout(width="330px")}
-        self.model = widgets.Dropdown(options=names, description="model", **wide)
-        self.card = widgets.Dropdown(options=list(CARDS), description="card", **wide)
-        self.rank = widgets.SelectionSlider(options=powers, value=8, description="rank r", **wide)
-        self.batch = widgets.SelectionSlider(options=powers, value=16, description="batch", **wide)
-        self.parts = widgets.SelectionSlider(options=powers, description="in parts", **wide)
+        look: dict[str, Any] = {"style": LABEL_STYLE, "layout": widgets.Layout(width="330px")}
+        self.model = widgets.Dropdown(options=models, description="model", **look)
+        self.card = widgets.Dropdown(options=list(CARDS), description="card", **look)
+        self.rank = widgets.SelectionSlider(options=powers, value=8, description="rank r", **look)
+        self.batch = widgets.SelectionSlider(options=powers, value=16, description="batch", **look)
+        self.parts = widgets.SelectionSlider(options=powers, description="in parts", **look)
         self.length = widgets.SelectionSlider(
-            options=[64, 128, 256, 512, 1024, 2048], value=512, description="tokens", **wide
+            options=[64, 128, 256, 512, 1024, 2048], value=512, description="tokens", **look
         )
         self.half = widgets.Checkbox(value=True, description="frozen weights in bfloat16", indent=False)
         self.checkpointing = widgets.Checkbox(value=False, description="checkpointing", indent=False)
@@ -71,55 +83,63 @@ class MemoryLab(FigurePanel):
             [self.batch, self.parts],
         ]
         self._open(figures)
-        self._follow(
-            self.model, self.card, self.rank, self.length, self.half, self.checkpointing, self.batch, self.parts
-        )
+        self._follow(*(control for row in self._controls for control in row))
 
     def config(self, method: str) -> RunConfig:
-        """The run of ``method`` that the controls describe; no more parts than the batch has rows."""
+        """Return the run of a method that the controls describe.
+
+        Args:
+            method: the name of the method.
+
+        Returns:
+            The config. Its rank is at most the narrowest layer's, and it has at most one part per row.
+
+        Raises:
+            InputError: the method is not known.
+        """
         check_choice("method", method, METHODS)
         return RunConfig(
-            method, rank=min(self.rank.value, self._shape().narrowest), batch_size=self.batch.value,
+            method, rank=min(self.rank.value, self._architecture().narrowest), batch_size=self.batch.value,
             accumulation=min(self.parts.value, self.batch.value), max_length=self.length.value, batching="packed",
             precision="bf16" if self.half.value else "float32", checkpointing=self.checkpointing.value,
         )  # fmt: skip
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """What each method needs, by its name."""
-        return {name: estimate(self.config(name), self.card.value, config=self._shape()) for name in self.methods}
+        """The estimate of every method, by name."""
+        shapes = self._architecture()
+        return {name: estimate(self.config(name), self.card.value, config=shapes) for name in self.methods}
 
-    def told(self) -> str:
-        """What each needs and which of them fit, in a line."""
-        drawn = self.drawing()
-        needs = [f"{METHODS[name].label} {format_bytes(peak)}" for name, peak in drawn.peaks.items()]
-        fitting = [METHODS[name].label for name in drawn.held if drawn.fits(name)]
-        return f"{self.model.value} on {drawn.card}: {', '.join(needs)}; fits: {', '.join(fitting) or 'none'}"
+    def summary(self) -> str:
+        """Return in one line what each method needs, and which methods fit."""
+        drawing = self.drawing()
+        needs = [f"{METHODS[name].label} {format_bytes(peak)}" for name, peak in drawing.peaks.items()]
+        fitting = [METHODS[name].label for name in drawing.parts if drawing.fits(name)]
+        return f"{self.model.value} on {drawing.card}: {', '.join(needs)}; fits: {', '.join(fitting) or 'none'}"
 
     def drawing(self) -> MemoryDrawing:
-        """The figure's data as the controls say now."""
-        shape, card = self._shape(), CARDS[self.card.value]
-        held, peaks = {}, {}
+        """Return the figure that the controls select."""
+        parts, peaks = {}, {}
         for name in self.methods:
             cfg = self.config(name)
-            place = place_of(cfg, self.card.value)
-            found = memory(shape, cfg, lengths_of(cfg, shape)[0], setting_of(cfg, shape, place))
-            held[name] = {part: float(getattr(found, part)) for part in PARTS}
-            peaks[name] = float(found.total)
-        return MemoryDrawing(held, peaks, free_memory(place) * (1 - SPARE), card.words)
+            device = estimate_device(cfg, self.card.value)
+            memory = memory_needed(self._architecture(), resolve_on(cfg, device))
+            parts[name] = {part: float(getattr(memory, part)) for part in PARTS}
+            peaks[name] = float(memory.total)
+        return MemoryDrawing(parts, peaks, free_memory(device) * (1 - SPARE), CARDS[self.card.value].words)
 
-    def _shape(self) -> Architecture:
-        if self.model.value == "yours" and self._yours is not None:
-            return self._yours
-        return _of_recipe(MODELS[self.model.value])
+    def _architecture(self) -> Architecture:
+        if self.model.value == "yours" and self._custom is not None:
+            return self._custom
+        return _architecture_of_recipe(MODELS[self.model.value])
 
 
-def _shapes(model: Any) -> Architecture:
-    return architecture(model) if isinstance(model, str) else sizes(meta_body(model))
+def _architecture_of(model: Any) -> Architecture:
+    return read_architecture(model) if isinstance(model, str) else architecture_sizes(meta_body(model))
 
 
 @lru_cache(maxsize=len(MODELS))
-def _of_recipe(name: str) -> Architecture:
+def _architecture_of_recipe(name: str) -> Architecture:
     recipe = RECIPES[name]
-    shapes = recipe.own_architecture(recipe.config("lora"))
-    return architecture(EMBEDDED) if shapes is None else sizes(meta_body(shapes))
+    config = recipe.model_config(recipe.config("lora"))
+    return read_architecture(EMBEDDED) if config is None else architecture_sizes(meta_body(config))

@@ -1,73 +1,102 @@
-"""What the matrix labs share: how they look in a notebook, with a kernel and without."""
+"""What all labs share: how they look in a notebook, with a kernel and without."""
 
 from __future__ import annotations
 
-import base64
 import html
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
 
 from nlora_lab.labs.figures import Figures, LiveFigure, live_figure
-from nlora_lab.plots.style import Drawing
+from nlora_lab.plots.drawings import Drawing, picture_bundle
 
-WORDS = {"description_width": "100px"}
+LABEL_STYLE = {"description_width": "100px"}
 ROW = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
 
 
-def error_words(error: float) -> str:
-    """Three digits, always with a decimal point: ``0.907``, ``1.97``, ``50.3``."""
+def format_error(error: float) -> str:
+    """Print a relative error in three digits, always with a decimal point: ``0.907``, ``1.97``, ``50.3``."""
     return f"{error:.3f}" if error < 1 else f"{error:.2f}" if error < 10 else f"{error:.1f}"
 
 
-class FigurePanel:
-    """Controls, a line of text and a figure that follows them.
+def error_html(message: str) -> str:
+    """Return an error message as HTML, in a colour that shows on a light and on a dark page."""
+    return f'<span style="color:#d62728;font-weight:bold">{html.escape(message)}</span>'
 
-    A child fills ``self._controls`` (rows of widgets), offers :meth:`drawing` and :meth:`told`, and then
-    calls :meth:`_open`; every control that should move the figure is passed to :meth:`_follow`.
+
+def row_of(*parts: widgets.Widget) -> widgets.Widget:
+    """Put widgets side by side, and below each other where the page is narrow."""
+    return widgets.Box(parts, layout=widgets.Layout(**ROW))
+
+
+class LivePanel:
+    """Something that a notebook shows as widgets, and as a picture with a line of text on pages without a kernel.
+
+    A subclass sets ``self._panel`` to its widget, and offers :meth:`picture` and ``__repr__``.
+    """
+
+    _panel: widgets.Widget
+
+    def picture(self) -> bytes:
+        """Return the figure as PNG bytes, empty if there is nothing to show yet."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return picture_bundle(self._panel, repr(self), self.picture() or None)
+
+
+class FigurePanel(LivePanel):
+    """Controls, a line of text, and a figure that follows the controls.
+
+    A subclass fills ``self._controls`` (rows of widgets), offers :meth:`drawing` and :meth:`summary`, and then calls
+    ``_open``. It passes every control that changes the figure to ``_follow``.
     """
 
     _controls: list[list[widgets.Widget]]
     _figure: LiveFigure
 
     def drawing(self) -> Drawing:
-        """The figure as the controls say now."""
+        """Return the figure that the controls select."""
         raise NotImplementedError
 
-    def told(self) -> str:
-        """One line of what the figure shows, as plain text."""
+    def summary(self) -> str:
+        """Return what the figure shows, in one line of plain text."""
         raise NotImplementedError
 
     def picture(self) -> bytes:
-        """The figure as PNG bytes."""
+        """Return the figure as PNG bytes."""
         return self.drawing().png()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}: {self.told()}"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """The live panel, and beside it a picture and a line for pages without a kernel."""
-        bundle: dict[str, Any] = dict(self._panel._repr_mimebundle_())
-        bundle["text/plain"] = repr(self)
-        bundle["image/png"] = base64.b64encode(self.picture()).decode()
-        return bundle
+        return f"{type(self).__name__}: {self.summary()}"
 
     def _open(self, figures: Figures) -> None:
         self._held = False
         self._line = widgets.HTML()
         self._figure = live_figure(self.drawing(), figures)
-        rows = [widgets.Box(row, layout=widgets.Layout(**ROW)) for row in self._controls]
-        self._panel = widgets.VBox([*rows, self._line, self._figure.widget])
-        self._say()
+        self._panel = widgets.VBox([*(row_of(*row) for row in self._controls), self._line, self._figure.widget])
+        self._draw_summary()
 
     def _follow(self, *controls: widgets.Widget) -> None:
         for control in controls:
             control.observe(lambda _: self._redraw(), "value")
 
+    @contextmanager
+    def _one_redraw(self) -> Iterator[None]:
+        """Draw once at the end, however many controls change within."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self._redraw()
+
     def _redraw(self) -> None:
         if not self._held:
             self._figure.draw(self.drawing())
-            self._say()
+            self._draw_summary()
 
-    def _say(self) -> None:
-        self._line.value = f"<div style='padding:2px 0 4px 8px'>{html.escape(self.told())}</div>"
+    def _draw_summary(self) -> None:
+        self._line.value = f"<div style='padding:2px 0 4px 8px'>{html.escape(self.summary())}</div>"

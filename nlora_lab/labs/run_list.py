@@ -1,43 +1,54 @@
-"""The lab's list of runs: each can be named, hidden, pinned, ticked to be compared or exported, and deleted."""
+"""The list of the runs trained in the lab. Each can be ticked, named, hidden, pinned, deleted and exported."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ipywidgets as widgets
 
+from nlora_lab.core.errors import InputError
 from nlora_lab.core.formatting import format_bytes, format_rate
+from nlora_lab.core.validation import check_choice, whole_number
+from nlora_lab.labs.panel import ROW
+from nlora_lab.labs.view import Entry, LabView
 from nlora_lab.methods.table import METHODS
-from nlora_lab.runs.run import Run
+from nlora_lab.plots.lab import run_names
+from nlora_lab.runs.run import Run, run_table
+from nlora_lab.runs.store import RunStore
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DASHES = {"solid": "━━", "dash": "╍╍", "dot": "┅┅", "dashdot": "━╍", "longdash": "━ ━", "longdashdot": "━ ┅"}
-EMPTY = "No run of your own yet: press Run."
+EXPORTS = {
+    "losses as CSV": "csv",
+    "records as JSON": "json",
+    "adapter (PEFT)": "peft",
+    "adapter (plain LoRA)": "lora",
+}
+"""What can be exported: the choices of the menu, and the kinds that they stand for."""
+EMPTY = "No run of your own yet. Press Run."
 
 
-@dataclass
-class Entry:
-    """A run in the lab, and what its reader has decided about it."""
+class Edit(Protocol):
+    """Changes fields of a run's ``Entry``."""
 
-    run: Run
-    name: str
-    inside: Any = None  # an InsideRecorder
-    hidden: bool = False
-    pinned: bool = False
-    ticked: bool = False
-    renamed: bool = field(default=False, repr=False)
+    def __call__(self, run: Run, **changes: Any) -> None:
+        """Set these fields."""
 
 
 def swatch(method: str) -> str:
-    """A short line in the method's hue and dash, as HTML."""
+    """Return a short line in the method's hue and dash, as HTML."""
     entry = METHODS[method]
     return f'<span style="color:{entry.colour};font-weight:bold;white-space:pre">{DASHES[entry.dash]}</span>'
 
 
-def numbers(run: Run) -> tuple[str, ...]:
-    """What a run was asked and what it reached, in the words of the lab's tables."""
+def run_numbers(run: Run) -> tuple[str, ...]:
+    """Return the settings of a run and its results, as the cells of its row."""
     c, method = run.config, METHODS[run.config.method]
     together = f" ({run.together} at once)" if run.together > 1 else ""
     return (
@@ -53,77 +64,190 @@ def numbers(run: Run) -> tuple[str, ...]:
     )
 
 
-class RunRows(widgets.VBox):
-    """One row a run. ``changed`` is called after any of its controls was used; the row of a run is made once."""
+class RunList:
+    """The runs trained in a lab, as a list of entries that is replaced with every change.
 
-    def __init__(self, changed: Callable[[], None], delete: Callable[[Entry], None]) -> None:
-        self._changed, self._delete = changed, delete
-        self._rows: dict[int, tuple[Entry, widgets.HBox]] = {}
-        self._locked = False
-        self._none = widgets.HTML(EMPTY)
-        super().__init__([self._none])
+    Args:
+        store: where finished runs are saved too, or ``None``.
+    """
 
-    def show(self, entries: list[Entry]) -> None:
-        """Show these: pinned ones first."""
-        known = self._rows
-        self._rows = {id(e): known.get(id(e)) or (e, self._row(e)) for e in entries}
-        for gone in known.keys() - self._rows.keys():
-            self._close(known[gone][1])
-        ordered = sorted(entries, key=lambda e: not e.pinned)
-        for entry in entries:
-            name = self._rows[id(entry)][1].children[2]
-            if name.value != entry.name:
-                name.value = entry.name
-        self.children = [self._rows[id(e)][1] for e in ordered] or [self._none]
+    def __init__(self, store: RunStore | None) -> None:
+        self.entries: list[Entry] = []
+        self._store = store
 
-    def forget(self) -> None:
-        """Make every row anew: something was decided from Python."""
-        self.children = []
-        for _, row in self._rows.values():
-            self._close(row)
-        self._rows = {}
+    def add(self, run: Run, recorder: Any) -> str:
+        """Add a finished run, and name all runs apart. Return why the run could not be saved, or nothing."""
+        entries = [*self.entries, Entry(run, "", recorder)]
+        names = run_names([entry.run.config for entry in entries])
+        self.entries = [e if e.renamed else replace(e, name=name) for e, name in zip(entries, names, strict=True)]
+        if self._store is None or run.stopped:
+            return ""
+        try:
+            self._store.add(run)
+        except InputError as error:
+            return f"Not kept on disk: {error}. The run stays here."
+        return ""
 
-    @staticmethod
-    def _close(row: widgets.HBox) -> None:
-        """ipywidgets holds on to every widget that is not closed, and its callbacks to the run and its weights."""
-        for part in (*row.children, row):
+    def edit(self, run: Run, **changes: Any) -> None:
+        """Change fields of a run's entry."""
+        self.entries = [replace(e, **changes) if e.run is run else e for e in self.entries]
+
+    def remove(self, run: Run) -> None:
+        """Remove a run."""
+        self.entries = [e for e in self.entries if e.run is not run]
+
+    def clear(self) -> None:
+        """Remove all runs that are not pinned."""
+        self.entries = [e for e in self.entries if e.pinned]
+
+    def find(self, number: int) -> Entry:
+        """Return the entry of a run by its number, or raise ``InputError``."""
+        count, index = len(self.entries), whole_number(number)
+        if index is None or not -count <= index < count:
+            remedy = f"choose from 0 to {count - 1}" if count else "press Run first"
+            raise InputError(f"number={number!r} is not a run of this lab, which has {count} runs; {remedy}")
+        return self.entries[index]
+
+    def compare(self, numbers: Sequence[int]) -> pd.DataFrame:
+        """Return one column per run, all runs if no number is given."""
+        entries = [self.find(number) for number in numbers] or self.entries
+        frame = run_table(e.run for e in entries).T
+        frame.columns = [e.name for e in entries]
+        return frame
+
+    def export(self, kind: str, path: str | Path, numbers: Sequence[int]) -> list[Path]:
+        """Write runs to disk, all runs if no number is given, and return the files or folders."""
+        from nlora_lab.training import export
+
+        check_choice("kind", kind, EXPORTS.values())
+        entries = [self.find(number) for number in numbers] or self.entries
+        if not entries:
+            raise InputError("the lab has no run to export yet; press Run first")
+        names, runs = [e.name for e in entries], [e.run for e in entries]
+        if kind == "csv":
+            return [export.save_csv(runs, names, path)]
+        if kind == "json":
+            return [export.save_json(runs, path, names)]
+        places = [self.entries.index(e) + 1 for e in entries]
+        folders = [export.free_folder(path, f"{i:02}-{r.config.method}") for i, r in zip(places, runs, strict=True)]
+        return [export.save_adapter(run, folder, kind) for run, folder in zip(runs, folders, strict=True)]
+
+
+class RunRow(widgets.HBox):
+    """The row of one run.
+
+    Args:
+        entry: the run as it is listed at first.
+        edit: called when a control of the row changes the entry.
+        delete: called with the run when its bin is clicked.
+    """
+
+    def __init__(self, entry: Entry, edit: Edit, delete: Callable[[Run], None]) -> None:
+        self._entry, self._edit = entry, edit
+        run = entry.run
+        self._tick = widgets.Checkbox(indent=False, tooltip="compare or export this run", layout=_fixed("28px"))
+        self._tick.style = {"description_width": "0px"}
+        self._name = widgets.Text(
+            entry.name, continuous_update=False, tooltip="name of this run", layout=_fixed("190px")
+        )
+        self._hide = widgets.ToggleButton(icon="eye-slash", tooltip="hide in the figure", layout=_fixed("42px"))
+        self._pin = widgets.ToggleButton(
+            icon="thumb-tack", tooltip="pin: this run stays when runs are cleared", layout=_fixed("42px")
+        )
+        self._delete = widgets.Button(icon="trash", tooltip="delete this run", layout=_fixed("42px"))
+        self._controls = {"ticked": self._tick, "name": self._name, "hidden": self._hide, "pinned": self._pin}
+        self.draw(entry, running=False)
+        for field, control in self._controls.items():
+            control.observe(lambda change, field=field: self._changed(field, change["new"]), "value")
+        self._delete.on_click(lambda _: delete(run))
+        super().__init__(
+            [
+                self._tick, widgets.HTML(swatch(run.config.method), layout=_fixed("44px")), self._name,
+                _numbers_cell(run), self._hide, self._pin, self._delete,
+            ],
+            layout=widgets.Layout(align_items="center", width="100%", flex_flow="row nowrap"),
+        )  # fmt: skip
+
+    def draw(self, entry: Entry, running: bool) -> None:
+        """Show the entry. While something trains, no run can be deleted."""
+        self._entry = entry
+        for field, control in self._controls.items():
+            control.value = getattr(entry, field)
+        self._delete.disabled = running
+
+    def close(self) -> None:
+        """Give the row up: ipywidgets holds on to widgets that are not closed, and their callbacks to the run."""
+        for part in self.children:
             part.unobserve_all()
             part.close()
+        super().close()
 
-    def lock(self, locked: bool) -> None:
-        """While something trains, nothing can be deleted."""
-        self._locked = locked
-        for _, row in self._rows.values():
-            row.children[-1].disabled = locked
+    def _changed(self, field: str, value: Any) -> None:
+        if getattr(self._entry, field) != value:  # else the lab itself has set the control
+            self._edit(self._entry.run, **{field: value}, **({"renamed": True} if field == "name" else {}))
 
-    def _row(self, entry: Entry) -> widgets.HBox:
-        tick = widgets.Checkbox(entry.ticked, indent=False, tooltip="compare or export this run", layout=_wide("28px"))
-        tick.description, tick.style = "", {"description_width": "0px"}
-        name = widgets.Text(entry.name, layout=_wide("190px"), continuous_update=False, tooltip="name of this run")
-        cells = "".join(
-            f'<span style="margin-right:14px;white-space:nowrap">{html.escape(t)}</span>' for t in numbers(entry.run)
+
+class RunRows(widgets.VBox):
+    """One row per run. The row of a run is made once.
+
+    Args:
+        edit: called when a control of a row changes its entry.
+        delete: called with a run when its bin is clicked.
+    """
+
+    def __init__(self, edit: Edit, delete: Callable[[Run], None]) -> None:
+        self._edit, self._delete = edit, delete
+        self._rows: dict[int, RunRow] = {}
+        self._hint = widgets.HTML(EMPTY)
+        super().__init__([self._hint])
+
+    def draw(self, view: LabView) -> None:
+        """Show the runs, the pinned ones first."""
+        known = self._rows
+        self._rows = {id(e.run): known.get(id(e.run)) or RunRow(e, self._edit, self._delete) for e in view.entries}
+        for entry in view.entries:
+            self._rows[id(entry.run)].draw(entry, view.running)
+        ordered = sorted(view.entries, key=lambda entry: not entry.pinned)
+        self.children = [self._rows[id(entry.run)] for entry in ordered] or [self._hint]
+        for key in known.keys() - self._rows.keys():
+            known[key].close()
+
+
+class ExportRow(widgets.Box):
+    """The row below the list of runs: what to write where, and the button that clears the list."""
+
+    def __init__(self) -> None:
+        self.kind = widgets.Dropdown(
+            options=list(EXPORTS.items()), description="export", style={"description_width": "50px"}
         )
-        told = widgets.HTML(f'<div style="line-height:1.5" title="{html.escape(entry.run.error)}">{cells}</div>')
-        told.layout = widgets.Layout(flex="1 1 200px", min_width="0", height="auto")
-        hide = widgets.ToggleButton(entry.hidden, icon="eye-slash", tooltip="hide in the figure", layout=_wide("42px"))
-        pin = widgets.ToggleButton(
-            entry.pinned, icon="thumb-tack", tooltip="pin: stays when runs are cleared", layout=_wide("42px")
+        self.place = widgets.Text("exports", description="to folder", style={"description_width": "70px"})
+        self.write = widgets.Button(
+            description="Write", icon="download", tooltip="write the ticked runs, or all runs if none is ticked"
         )
-        gone = widgets.Button(icon="trash", tooltip="delete this run", disabled=self._locked, layout=_wide("42px"))
-        for control, what in ((tick, "ticked"), (hide, "hidden"), (pin, "pinned")):
-            control.observe(lambda change, what=what: self._set(entry, what, change["new"]), "value")
-        name.observe(lambda change: self._set(entry, "name", change["new"]), "value")
-        gone.on_click(lambda _: self._delete(entry))
-        look = widgets.HTML(swatch(entry.run.config.method), layout=_wide("44px"))
-        row = widgets.Layout(align_items="center", width="100%", flex_flow="row nowrap")
-        return widgets.HBox([tick, look, name, told, hide, pin, gone], layout=row)
+        self.clear = widgets.Button(
+            description="Clear runs", icon="trash", disabled=True, tooltip="delete all runs that are not pinned"
+        )
+        super().__init__([self.kind, self.place, self.write, self.clear], layout=widgets.Layout(**ROW))
 
-    def _set(self, entry: Entry, what: str, value: Any) -> None:
-        if getattr(entry, what) != value:
-            setattr(entry, what, value)
-            entry.renamed = entry.renamed or what == "name"
-            self._changed()
+    def target(self) -> tuple[str, str | Path]:
+        """Return the kind of export, and the file or folder to write."""
+        kind, place = self.kind.value, self.place.value
+        return kind, Path(place) / f"runs.{kind}" if kind in ("csv", "json") else place
+
+    def draw(self, view: LabView) -> None:
+        """Disable the button where there is nothing to clear."""
+        self.clear.disabled = view.running or all(entry.pinned for entry in view.entries)
 
 
-def _wide(width: str) -> widgets.Layout:
+def _numbers_cell(run: Run) -> widgets.Widget:
+    cells = "".join(
+        f'<span style="margin-right:14px;white-space:nowrap">{html.escape(text)}</span>' for text in run_numbers(run)
+    )
+    return widgets.HTML(
+        f'<div style="line-height:1.5" title="{html.escape(run.error)}">{cells}</div>',
+        layout=widgets.Layout(flex="1 1 200px", min_width="0", height="auto"),
+    )
+
+
+def _fixed(width: str) -> widgets.Layout:
     return widgets.Layout(width=width, flex=f"0 0 {width}")

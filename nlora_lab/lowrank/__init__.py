@@ -1,16 +1,16 @@
-r"""Low-rank approximation of a weight matrix: the Nyström (cross) family, its rivals, and its error.
+r"""Low-rank approximation of a matrix: the Nyström (cross) family, its rivals, and their errors.
 
-Write ``W`` (m, n) with the ``r × r`` block ``A_r`` on chosen rows ``I`` and columns ``J``. The cross
-approximation, Nyström's idea for a rectangular matrix, is
+Write ``W`` (m, n) for the matrix, and ``A_r`` for its ``r × r`` block on chosen rows ``I`` and columns ``J``. The
+cross approximation is Nyström's idea for a rectangular matrix:
 
-.. math:: W \approx C\, U\, R, \qquad C = W[:, J],\; R = W[I, :],\; U = A_r^{+},
+.. math:: W \approx C\, U\, R, \qquad C = W[:, J],\; R = W[I, :],\; U = A_r^{+}.
 
-exact if and only if ``rank(A_r) = rank(W)``. The *optimal* core for the same rows and columns is
-``U = C⁺ W R⁺`` (Stewart 1999). The NLoRA authors' released code uses ``U = A_r`` itself ("block"),
-which is not an approximation of ``W``: it scales as ``W`` cubed.
+It is exact if and only if ``rank(A_r) = rank(W)``. The *optimal* core for the same rows and columns is
+``U = C⁺ W R⁺`` (Stewart 1999). The code that the NLoRA authors released uses ``U = A_r`` itself ("block"). That is
+not an approximation of ``W``, because it scales as ``W`` cubed.
 
-Everything takes one matrix or a batch of them, any floating dtype, on any device; it is computed in
-float32 or better, small ``r × r`` systems in float64. Batches have their dimensions in front.
+Every function takes one matrix or a batch of matrices, of any floating dtype, on any device. Batch dimensions come
+first. The arithmetic is float32 or better, and float64 for small ``r × r`` systems.
 """
 
 import lazy_loader

@@ -1,92 +1,152 @@
-"""What a matrix, a rank and a tolerance must be, and the two ways a block can be in trouble."""
+"""Checks of matrices, ranks and tolerances, and the small helpers that keep the arithmetic in range."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.validation import whole_number
+from nlora_lab.core.validation import check_number, check_whole_number
 
 
 class IllConditionedWarning(UserWarning):
-    """The chosen block was numerically singular; the message says by how much and what was done."""
+    """The chosen block is numerically singular. The message says by how much, and what was done about it."""
 
 
 class SingularBlockError(InputError):
-    """The chosen block cannot be inverted in any useful sense, pseudo-inverse included."""
+    """The chosen block cannot be inverted: even its pseudo-inverse does not fit into the dtype."""
 
 
-def check_matrix(W: Tensor, what: str = "W") -> Tensor:
-    """``W`` (…, m, n) detached, in float32 or better; :class:`InputError` names what is wrong with it."""
-    work = check_kind(W, what)
+def check_matrix(W: Float[Tensor, "*batch m n"], name: str = "W") -> Float[Tensor, "*batch m n"]:
+    """Check that ``W`` is a finite matrix, or a batch of them, and return it ready for arithmetic.
+
+    Args:
+        W: the matrix, (..., m, n), any floating dtype.
+        name: what the caller knows the matrix as.
+
+    Returns:
+        ``W``, detached, (..., m, n): in its own dtype if that is float32 or float64, else in float32. It shares memory
+        with ``W`` unless the dtype changed.
+
+    Raises:
+        InputError: ``W`` is not a tensor, has fewer than two dimensions, is empty, sparse, complex, integer or on the
+            meta device, or holds NaN or infinity.
+    """
+    work = check_matrix_form(W, name)
     # a sum is one pass without a mask; only where it is not finite (it may overflow) look at every entry
     if not bool(torch.isfinite(work.sum())) and not bool(torch.isfinite(work).all()):
-        raise InputError(f"{what} holds NaN or infinity; clean it before approximating it")
+        raise InputError(f"{name} holds NaN or infinity; clean it before approximating it")
     return work
 
 
-def check_kind(W: Tensor, what: str = "W") -> Tensor:
-    """:func:`check_matrix` without a look at the values."""
+def check_matrix_form(W: Float[Tensor, "*batch m n"], name: str = "W") -> Float[Tensor, "*batch m n"]:
+    """Check everything that ``check_matrix`` checks except the values, and return the same as it does."""
     if not isinstance(W, Tensor):
-        raise InputError(f"{what} must be a 2-D torch tensor, not {type(W).__name__}; torch.as_tensor makes one")
+        raise InputError(f"{name} must be a 2-D torch tensor, not {type(W).__name__}; torch.as_tensor makes one")
     if W.ndim < 2:
-        raise InputError(f"{what} must be a 2-D tensor (or a batch of them), not {tuple(W.shape)}; reshape it first")
+        raise InputError(f"{name} must be a 2-D tensor (or a batch of them), not {tuple(W.shape)}; reshape it first")
     if W.layout != torch.strided:
-        raise InputError(f"{what} must be dense, not {W.layout}; call to_dense() first")
+        raise InputError(f"{name} must be dense, not {W.layout}; call to_dense() first")
     if not W.is_floating_point():
-        raise InputError(f"{what} must be real floating point, not {W.dtype}; convert it first")
+        raise InputError(f"{name} must be real floating point, not {W.dtype}; convert it first")
     if W.is_meta:
-        raise InputError(f"{what} is on the meta device and has no values; load the weights first")
+        raise InputError(f"{name} is on the meta device and has no values; load the weights first")
     if 0 in W.shape:
-        raise InputError(f"{what} of shape {tuple(W.shape)} is empty")
+        raise InputError(f"{name} of shape {tuple(W.shape)} is empty; give at least one row and one column")
     work = W.detach()
     return work if work.dtype in (torch.float32, torch.float64) else work.to(torch.float32)
 
 
-def check_rank(rank: int, shape: tuple[int, ...], what: str = "rank") -> int:
-    """``rank`` if it is a whole number from 1 to ``min(m, n)``, else :class:`InputError`."""
+def check_single_matrix(W: Float[Tensor, "m n"], name: str = "W") -> Float[Tensor, "m n"]:
+    """Check as ``check_matrix`` does, and that ``W`` is one matrix instead of a batch.
+
+    Args:
+        W: the matrix, (m, n), any floating dtype.
+        name: what the caller knows the matrix as.
+
+    Returns:
+        ``W``, detached, (m, n), in float32 or float64.
+
+    Raises:
+        InputError: ``W`` is not one finite matrix.
+    """
+    work = check_matrix(W, name)
+    if work.ndim != 2:
+        raise InputError(f"{name} must be one matrix, not a batch {tuple(work.shape)}; measure them one by one")
+    return work
+
+
+def check_nonzero(size: Float[Tensor, "*batch"]) -> None:
+    """Check that no matrix is zero, by the ``size`` of each: a norm, or its largest entry, (...)."""
+    if not bool((size > 0).all()):
+        raise InputError("W is the zero matrix, so a relative error has no meaning; give another matrix")
+
+
+def check_rank(rank: int, shape: tuple[int, ...], name: str = "rank") -> int:
+    """Check that ``rank`` is a possible rank of a matrix.
+
+    Args:
+        rank: the rank.
+        shape: the shape of the matrix, (..., m, n).
+        name: what the caller knows the rank as.
+
+    Returns:
+        The rank as an ``int``.
+
+    Raises:
+        InputError: ``rank`` is not a whole number from 1 to min(m, n).
+    """
     m, n = shape[-2:]
-    number = whole_number(rank)
-    if number is None or not 1 <= number <= min(m, n):
-        raise InputError(f"{what}={rank!r} must be a whole number from 1 to min{(m, n)} = {min(m, n)}")
-    return number
+    return check_whole_number(name, rank, 1, min(m, n), limit=f"min{(m, n)} = {min(m, n)}")
 
 
-def check_count(what: str, value: int, low: int, high: int) -> int:
-    """``value`` if it is a whole number from ``low`` to ``high``, else :class:`InputError`."""
-    number = whole_number(value)
-    if number is None or not low <= number <= high:
-        raise InputError(f"{what}={value!r} must be a whole number from {low} to {high}")
-    return number
+def check_rtol(rtol: float, remedy: str = "for example 0.01") -> None:
+    """Check that a relative tolerance is a number of at least 0 and below 1.
 
+    Args:
+        rtol: the tolerance.
+        remedy: what the message recommends.
 
-def check_rtol(rtol: float | None) -> None:
-    """Raise :class:`InputError` unless ``rtol`` is ``None`` or at least 0 and below 1."""
-    if rtol is None:
-        return
-    if isinstance(rtol, bool) or not isinstance(rtol, int | float | np.floating) or not 0 <= rtol < 1:
-        raise InputError(f"rtol={rtol!r} must be at least 0 and below 1; None takes eps · max(block shape)")
+    Raises:
+        InputError: ``rtol`` is not such a number.
+    """
+    check_number("rtol", rtol, low=0, below=1, remedy=remedy)
 
 
 def check_generator(generator: torch.Generator | None) -> None:
-    """Raise :class:`InputError` unless ``generator`` is ``None`` or a torch generator."""
+    """Check that ``generator`` is a torch generator or ``None``.
+
+    Args:
+        generator: the source of random numbers. ``None`` means torch's global one.
+
+    Raises:
+        InputError: ``generator`` is something else.
+    """
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise InputError(f"generator={generator!r}: make one with torch.Generator().manual_seed(0)")
+        raise InputError(
+            f"generator={generator!r} must be a torch.Generator or None; make one with torch.Generator().manual_seed(0)"
+        )
 
 
-def default_rtol(block: Tensor, dtype: torch.dtype) -> float:
-    """``eps · max(shape)`` of the dtype the matrix is known in, as numpy and torch have it."""
+def default_rtol(block: Float[Tensor, "*batch m n"], dtype: torch.dtype) -> float:
+    """Return ``eps · max(m, n)`` for the dtype that the matrix is known in, as numpy and torch do."""
     return torch.finfo(dtype).eps * max(block.shape[-2:])
 
 
-def rescaled(W: Tensor) -> tuple[Tensor, float]:
-    """``(W · s, s)`` with a power of two s that keeps squares of W's entries within range; s = 1 for ordinary W.
+def rescaled(W: Float[Tensor, "*batch m n"]) -> tuple[Float[Tensor, "*batch m n"], float]:
+    """Scale ``W`` so that the squares of its entries stay within range.
 
-    Nothing is lost by it: only exponents change.
+    The factor s is a power of two, so only exponents change and no digit is lost. An ordinary ``W``, whose largest
+    entry lies between 2⁻³⁰ and 2³⁰, comes back unchanged.
+
+    Args:
+        W: the matrix, (..., m, n), float32 or float64.
+
+    Returns:
+        ``W · s``, (..., m, n), in the dtype of ``W``, and the factor s.
     """
     low, high = torch.aminmax(W)  # one pass, and nothing of W's size
     largest = max(-float(low), float(high))
@@ -98,12 +158,28 @@ def rescaled(W: Tensor) -> tuple[Tensor, float]:
     return W * 2.0**half * 2.0 ** (exponent - half), 2.0**exponent
 
 
-def to_float64(t: Tensor) -> Tensor:
-    """``t`` in float64, for small systems; on the CPU where the device has no float64 (Apple's MPS)."""
+def to_float64(t: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """Convert a small tensor to float64 for an accurate solution.
+
+    Args:
+        t: a tensor of any shape and floating dtype.
+
+    Returns:
+        The tensor in float64, on its device. A tensor on Apple's MPS comes to the CPU, since MPS has no float64.
+    """
     return t.to("cpu", torch.float64) if t.device.type == "mps" else t.to(torch.float64)
 
 
-def standard_normal(*shape: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers on ``like``'s device and in its dtype, drawn where the generator lives."""
-    where = like.device if generator is None else generator.device
-    return torch.randn(*shape, generator=generator, device=where, dtype=like.dtype).to(like.device)
+def standard_normal(*shape: int, like: Float[Tensor, ...], generator: torch.Generator | None) -> Float[Tensor, ...]:
+    """Draw standard normal numbers on the generator's device.
+
+    Args:
+        *shape: the shape of the result.
+        like: the tensor whose dtype and device the result takes.
+        generator: the source of random numbers. ``None`` draws from torch's global one, on the device of ``like``.
+
+    Returns:
+        The numbers, in the dtype and on the device of ``like``.
+    """
+    device = like.device if generator is None else generator.device
+    return torch.randn(*shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

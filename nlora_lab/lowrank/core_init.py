@@ -1,26 +1,40 @@
-"""The initialisations of N in SLoRA: their names, and why zero is not one of them."""
+"""The initialisations of N, the core of SLoRA: their names, and why zero is not among them."""
 
 from __future__ import annotations
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
 
-SHAPES = ("kaiming", "xavier", "orthogonal", "identity", "normal")
-SCALED = "-scaled"  # the same N, stretched to the size that Kaiming's has: see :func:`split_init`
-CORE_INITS = (*SHAPES, *(shape + SCALED for shape in SHAPES[1:]))
+BASE_INITS = ("kaiming", "xavier", "orthogonal", "identity", "normal")
+SCALED_SUFFIX = "-scaled"  # the same N, stretched to the size of Kaiming's: see split_init
+CORE_INITS = (*BASE_INITS, *(init + SCALED_SUFFIX for init in BASE_INITS[1:]))
 
 
 def split_init(init: str) -> tuple[str, bool]:
-    """The shape an initialisation of N has, and whether it is stretched to Kaiming's size.
+    """Split the name of an initialisation of N into the initialisation and its scaling.
 
-    Kaiming-uniform with a = √5 draws entries of variance 1 / (3 r), so its N (r, r) has a Frobenius norm of √(r/3) on
-    average. ``"identity-scaled"`` is the identity at that norm, exactly; so two scaled starts differ in shape alone.
+    Kaiming-uniform with a = √5 draws entries of variance 1 / (3 r). Its N (r, r) therefore has a Frobenius norm of
+    √(r/3) on average. ``"identity-scaled"`` is the identity at exactly that norm. So two scaled starts differ in
+    the kind of N, and not in its size.
+
+    Args:
+        init: one of ``CORE_INITS``.
+
+    Returns:
+        The name without ``"-scaled"``, and whether N is scaled to Kaiming's size.
     """
-    return init.removesuffix(SCALED), init.endswith(SCALED)
+    return init.removesuffix(SCALED_SUFFIX), init.endswith(SCALED_SUFFIX)
 
 
 def check_core_init(init: str) -> None:
-    """Raise :class:`InputError` unless ``init`` is one of :data:`CORE_INITS`."""
+    """Check that ``init`` names an initialisation of N.
+
+    Args:
+        init: the name.
+
+    Raises:
+        InputError: ``init`` is not one of ``CORE_INITS``. For ``"zeros"`` the message says why it cannot learn.
+    """
     if init == "zeros":
         raise InputError(
             "init='zeros': with N = 0 and B = 0 no factor ever gets a gradient, so nothing can learn; "

@@ -1,13 +1,14 @@
-r"""The error at every rank at once.
+r"""The error of an approximation at every rank at once.
 
-With nested pivots the blocks ``A_1 ⊂ A_2 ⊂ …`` are the leading blocks of one matrix ``A = L D``
-(elimination without pivoting: the pivoting is in the order). The approximation of rank k is then
+With nested pivots the blocks ``A_1 ⊂ A_2 ⊂ …`` are the leading blocks of one matrix ``A = L U``. The elimination needs
+no pivoting, because the pivoting is in the order. (Here U is the upper factor of LU, not the core of ``C U R``.) The
+approximation of rank k is then
 
-.. math:: W_k = \sum_{j \le k} b_j f_j^T, \qquad B' = C D^{-1},\; F' = L^{-1} R,
+.. math:: W_k = \sum_{j \le k} b_j f_j^T, \qquad B' = C U^{-1},\; F' = L^{-1} R,
 
-the first k terms of one sum, so that ``‖W − W_k‖² = ‖W‖² − 2 Σ_j b_jᵀ W f_j + Σ_ij (B'ᵀB')∘(F'F'ᵀ)``
-needs three small Gram matrices and no product of W's size. Everything is summed in float64, panel by
-panel. Ranks at which that sum has lost its digits, or whose block is singular, are computed anew.
+the first k terms of one sum. So ``‖W − W_k‖² = ‖W‖² − 2 Σ_j b_jᵀ W f_j + Σ_ij (B'ᵀB')∘(F'F'ᵀ)`` needs three small Gram
+matrices and no product of the size of W. Every sum is taken in float64, panel by panel. Ranks at which that sum has
+lost its digits, or whose block is singular, are computed one by one.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ import warnings
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
 from nlora_lab.lowrank.checks import (
     IllConditionedWarning,
-    check_count,
-    check_generator,
     check_matrix,
+    check_nonzero,
     check_rank,
-    check_rtol,
     rescaled,
     to_float64,
 )
-from nlora_lab.lowrank.cross import CORES, Core, nystrom, take_cols, take_rows
+from nlora_lab.lowrank.cross import Core, check_cross_options, nystrom, take_cols, take_rows
 from nlora_lab.lowrank.factors import relative_error
-from nlora_lab.lowrank.pivots import Pivots, extra_rows, pick
-from nlora_lab.lowrank.svd import singular_values
+from nlora_lab.lowrank.pivots import Pivots, extra_rows, resolve_pivots
+from nlora_lab.lowrank.svd import singular_values, truncation_errors
 
 PANEL = 512  # rows in float64 at a time
-KEPT_DIGITS = 1e-9  # of the largest term: below this, a squared error is rounding noise
+RELIABLE = 1e-9  # of the largest term: below this, a squared error is rounding noise
+Squares = tuple[Float64[Tensor, " r"], Bool[Tensor, " r"]]
+"""The squared relative error at rank 1 … r, and at which ranks it can be trusted."""
 
 
 def error_curve(
-    W: Tensor,
+    W: Float[Tensor, "*batch m n"],
     max_rank: int,
     kind: Literal["nystrom", "svd"] = "nystrom",
     *,
@@ -49,62 +50,71 @@ def error_curve(
     rtol: float | None = None,
     oversample: int = 0,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """Relative Frobenius errors of the approximations of rank 1 … ``max_rank``: (…, max_rank), float64.
+) -> Float64[Tensor, "*batch r"]:
+    """Compute the relative Frobenius error of an approximation at every rank from 1 to ``max_rank``.
 
-    Entry ``[r - 1]`` equals ``relative_error(W, nystrom(W, r, …))`` to the rounding of nystrom's factors, or
-    that of ``truncated_svd`` for ``kind="svd"`` (which takes none of the other options). One elimination serves
-    all ranks; only those with a numerically singular block are computed one by one, and ``oversample > 0``,
-    whose blocks are not nested. An explicit pair of pivots gives its first r + oversample rows and r columns to
-    rank r.
+    Entry ``[r - 1]`` equals ``relative_error(W, nystrom(W, r, …))`` up to the rounding of nystrom's factors. For
+    ``kind="svd"`` it is the error of ``truncated_svd``. One elimination serves all ranks. Only ranks with a numerically
+    singular block are computed one by one, and those of ``oversample > 0``, whose blocks are not nested.
 
-    Raises :class:`InputError` as :func:`nystrom` does, and for the zero matrix.
+    Args:
+        W: the matrix, (..., m, n), any floating dtype. It must not be zero.
+        max_rank: the largest rank, from 1 to min(m, n).
+        kind: "nystrom" or "svd". "svd" uses none of the options below.
+        pivots: as for ``nystrom``. Of an explicit pair, rank r uses the first r + oversample rows and the first r
+            columns.
+        core: as for ``nystrom``.
+        rtol: as for ``nystrom``. A singular block gives no warning.
+        oversample: as for ``nystrom``, from 0 to m − max_rank.
+        generator: as for ``nystrom``.
+
+    Returns:
+        The errors, (..., max_rank), float64 (float32 for "svd" on Apple's MPS). 0 means exact, and 1 as bad as
+        approximating ``W`` by zero.
+
+    Raises:
+        InputError: ``W`` is not a finite matrix or is zero, or an option is out of range.
+        SingularBlockError: the pseudo-inverse of a block does not fit into the dtype.
     """
     work = check_matrix(W)
     check_choice("kind", kind, ("nystrom", "svd"))
-    check_choice("core", core, CORES)
     max_rank = check_rank(max_rank, tuple(work.shape), "max_rank")
-    check_rtol(rtol)
-    check_generator(generator)
-    oversample = check_count("oversample", oversample, 0, work.shape[-2] - max_rank)
-    if core == "block" and oversample:
-        raise InputError(f"oversample={oversample}: core='block' is the square block itself; leave oversample out")
-    if core != "block":  # which is not an approximation: it does not scale as W
+    oversample = check_cross_options(core, rtol, oversample, work.shape[-2] - max_rank, generator)
+    if core != "block":  # the error with this core depends on the scale of W
         work, _ = rescaled(work)
-    if not bool((work.abs().amax(dim=(-2, -1)) > 0).all()):
-        raise InputError("W is the zero matrix, so a relative error has no meaning")
+    check_nonzero(work.abs().amax(dim=(-2, -1)))
     if kind == "svd":
-        return _best_possible(work, max_rank)
-    order = _nested(work, max_rank, pivots, oversample, generator)
+        return _svd_curve(work, max_rank)
+    # with "cross" and "qr", the extra rows differ from rank to rank, and each rank looks them up later
+    shared_rows = 0 if isinstance(pivots, str) and pivots in ("cross", "qr") else oversample
+    order = resolve_pivots(work, max_rank, pivots, shared_rows, generator)
     if work.ndim == 2:
-        return _curve(work, *order, core, rtol, oversample)
+        return _nystrom_curve(work, *order, core, rtol, oversample)
     flat = work.reshape(-1, *work.shape[-2:])
     rows, cols = (i.expand(*work.shape[:-2], i.shape[-1]).reshape(len(flat), -1) for i in order)
-    curves = [_curve(flat[b], rows[b], cols[b], core, rtol, oversample) for b in range(len(flat))]
+    curves = [_nystrom_curve(flat[b], rows[b], cols[b], core, rtol, oversample) for b in range(len(flat))]
     return torch.stack(curves).reshape(*work.shape[:-2], max_rank)
 
 
-def _nested(
-    W: Tensor, max_rank: int, pivots: Pivots, oversample: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Pivots of which the first r + oversample rows and r columns belong to rank r."""
-    if oversample and isinstance(pivots, str) and pivots in ("cross", "qr"):
-        return pick(W, max_rank, pivots, 0, generator)  # the extra rows differ from rank to rank
-    return pick(W, max_rank, pivots, oversample, generator)
-
-
-def _best_possible(W: Tensor, max_rank: int) -> Tensor:
-    """``sqrt(Σ_{k>r} σ_k²) / ‖W‖``; where little is left the Gram matrix would only show noise."""
-    squares = singular_values(W).to(torch.float64 if W.device.type != "mps" else W.dtype).square()
+def _svd_curve(W: Float[Tensor, "*batch m n"], max_rank: int) -> Float[Tensor, "*batch r"]:
+    """The errors of the truncated SVD. Where little is left, the dense SVD: the Gram matrix would only show noise."""
+    dtype = torch.float64 if W.device.type != "mps" else W.dtype
+    sigma = singular_values(W).to(dtype)
+    squares = sigma.square()
     if bool((squares[..., min(max_rank, squares.shape[-1] - 1) :].sum(-1) < 1e-12 * squares.sum(-1)).any()):
-        squares = singular_values(W, accurate=True).to(squares.dtype).square()
-    tails = squares.flip(-1).cumsum(-1).flip(-1)  # from the smallest up, so that small tails keep their digits
-    tails = torch.cat([tails, torch.zeros_like(tails[..., :1])], dim=-1)
-    return (tails[..., 1 : max_rank + 1] / tails[..., :1]).sqrt()
+        sigma = singular_values(W, accurate=True).to(dtype)
+    return truncation_errors(sigma, max_rank)
 
 
-def _curve(W: Tensor, rows: Tensor, cols: Tensor, core: Core, rtol: float | None, oversample: int) -> Tensor:
-    """One matrix's curve: the closed form wherever it can be trusted, nystrom itself elsewhere."""
+def _nystrom_curve(
+    W: Float[Tensor, "m n"],
+    rows: Int64[Tensor, " q"],
+    cols: Int64[Tensor, " r"],
+    core: Core,
+    rtol: float | None,
+    oversample: int,
+) -> Float64[Tensor, " r"]:
+    """The curve of one matrix: the closed form at each rank where it can be trusted, ``nystrom`` itself elsewhere."""
     max_rank = len(cols)
     if oversample:
         squares, trusted = W.new_zeros(max_rank, dtype=torch.float64), torch.zeros(max_rank, dtype=torch.bool)
@@ -115,7 +125,7 @@ def _curve(W: Tensor, rows: Tensor, cols: Tensor, core: Core, rtol: float | None
     extra = extra_rows(W, rows, cols, oversample) if len(rows) < max_rank + oversample else None
     for k in (~trusted.cpu()).nonzero().flatten().tolist():
         with warnings.catch_warnings():
-            # a curve goes through every block there is: a singular one is a point of it, not a mistake
+            # a curve visits every block: a singular one is a point of it, and not a mistake
             warnings.simplefilter("ignore", IllConditionedWarning)
             first = rows[: k + 1 + oversample] if extra is None else torch.cat([rows[: k + 1], extra[k]])
             chosen = (first, cols[: k + 1])
@@ -124,33 +134,38 @@ def _curve(W: Tensor, rows: Tensor, cols: Tensor, core: Core, rtol: float | None
     return errors.to(W.device) if W.device.type != "mps" else errors
 
 
-def _pinv_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) -> tuple[Tensor, Tensor]:
+def _pinv_squares(
+    W: Float[Tensor, "m n"], rows: Int64[Tensor, " r"], cols: Int64[Tensor, " r"], rtol: float | None
+) -> Squares:
+    """The core ``A⁺``: the sum in the docstring of this module."""
     A = to_float64(take_cols(take_rows(W, rows), cols))
-    L, D = eliminate(A)
-    if len(L) == 0:  # not even the first pivot
+    L, U = lu_without_pivoting(A)
+    if len(L) == 0:  # the first pivot is already zero
         return W.new_zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.bool)
     eye = torch.eye(len(L), dtype=A.dtype, device=A.device)
     L_inverse = torch.linalg.solve_triangular(L, eye, upper=False, unitriangular=True)
-    D_inverse = torch.linalg.solve_triangular(D, eye, upper=True)
+    U_inverse = torch.linalg.solve_triangular(U, eye, upper=True)
     done = len(L)
-    B_of, F = take_cols(W, cols[:done]), L_inverse @ to_float64(take_rows(W, rows[:done]))
-    total, cross, left_gram = _panel_sums(W, B_of, D_inverse, F)
+    C, F = take_cols(W, cols[:done]), L_inverse @ to_float64(take_rows(W, rows[:done]))
+    total, cross, left_gram = _panel_sums(W, C, U_inverse, F)
     squares, peak = _partial_sums(total, cross, left_gram * (F @ F.T))
-    # ‖A_k⁻¹‖² from the same nested factors: A_k⁻¹ = D_k⁻¹ L_k⁻¹
-    inverse = _corner_sums((D_inverse.T @ D_inverse) * (L_inverse @ L_inverse.T))
+    # ‖A_k⁻¹‖² from the same nested factors: A_k⁻¹ = U_k⁻¹ L_k⁻¹
+    inverse = _corner_sums((U_inverse.T @ U_inverse) * (L_inverse @ L_inverse.T))
     # ‖A_k‖ is at most that of the block around it, and a far better bound than its Frobenius norm
     largest = torch.linalg.eigvalsh(A[:done, :done].T @ A[:done, :done])[-1]
     cut = torch.finfo(W.dtype).eps * torch.arange(1, done + 1, device=A.device) if rtol is None else rtol
     regular = (largest * inverse).clamp(min=0).sqrt() * cut < 1
-    for k in (~regular).nonzero().flatten().tolist():  # the bound is a bound: the block's own values decide
+    for k in (~regular).nonzero().flatten().tolist():  # the bound may be too large: the singular values decide
         values = torch.linalg.svdvals(A[: k + 1, : k + 1])
         regular[k] = values[-1] > torch.as_tensor(cut, device=A.device).expand(done)[k] * values[0]
-    trusted = regular.to(squares.device) & (squares > KEPT_DIGITS * peak)
+    trusted = regular.to(squares.device) & (squares > RELIABLE * peak)
     return _padded(squares / total, len(rows)), _padded(trusted, len(rows))
 
 
-def _optimal_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) -> tuple[Tensor, Tensor]:
-    """``‖W − P_C W P_R‖² = ‖W‖² − ‖P_C W P_R‖²``: nested orthonormal bases of C and R."""
+def _optimal_squares(
+    W: Float[Tensor, "m n"], rows: Int64[Tensor, " r"], cols: Int64[Tensor, " r"], rtol: float | None
+) -> Squares:
+    """The core ``C⁺ W R⁺``: ``‖W − P_C W P_R‖² = ‖W‖² − ‖P_C W P_R‖²`` in nested orthonormal bases of C and R."""
     Qc, Tc = torch.linalg.qr(to_float64(take_cols(W, cols)))
     Qr, Tr = torch.linalg.qr(to_float64(take_rows(W, rows)).mT)
     total, middle = W.new_zeros((), dtype=torch.float64), Qc.new_zeros(Qc.shape[1], Qr.shape[1])
@@ -161,11 +176,13 @@ def _optimal_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) 
     squares = total - _corner_sums(middle.square())
     cut = torch.finfo(W.dtype).eps * max(W.shape) if rtol is None else rtol
     regular = _well_conditioned(Tc, cut) & _well_conditioned(Tr, cut)
-    return squares / total, regular & (squares > KEPT_DIGITS * total)
+    return squares / total, regular & (squares > RELIABLE * total)
 
 
-def _block_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) -> tuple[Tensor, Tensor]:
-    """Core A itself: ``‖W‖² − 2 ⟨A, CᵀW Rᵀ⟩ + tr(Aᵀ G A H)`` on leading blocks."""
+def _block_squares(
+    W: Float[Tensor, "m n"], rows: Int64[Tensor, " r"], cols: Int64[Tensor, " r"], rtol: float | None
+) -> Squares:
+    """The core ``A`` itself: ``‖W‖² − 2 ⟨A, CᵀW Rᵀ⟩ + tr(Aᵀ G A H)`` on leading blocks."""
     C, R = take_cols(W, cols), take_rows(W, rows)
     A = to_float64(take_cols(R, cols))
     eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
@@ -174,41 +191,51 @@ def _block_squares(W: Tensor, rows: Tensor, cols: Tensor, rtol: float | None) ->
     linear = _corner_sums(A * product)
     quadratic = torch.stack([((G[:k, :k] @ A[:k, :k]) * (A[:k, :k] @ H[:k, :k])).sum() for k in range(1, len(A) + 1)])
     squares = total - 2 * linear + quadratic
-    return squares / total, squares > KEPT_DIGITS * torch.maximum(total, quadratic)
+    return squares / total, squares > RELIABLE * torch.maximum(total, quadratic)
 
 
 _CLOSED_FORMS = {"pinv": _pinv_squares, "optimal": _optimal_squares, "block": _block_squares}
 
 
-def eliminate(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Gaussian elimination without pivoting, ``A = L D``: L unit lower, D upper triangular, (k, k).
+def lu_without_pivoting(A: Float[Tensor, "r r"]) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]:
+    """Factor ``A = L U`` by Gaussian elimination without pivoting.
 
-    k is the order of ``A`` (R, R), or as far as it goes: it stops before the first pivot that is zero or
-    so small that nothing after it could be trusted.
+    The elimination stops before the first pivot that is zero, or so small that nothing after it can be trusted.
+
+    Args:
+        A: a square matrix, (r, r).
+
+    Returns:
+        L unit lower triangular and U upper triangular, (k, k), in the dtype of ``A``. k is r, or the number of pivots
+        before it stopped.
     """
     S = A.clone()
-    L, D = torch.eye(len(A), dtype=A.dtype, device=A.device), torch.zeros_like(A)
+    L, U = torch.eye(len(A), dtype=A.dtype, device=A.device), torch.zeros_like(A)
     smallest = torch.finfo(A.dtype).eps * float(A.abs().max())
     pivots = []
     for k in range(len(A)):
-        D[k, k:] = S[k, k:]
+        U[k, k:] = S[k, k:]
         pivots.append(S[k, k])
         L[k + 1 :, k] = S[k + 1 :, k] / S[k, k]
         S[k + 1 :, k + 1 :].addr_(L[k + 1 :, k], S[k, k + 1 :], alpha=-1)
     good = torch.stack(pivots).abs() > smallest  # NaN is not
     k = len(A) if bool(good.all()) else int((~good).nonzero()[0])
-    return L[:k, :k], D[:k, :k]
+    return L[:k, :k], U[:k, :k]
 
 
 def _panel_sums(
-    W: Tensor, C: Tensor, D_inverse: Tensor, F: Tensor, diagonal: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``‖W‖²``, ``B'ᵀ W Fᵀ`` (its diagonal, unless told otherwise) and ``B'ᵀB'`` with ``B' = C D⁻¹``."""
+    W: Float[Tensor, "m n"],
+    C: Float[Tensor, "m k"],
+    U_inverse: Float64[Tensor, "k k"],
+    F: Float64[Tensor, "k n"],
+    diagonal: bool = True,
+) -> tuple[Float64[Tensor, ""], Float64[Tensor, ...], Float64[Tensor, "k k"]]:
+    """``‖W‖²``, ``B'ᵀ W Fᵀ`` and ``B'ᵀB'`` with ``B' = C U⁻¹``; of the second only its diagonal, if ``diagonal``."""
     total, gram = F.new_zeros(()), F.new_zeros(len(F), len(F))
     product = torch.zeros_like(gram) if not diagonal else F.new_zeros(len(F))
     for start in range(0, W.shape[0], PANEL):
         wide = to_float64(W[start : start + PANEL])
-        B = to_float64(C[start : start + PANEL]) @ D_inverse
+        B = to_float64(C[start : start + PANEL]) @ U_inverse
         total = total + wide.square().sum()
         gram += B.T @ B
         WF = wide @ F.T
@@ -216,20 +243,22 @@ def _panel_sums(
     return total, product, gram
 
 
-def _corner_sums(M: Tensor) -> Tensor:
-    """Sums of the leading 1×1, 2×2, … blocks of ``M`` (R, R): (R,)."""
+def _corner_sums(M: Float64[Tensor, "k k"]) -> Float64[Tensor, " k"]:
+    """The sums of the leading 1×1, 2×2, … blocks of ``M``."""
     return M.cumsum(0).cumsum(1).diagonal()
 
 
-def _partial_sums(total: Tensor, cross: Tensor, quadratic: Tensor) -> tuple[Tensor, Tensor]:
+def _partial_sums(
+    total: Float64[Tensor, ""], cross: Float64[Tensor, " k"], quadratic: Float64[Tensor, "k k"]
+) -> tuple[Float64[Tensor, " k"], Float64[Tensor, " k"]]:
     """``‖W‖² − 2 Σ cross + Σ quadratic`` for every k, and its largest term so far."""
     both = _corner_sums(quadratic)
     peak = torch.maximum(total, _corner_sums(quadratic.abs()))
     return total - 2 * cross.cumsum(0) + both, peak
 
 
-def _well_conditioned(T: Tensor, cut: float) -> Tensor:
-    """For each leading block of a triangle: whether its pseudo-inverse is its inverse, (R,)."""
+def _well_conditioned(T: Float64[Tensor, "k k"], cut: float) -> Bool[Tensor, " k"]:
+    """For each leading block of a triangle, whether its pseudo-inverse is its inverse."""
     pivots = T.diagonal().abs()
     if not bool((pivots > 0).all()):
         k = int((pivots == 0).nonzero()[0])
@@ -240,5 +269,5 @@ def _well_conditioned(T: Tensor, cut: float) -> Tensor:
     return (_corner_sums(T.square()) * _corner_sums(inverse.square())).sqrt() * cut < 1
 
 
-def _padded(t: Tensor, size: int) -> Tensor:
+def _padded(t: Float[Tensor, " k"] | Bool[Tensor, " k"], size: int) -> Float[Tensor, " r"] | Bool[Tensor, " r"]:
     return torch.cat([t, torch.zeros(size - len(t), dtype=t.dtype, device=t.device)])

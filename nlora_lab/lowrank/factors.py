@@ -1,4 +1,4 @@
-"""``LowRank``, what every approximation returns, and how far it is from the matrix."""
+"""``LowRank``, the result of every approximation, and its distance from the matrix."""
 
 from __future__ import annotations
 
@@ -6,68 +6,90 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
-from nlora_lab.lowrank.checks import check_kind, check_matrix, rescaled
+from nlora_lab.lowrank.checks import check_matrix, check_matrix_form, check_nonzero, rescaled
 
 NORMS = ("frobenius", "spectral")
 
 
-def _no_index() -> Tensor:
+def _no_indices() -> Int64[Tensor, 0]:
     return torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """``left @ core @ right``: (…, m, r) · (…, r, q) · (…, q, n), q = r unless rows were oversampled.
+    """An approximation in three factors: ``left @ core @ right``.
 
-    For the cross family ``left`` is ``W[:, cols]`` and ``right`` is ``W[rows, :]`` (unless balanced),
-    with ``rows`` (…, q) and ``cols`` (…, r) int64; they are empty for the other kinds.
-    ``interpolates`` says that the chosen rows and columns are reproduced exactly, so that the residual
-    is a Schur complement.
+    The rank is r. The middle size q equals r, unless ``nystrom`` took more rows than columns.
+
+    Attributes:
+        left: (..., m, r), float32 or float64. For ``nystrom`` it is ``W[:, cols]``, unless it was balanced.
+        core: (..., r, q), in the dtype of ``left``.
+        right: (..., q, n), in the dtype of ``left``. For ``nystrom`` it is ``W[rows, :]``, unless it was balanced.
+        rows: the chosen rows, int64: (q,), or (..., q) where each matrix of a batch has its own. Empty for the kinds
+            that choose none.
+        cols: the chosen columns, int64: (r,) or (..., r). Empty for the kinds that choose none.
+        interpolates: whether the chosen rows and columns are reproduced exactly, up to rounding. The residual is then a
+            Schur complement.
     """
 
-    left: Tensor
-    core: Tensor
-    right: Tensor
-    rows: Tensor = field(default_factory=_no_index)
-    cols: Tensor = field(default_factory=_no_index)
+    left: Float[Tensor, "*batch m r"]
+    core: Float[Tensor, "*batch r q"]
+    right: Float[Tensor, "*batch q n"]
+    rows: Int64[Tensor, ...] = field(default_factory=_no_indices)
+    cols: Int64[Tensor, ...] = field(default_factory=_no_indices)
     interpolates: bool = False
 
     @property
     def rank(self) -> int:
-        """The number of columns of ``left``."""
+        """The rank r, which is the number of columns of ``left``."""
         return self.left.shape[-1]
 
-    def product(self) -> Tensor:
-        """The approximation as a dense (…, m, n) matrix, in the factors' dtype."""
+    def product(self) -> Float[Tensor, "*batch m n"]:
+        """Multiply the factors.
+
+        Returns:
+            The approximation as a dense matrix, (..., m, n), in the dtype of the factors.
+        """
         return self.left @ (self.core @ self.right)
 
-    def residual(self, W: Tensor) -> Tensor:
-        """``W - product()``, dense (…, m, n), in the factors' dtype.
+    def residual(self, W: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
+        """Subtract the approximation from ``W``.
 
-        Where the chosen rows and columns are reproduced, only the Schur complement on the others is
-        computed: (m − r)(n − r) r multiply-adds instead of m n r. Raises :class:`InputError` if
-        ``W`` is not of the approximation's shape.
+        Where the chosen rows and columns are reproduced exactly, the residual is zero on them. Only the Schur
+        complement on the other rows and columns is then computed. This takes (m − r)(n − r) r multiply-adds instead of
+        m n r.
+
+        Args:
+            W: the matrix, (..., m, n), any floating dtype.
+
+        Returns:
+            ``W - product()``, dense, (..., m, n), in the dtype of the factors.
+
+        Raises:
+            InputError: ``W`` is not a floating-point matrix of the shape of the approximation.
         """
         shape = (*self.left.shape[:-1], self.right.shape[-1])
         if isinstance(W, Tensor) and tuple(W.shape) != shape:
             raise InputError(f"W is {tuple(W.shape)} and the approximation {shape}; give the matrix it was built from")
-        work = check_kind(W).to(self.left.dtype)
+        work = check_matrix_form(W).to(self.left.dtype)
         if self.interpolates and work.ndim == 2 and self._was_built_from(work):
-            return self._schur(work)
+            return self._schur_complement(work)
         if work.ndim == 2:
             return torch.addmm(work, self.left, self.core @ self.right, alpha=-1)
         return work - self.product()
 
-    def _was_built_from(self, W: Tensor) -> bool:
+    def _was_built_from(self, W: Float[Tensor, "m n"]) -> bool:
         if is_leading(self.rows) and is_leading(self.cols):  # slices: nothing is copied
             return torch.equal(W[: self.rank], self.right) and torch.equal(W[:, : self.rank], self.left)
         return torch.equal(W[self.rows], self.right) and torch.equal(W[:, self.cols], self.left)
 
-    def _schur(self, W: Tensor) -> Tensor:
+    def _schur_complement(self, W: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """The residual of an interpolating approximation: the Schur complement, and zero on the chosen lines."""
         r = self.rank
         if is_leading(self.rows) and is_leading(self.cols):
             out = torch.empty_like(W, memory_format=torch.contiguous_format)
@@ -81,35 +103,48 @@ class LowRank:
         return out
 
 
-def is_leading(index: Tensor) -> bool:
-    """Whether an index vector is 0, 1, 2, …; one of each matrix of a batch (…, r) never is."""
+def is_leading(index: Int64[Tensor, "... r"]) -> bool:
+    """Return whether ``index`` is 0, 1, 2, …; indices (..., r) of a batch, one vector per matrix, never are."""
     return index.ndim == 1 and torch.equal(index, torch.arange(len(index), device=index.device))
 
 
-def relative_error(W: Tensor, f: LowRank, norm: Literal["frobenius", "spectral"] = "frobenius") -> float | Tensor:
-    """``‖W − product‖ / ‖W‖`` in the Frobenius or the spectral norm; 0 is exact, 1 as bad as zero.
+def relative_error(
+    W: Float[Tensor, "*batch m n"], f: LowRank, norm: Literal["frobenius", "spectral"] = "frobenius"
+) -> float | Float[Tensor, "*batch"]:
+    """Measure how far an approximation is from ``W``: ``‖W − product‖ / ‖W‖``.
 
-    A float for one matrix, a tensor of the batch's shape for a batch. Raises :class:`InputError` for a
-    zero matrix, of which a relative error has no meaning.
+    0 means exact, and 1 means as bad as approximating ``W`` by zero.
+
+    Args:
+        W: the matrix, (..., m, n), any floating dtype.
+        f: the approximation, for example of ``nystrom`` or ``truncated_svd``.
+        norm: "frobenius" or "spectral".
+
+    Returns:
+        A float for one matrix. For a batch, a tensor of the batch dimensions: float64 for the Frobenius norm (float32
+        on MPS), the dtype of ``W`` (at least float32) for the spectral norm.
+
+    Raises:
+        InputError: ``W`` is not a finite matrix of the shape of the approximation, or is zero; ``f`` is not a
+            ``LowRank``; or ``norm`` is not known.
     """
     check_choice("norm", norm, NORMS)
     if not isinstance(f, LowRank):
-        raise InputError(f"f={f!r} must be a LowRank, what nystrom and its kin return")
+        raise InputError(f"f={f!r} must be a LowRank, such as nystrom and truncated_svd return")
     work = check_matrix(W)
     tame, scale = rescaled(work)
     size = _norm(tame, norm)
-    if not bool((size > 0).all()):
-        raise InputError("W is the zero matrix, so a relative error has no meaning")
-    left = f.residual(work)
-    error = _norm(left if scale == 1 else left * scale, norm) / size
+    check_nonzero(size)
+    rest = f.residual(work)
+    error = _norm(rest if scale == 1 else rest * scale, norm) / size
     return float(error) if error.ndim == 0 else error
 
 
-def _norm(X: Tensor, norm: str) -> Tensor:
+def _norm(X: Float[Tensor, "*batch m n"], norm: str) -> Float[Tensor, "*batch"]:
     if norm == "spectral":
         largest: Tensor = torch.linalg.matrix_norm(X, ord=2)
         return largest
-    # squares of float32 overflow from 2e19 on, so they are summed in float64 (which MPS has not)
+    # squares of float32 overflow from 2e19 on, so they are summed in float64, which MPS does not have
     wide = torch.float64 if X.device.type != "mps" else None
     size: Tensor = torch.linalg.vector_norm(X, dim=(-2, -1), dtype=wide)
     return size

@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a loss's Hessian, which is never formed: products with it are enough."""
+"""The largest eigenvalue of the Hessian of a loss, by Lanczos' iteration. The Hessian itself is never formed."""
 
 from __future__ import annotations
 
@@ -7,23 +7,30 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.lowrank.checks import check_count, check_generator, standard_normal
+from nlora_lab.core.validation import check_whole_number
+from nlora_lab.lowrank.checks import check_generator, check_rtol, standard_normal
 
-Times = Callable[[Tensor], Tensor]
-"""A symmetric matrix (n, n), as what it does to a vector (n,)."""
+MatrixProduct = Callable[[Tensor], Tensor]
+"""A symmetric matrix (n, n), given by the function v ↦ M v of vectors (n,)."""
 
 
 @dataclass(frozen=True)
 class Eigenvalue:
-    """An eigenvalue λ of a symmetric matrix M, found by Lanczos' iteration.
+    """An eigenvalue λ of a symmetric matrix M, with its error bound.
 
-    ``iterations``: products with M it took. ``residual``: ‖M u − λ u‖ / |λ|; there is an eigenvalue that close to λ,
-    relatively, and usually one far closer. ``converged``: the residual got below what was asked. ``vector``: u, of
-    length 1 over all the tensors together, shaped like the parameters.
+    Attributes:
+        value: λ. NaN if a product with M was not finite.
+        iterations: the number of products with M that it took.
+        residual: ``‖M u − λ u‖ / |λ|``. M has an eigenvalue that is relatively this close to λ, and usually one that is
+            far closer.
+        converged: whether the residual reached the requested tolerance.
+        vector: the eigenvector u, as one tensor for each parameter, in the shapes of the parameters. Its length over
+            all tensors together is 1.
     """
 
     value: float
@@ -43,146 +50,174 @@ def largest_eigenvalue(
     scale: Sequence[Tensor] | None = None,
     top: bool = False,
 ) -> Eigenvalue:
-    """The eigenvalue of largest magnitude, with its sign, of the Hessian H of ``loss()`` by ``parameters``.
+    """Compute the eigenvalue of largest magnitude, with its sign, of the Hessian H of a loss.
 
-    Lanczos' iteration on products with H (Pearlmutter 1994), which are gradients of ``∇loss · v``: H, which has as many
-    rows as there are trained numbers, is never formed. Every direction is made orthogonal to all before it, twice, so
-    none comes back through rounding.
+    Lanczos' iteration needs only products with H. They are gradients of ``∇loss · v`` (Pearlmutter 1994), so H, which
+    has one row per trained number, is never formed. Every direction is made orthogonal to all directions before it,
+    twice, so that none returns through rounding.
 
     Args:
-        loss: computes the loss, a single number, anew; it is called once. Attention runs in plain arithmetic, since the
-            fused kernels have no second derivative.
-        parameters: the tensors H is taken by; all need ``requires_grad``.
-        iterations: products with H, at most.
-        rtol: stop once ``‖H u − λ u‖ ≤ rtol |λ|``. The error of λ itself is mostly of the order of its square; but from
-            about 0.1 on the iteration may halt at the second largest eigenvalue before it has found the first.
-        generator: for the random first direction.
-        scale: D, a positive tensor for each parameter, for ``D^-1/2 H D^-1/2`` in place of H. With Adam's ``√v + eps``
-            that is the matrix whose eigenvalues decide Adam's stability (Cohen et al., arXiv 2207.14484). Infinity
-            leaves a number out.
-        top: the largest eigenvalue in the order of numbers instead, the steepest *upward* curvature.
+        loss: computes the loss, a single number. It is called once. Attention runs in plain arithmetic, since the fused
+            kernels have no second derivative.
+        parameters: the tensors that H is taken by, of any shapes. All need ``requires_grad``.
+        iterations: the largest number of products with H, from 1 on.
+        rtol: stop once ``‖H u − λ u‖ ≤ rtol |λ|``, from 0 to below 1. The error of λ itself is mostly of the order of
+            its square. From about 0.1 on, the iteration may stop at the second largest eigenvalue before it reaches the
+            first.
+        generator: the source of the random first direction. ``None`` means torch's global one.
+        scale: D, one positive tensor for each parameter, of its shape. The matrix is then ``D^-1/2 H D^-1/2`` instead
+            of H. With Adam's ``√v + eps``, its eigenvalues decide the stability of Adam (Cohen et al., arXiv
+            2207.14484). Infinity leaves a number out.
+        top: compute the largest eigenvalue in the order of numbers instead, the steepest *upward* curvature.
 
-    Raises :class:`nlora_lab.InputError` for bad options, and for a loss that is not one finite number with finite
-    gradients, or that does not depend on the parameters.
+    Returns:
+        The eigenvalue with its residual and its eigenvector.
+
+    Raises:
+        InputError: an option is out of range; the loss is not one finite number with finite gradients; or it does not
+            depend on the parameters.
     """
     trained = list(parameters)
-    check_count("iterations", iterations, 1, 10**6)
-    check_tolerance(rtol)
+    check_whole_number("iterations", iterations, 1, 10**6)
+    check_rtol(rtol)
     check_generator(generator)
-    roots = _roots(scale, trained)
+    roots = _inverse_roots(scale, trained)
     hessian = Hessian(loss, trained)
     start = standard_normal(len(hessian.gradient), like=hessian.gradient, generator=generator)
-    return _shaped(lanczos(hessian.seen_through(roots), start, iterations, rtol, top), trained)
+    eigenvalue = lanczos_iteration(hessian.scaled(roots), start, iterations, rtol, top)
+    if eigenvalue.vector is None:
+        return eigenvalue
+    return replace(eigenvalue, vector=tuple(unflatten(eigenvalue.vector[0], trained)))
 
 
 class Hessian:
-    """The Hessian of ``loss()`` by ``parameters``, all in one row of n numbers, at the point where they are now.
+    """The Hessian of a loss by some parameters, at the point where they are now.
 
-    ``loss``: the value there; ``gradient``: (n,). The loss is computed once, and its graph is kept.
+    The n numbers of all parameters form one vector. The loss is computed once, and its graph is kept.
+
+    Args:
+        loss: computes the loss, a single number.
+        parameters: tensors of any shapes with ``requires_grad``.
+
+    Attributes:
+        loss: the value of the loss.
+        gradient: the gradient, (n,).
+
+    Raises:
+        InputError: no parameter can vary; or the loss is not one finite number with finite gradients that
+            depends on the parameters.
     """
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:
         if not parameters or not all(p.requires_grad for p in parameters):
-            raise InputError("parameters must be tensors with requires_grad, one at least: there is nothing to vary")
+            raise InputError("parameters must be at least one tensor, all with requires_grad; there is nothing to vary")
         self._parameters = list(parameters)
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             value = loss()
             if value.numel() != 1 or not value.requires_grad:
                 raise InputError("loss() must return one number that depends on the parameters, with its graph")
-            slopes = torch.autograd.grad(value.sum(), self._parameters, create_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(value.sum(), self._parameters, create_graph=True, allow_unused=True)
         self.loss = float(value.detach())
-        self.gradient = flat(filled(slopes, self._parameters))
+        self.gradient: Float[Tensor, " n"] = flatten(fill_missing(gradients, self._parameters))
         if not math.isfinite(self.loss) or not bool(self.gradient.isfinite().all()):
             raise InputError(f"the loss ({self.loss:g}) or its gradient is not finite; measure where it is")
-        # a parameter that enters linearly has a constant slope, which has no graph
-        self._slopes = [slope for slope in slopes if slope is not None and slope.requires_grad]
-        self._bent = [i for i, slope in enumerate(slopes) if slope is not None and slope.requires_grad]
+        # a parameter that enters linearly has a constant gradient, which has no graph
+        self._varying = [i for i, part in enumerate(gradients) if part is not None and part.requires_grad]
+        self._gradients = [part for part in gradients if part is not None and part.requires_grad]
 
-    def times(self, v: Tensor) -> Tensor:
-        """``H v`` for v (n,)."""
-        if not self._bent:
+    def times(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return ``H v``, (n,), for a vector (n,)."""
+        if not self._varying:
             return torch.zeros_like(v)
-        parts = split(v, self._parameters)
-        directions = [parts[i] for i in self._bent]
-        products = torch.autograd.grad(self._slopes, self._parameters, directions, retain_graph=True, allow_unused=True)
-        return flat(filled(products, self._parameters))
+        parts = unflatten(v, self._parameters)
+        directions = [parts[i] for i in self._varying]
+        products = torch.autograd.grad(
+            self._gradients, self._parameters, directions, retain_graph=True, allow_unused=True
+        )
+        return flatten(fill_missing(products, self._parameters))
 
-    def seen_through(self, roots: Tensor | None) -> Times:
-        """``diag(roots) H diag(roots)``; H itself without ``roots`` (n,)."""
+    def scaled(self, roots: Float[Tensor, " n"] | None) -> MatrixProduct:
+        """Return ``diag(roots) H diag(roots)`` as a product with vectors, or H itself without ``roots`` (n,)."""
         return self.times if roots is None else lambda v: roots * self.times(roots * v)
 
 
-def lanczos(times: Times, start: Tensor, iterations: int, rtol: float, top: bool = False) -> Eigenvalue:
-    """The extreme eigenvalue of ``times`` that :func:`largest_eigenvalue` describes, from the direction ``start`` (n,).
+def lanczos_iteration(
+    times: MatrixProduct, start: Float[Tensor, " n"], iterations: int, rtol: float, top: bool = False
+) -> Eigenvalue:
+    """Compute an extreme eigenvalue of a symmetric matrix by Lanczos' iteration with full reorthogonalisation.
 
-    Golub and Van Loan, Matrix Computations, 10.1, with full reorthogonalisation. Its ``vector`` is a single (n,).
+    Source: Golub and Van Loan, Matrix Computations, 10.1.
+
+    Args:
+        times: the product with the matrix, v ↦ M v.
+        start: the first direction, (n,), not zero.
+        iterations: the largest number of products with M.
+        rtol: stop once ``‖M u − λ u‖ ≤ rtol |λ|``.
+        top: compute the largest eigenvalue in the order of numbers, instead of the one of largest magnitude.
+
+    Returns:
+        The eigenvalue. Its ``vector`` is a tuple of a single tensor (n,).
     """
     iterations = min(iterations, len(start))
     basis = start.new_empty(iterations, len(start))
-    diagonal, beside = list[float](), list[float]()
+    diagonal, off_diagonal = list[float](), list[float]()
     q = start / torch.linalg.vector_norm(start)
     while True:
         basis[len(diagonal)] = q
         w = times(q)
         diagonal.append(float(w @ q))
-        known = basis[: len(diagonal)]
+        directions = basis[: len(diagonal)]
         for _ in range(2):
-            w = w - known.T @ (known @ w)
-        beside.append(float(torch.linalg.vector_norm(w)))
-        if not math.isfinite(diagonal[-1] + beside[-1]):
+            w = w - directions.T @ (directions @ w)
+        off_diagonal.append(float(torch.linalg.vector_norm(w)))
+        if not math.isfinite(diagonal[-1] + off_diagonal[-1]):
             return Eigenvalue(math.nan, len(diagonal), math.nan, False)
-        value, weights, size = _ritz(diagonal, beside, top)
-        missed = beside[-1] * abs(float(weights[-1]))
-        # nothing is left of w but rounding: the directions so far hold all that M does to the start
-        exhausted = beside[-1] <= 10 * torch.finfo(start.dtype).eps * size
-        if exhausted or missed <= rtol * abs(value) or len(diagonal) == iterations:
-            residual = missed / abs(value) if value else 0.0 if exhausted else math.inf
-            found = weights.to(start.dtype).to(start.device) @ known
-            return Eigenvalue(value, len(diagonal), residual, exhausted or residual <= rtol, (found,))
-        q = w / beside[-1]
+        value, weights, size = _ritz(diagonal, off_diagonal, top)
+        error = off_diagonal[-1] * abs(float(weights[-1]))
+        # nothing is left of w but rounding: the directions so far span all that M makes of the start
+        exhausted = off_diagonal[-1] <= 10 * torch.finfo(start.dtype).eps * size
+        if exhausted or error <= rtol * abs(value) or len(diagonal) == iterations:
+            residual = error / abs(value) if value else 0.0 if exhausted else math.inf
+            vector = weights.to(start.dtype).to(start.device) @ directions
+            return Eigenvalue(value, len(diagonal), residual, exhausted or residual <= rtol, (vector,))
+        q = w / off_diagonal[-1]
 
 
-def _ritz(diagonal: Sequence[float], beside: Sequence[float], top: bool) -> tuple[float, Tensor, float]:
-    """The wanted eigenvalue of the tridiagonal matrix, its vector, and the largest magnitude."""
-    off = torch.tensor(beside[:-1], dtype=torch.float64)
+def _ritz(
+    diagonal: Sequence[float], off_diagonal: Sequence[float], top: bool
+) -> tuple[float, Float64[Tensor, " k"], float]:
+    """The extreme eigenvalue of the tridiagonal matrix (k, k), its eigenvector, and the largest magnitude."""
+    off = torch.tensor(off_diagonal[:-1], dtype=torch.float64)
     T = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
     values, vectors = torch.linalg.eigh(T)
     sizes = values.abs()
-    at = len(values) - 1 if top else int(sizes.argmax())
-    return float(values[at]), vectors[:, at], float(sizes.max())
+    index = len(values) - 1 if top else int(sizes.argmax())
+    return float(values[index]), vectors[:, index], float(sizes.max())
 
 
-def check_tolerance(rtol: float) -> None:
-    """Raise :class:`nlora_lab.InputError` unless ``rtol`` is at least 0 and below 1."""
-    if isinstance(rtol, bool) or not isinstance(rtol, int | float) or not 0 <= rtol < 1:
-        raise InputError(f"rtol={rtol!r} must be at least 0 and below 1; 0.01 is good")
-
-
-def _roots(scale: Sequence[Tensor] | None, parameters: Sequence[Tensor]) -> Tensor | None:
-    """``D^-1/2`` as one row."""
+def _inverse_roots(scale: Sequence[Tensor] | None, parameters: Sequence[Tensor]) -> Float[Tensor, " n"] | None:
+    """``D^-1/2`` as one vector."""
     if scale is None:
         return None
     if [tuple(s.shape) for s in scale] != [tuple(p.shape) for p in parameters]:
-        raise InputError("scale must have a tensor for each parameter, of its shape")
+        raise InputError("scale must be one tensor for each parameter, of its shape")
     if not all(bool((s > 0).all()) for s in scale):
         raise InputError("scale must be positive everywhere (infinity leaves a number out); add Adam's eps to it")
-    return flat(scale).rsqrt()
+    return flatten(scale).rsqrt()
 
 
-def _shaped(found: Eigenvalue, like: Sequence[Tensor]) -> Eigenvalue:
-    return found if found.vector is None else replace(found, vector=tuple(split(found.vector[0], like)))
-
-
-def filled(parts: Iterable[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """``parts`` with zeros where there is nothing: autograd has no gradient for what the loss does not use."""
+def fill_missing(
+    parts: Iterable[Float[Tensor, ...] | None], like: Sequence[Float[Tensor, ...]]
+) -> list[Float[Tensor, ...]]:
+    """Replace each ``None`` by zeros of the shape in ``like``: autograd has no gradient for an unused parameter."""
     return [torch.zeros_like(p) if part is None else part for part, p in zip(parts, like, strict=True)]
 
 
-def flat(parts: Iterable[Tensor]) -> Tensor:
-    """All numbers in one row (n,), detached."""
+def flatten(parts: Iterable[Float[Tensor, ...]]) -> Float[Tensor, " n"]:
+    """Join tensors of any shapes into one vector (n,), detached."""
     return torch.cat([t.detach().reshape(-1) for t in parts])
 
 
-def split(v: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """``v`` (n,) in pieces of the shapes of ``like``."""
+def unflatten(v: Float[Tensor, " n"], like: Sequence[Float[Tensor, ...]]) -> list[Float[Tensor, ...]]:
+    """Split a vector (n,) into views of the shapes of ``like``, which have n numbers together."""
     return [part.view_as(p) for part, p in zip(torch.split(v, [p.numel() for p in like]), like, strict=True)]

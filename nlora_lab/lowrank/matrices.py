@@ -1,17 +1,31 @@
-"""Matrices to try things on: a picture drawn by formulas (no file, no licence), and any spectrum you like."""
+"""Matrices to experiment with: a picture drawn by formulas (no file, no licence), and any spectrum you like."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from jaxtyping import Float, Float32, Num
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.lowrank.checks import check_count
+from nlora_lab.core.validation import check_whole_number
 
 
-def landscape(rows: int = 96, cols: int = 128) -> Tensor:
-    """Sun, mountains, their reflection and a fence in grey: (rows, cols), float32, from 0 (black) to 1."""
-    rows, cols = check_count("rows", rows, 2, 10**5), check_count("cols", cols, 2, 10**5)
+def landscape(rows: int = 96, cols: int = 128) -> Float32[Tensor, "rows cols"]:
+    """Draw a landscape in grey: the sun, mountains, their reflection in water, and a fence.
+
+    Args:
+        rows: the height in pixels, from 2 on.
+        cols: the width in pixels, from 2 on.
+
+    Returns:
+        The picture, (rows, cols), float32, from 0 (black) to 1 (white).
+
+    Raises:
+        InputError: a size is out of range.
+    """
+    rows, cols = check_whole_number("rows", rows, 2, 10**5), check_whole_number("cols", cols, 2, 10**5)
     y, x = torch.meshgrid(torch.linspace(0, 1, rows), torch.linspace(0, 1, cols), indexing="ij")
     ridge = 0.38 - 0.14 * torch.sin(5 * x + 0.6) - 0.05 * torch.sin(17 * x) - 0.02 * torch.sin(43 * x + 1)
     shore, mirrored = 0.58, 1.16 - y
@@ -26,21 +40,28 @@ def landscape(rows: int = 96, cols: int = 128) -> Tensor:
     return torch.where(post | rail, torch.full_like(x, 0.08), scene).clamp(0, 1)
 
 
-def with_spectrum(sigma: Tensor, seed: int = 0) -> Tensor:
-    """A square matrix (k, k) with the singular values ``sigma`` (k,) and random singular vectors.
+def with_spectrum(sigma: Num[Tensor, " k"] | Sequence[float], seed: int = 0) -> Float[Tensor, "k k"]:
+    """Make a square matrix with given singular values and random singular vectors.
 
-    In float64 if ``sigma`` is, else in float32. Raises :class:`InputError` for anything but a
-    vector of finite numbers that are at least 0.
+    Args:
+        sigma: the singular values, (k,), in any order.
+        seed: decides the singular vectors.
+
+    Returns:
+        The matrix, (k, k), in float64 if ``sigma`` is a float64 tensor, else in float32.
+
+    Raises:
+        InputError: ``sigma`` is not a vector of finite numbers that are at least 0.
     """
-    check_count("seed", seed, 0, 2**63 - 2)
+    check_whole_number("seed", seed, 0, 2**63 - 2)
     try:
         values = torch.as_tensor(sigma)
     except (TypeError, ValueError, RuntimeError):
         values = torch.empty(0)
     if values.dtype not in (torch.float32, torch.float64) and not values.is_complex():
         values = values.float()
-    right = values.ndim == 1 and len(values) > 0 and not values.is_complex()
-    if not right or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
+    is_vector = values.ndim == 1 and len(values) > 0 and not values.is_complex()
+    if not is_vector or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
         raise InputError(f"sigma={sigma!r} must be a vector of finite numbers that are at least 0")
     k = len(values)
     noise = [torch.randn(k, k, generator=torch.Generator().manual_seed(seed + i), dtype=values.dtype) for i in (0, 1)]

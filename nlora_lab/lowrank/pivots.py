@@ -1,7 +1,7 @@
-"""Which rows and columns a cross approximation stands on.
+"""Rules that choose the rows and columns of a cross approximation.
 
-Every rule here is *nested*: the pivots of rank r are the first r of those of any higher rank, so
-that one elimination gives the error at every rank (:func:`nlora_lab.lowrank.error_curve`).
+Every rule is *nested*: the pivots of rank r are the first r pivots of any higher rank. One elimination therefore gives
+the error at every rank (see ``error_curve``).
 """
 
 from __future__ import annotations
@@ -10,44 +10,62 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.validation import check_choice
-from nlora_lab.lowrank.checks import check_count, check_generator, check_matrix, check_rank, rescaled
+from nlora_lab.core.validation import check_choice, check_whole_number
+from nlora_lab.lowrank.checks import check_generator, check_matrix, check_rank, rescaled
 
 Indices = Tensor | Sequence[int]
 Pivots = Literal["leading", "random", "cross", "qr"] | tuple[Indices, Indices]
 PIVOTS = ("leading", "random", "cross", "qr")
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 def choose_pivots(
-    W: Tensor, rank: int, pivots: Pivots = "leading", *, oversample: int = 0, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Row and column indices (int64) for ``W`` (…, m, n): ``rank + oversample`` rows, ``rank`` columns.
+    W: Float[Tensor, "*batch m n"],
+    rank: int,
+    pivots: Pivots = "leading",
+    *,
+    oversample: int = 0,
+    generator: torch.Generator | None = None,
+) -> tuple[Int64[Tensor, "*#batch q"], Int64[Tensor, "*#batch r"]]:
+    """Choose the rows and columns of a cross approximation.
 
-    - "leading": the first ones, as in the NLoRA paper;
-    - "random": drawn without replacement (by ``generator``), the same for a whole batch;
-    - "cross": Gaussian elimination with complete pivoting; each step takes the largest entry of
-      what is left (Bebendorf's adaptive cross approximation);
-    - "qr": columns by column-pivoted QR, rows by partial pivoting within those columns;
-    - a pair ``(rows, cols)`` of different indices.
+    Args:
+        W: the matrix, (..., m, n), any floating dtype.
+        rank: the rank r, from 1 to min(m, n).
+        pivots: the rule.
 
-    Extra rows (``oversample``) are the next ones for "leading" and "random", and for "cross" and "qr"
-    those the approximation of rank ``rank`` is worst on. Shapes are (r,), or (…, r) where a batch
-    gets pivots of its own. Raises :class:`InputError` for anything else.
+            - "leading": the first rows and columns, as in the NLoRA paper.
+            - "random": drawn without replacement, the same for a complete batch.
+            - "cross": Gaussian elimination with complete pivoting. Each step takes the largest entry of the remainder
+              (Bebendorf's adaptive cross approximation).
+            - "qr": columns by column-pivoted QR, then rows by partial pivoting within those columns.
+            - a pair ``(rows, cols)`` of indices. Indices must not repeat.
+        oversample: p, how many more rows than columns to take, from 0 to m − r. "leading" and "random" take the next
+            rows. "cross" and "qr" take the rows on which the approximation of rank r is worst.
+        generator: the source of random numbers for "random". ``None`` means torch's global one.
+
+    Returns:
+        The rows and the columns, int64. They have the shapes (r + p,) and (r,), or (..., r + p) and (..., r) where each
+        matrix of a batch gets pivots of its own.
+
+    Raises:
+        InputError: ``W`` is not a finite matrix, or an option is out of range.
     """
     work = check_matrix(W)
     rank = check_rank(rank, tuple(work.shape))
     check_generator(generator)
-    oversample = check_count("oversample", oversample, 0, work.shape[-2] - rank)
-    return pick(work, rank, pivots, oversample, generator)
+    oversample = check_whole_number("oversample", oversample, 0, work.shape[-2] - rank)
+    return resolve_pivots(work, rank, pivots, oversample, generator)
 
 
-def pick(
-    W: Tensor, rank: int, pivots: Pivots, oversample: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """:func:`choose_pivots` for a matrix that has been checked."""
+def resolve_pivots(
+    W: Float[Tensor, "*batch m n"], rank: int, pivots: Pivots, oversample: int, generator: torch.Generator | None
+) -> tuple[Int64[Tensor, "*#batch q"], Int64[Tensor, "*#batch r"]]:
+    """Choose rows (r + p,) and columns (r,) as ``choose_pivots`` does, for a matrix and options already checked."""
     m, n = W.shape[-2:]
     if not isinstance(pivots, str):
         return _explicit(pivots, rank, rank + oversample, W)
@@ -55,46 +73,49 @@ def pick(
     if pivots == "leading":
         return torch.arange(rank + oversample, device=W.device), torch.arange(rank, device=W.device)
     if pivots == "random":
-        where = W.device if generator is None else generator.device
-        rows = torch.randperm(m, generator=generator, device=where)[: rank + oversample].to(W.device)
-        return rows, torch.randperm(n, generator=generator, device=where)[:rank].to(W.device)
+        device = W.device if generator is None else generator.device
+        rows = torch.randperm(m, generator=generator, device=device)[: rank + oversample].to(W.device)
+        return rows, torch.randperm(n, generator=generator, device=device)[:rank].to(W.device)
     choose = complete_pivoting if pivots == "cross" else qr_pivoting
     flat = W.reshape(-1, m, n)
     chosen = [choose(matrix, rank) for matrix in flat]
     if oversample:
-        extra = [extra_rows(matrix, *c, oversample)[-1] for matrix, c in zip(flat, chosen, strict=True)]
-        chosen = [(torch.cat([r, more]), c) for (r, c), more in zip(chosen, extra, strict=True)]
+        extra = [extra_rows(matrix, *pair, oversample)[-1] for matrix, pair in zip(flat, chosen, strict=True)]
+        chosen = [(torch.cat([rows, more]), cols) for (rows, cols), more in zip(chosen, extra, strict=True)]
     batch = W.shape[:-2]
-    rows = torch.stack([r for r, _ in chosen]).reshape(*batch, -1)
-    return rows, torch.stack([c for _, c in chosen]).reshape(*batch, -1)
+    rows = torch.stack([rows for rows, _ in chosen]).reshape(*batch, -1)
+    return rows, torch.stack([cols for _, cols in chosen]).reshape(*batch, -1)
 
 
-def complete_pivoting(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Elimination of ``W`` (m, n), each time on the largest entry left: 3 passes over W a step."""
-    left = W.clone()  # the Schur complement so far
+def complete_pivoting(W: Float[Tensor, "m n"], rank: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " r"]]:
+    """Eliminate ``W`` (m, n), each step on the largest entry left; return rows (r,) and columns (r,).
+
+    A step makes 3 passes over ``W``.
+    """
+    schur = W.clone()  # the Schur complement so far
     rows: list[int] = []
     cols: list[int] = []
     for _ in range(rank):
         # the largest of each row first: a norm reads W once and writes nothing of its size
-        i = int(torch.linalg.vector_norm(left, ord=torch.inf, dim=1).argmax())
-        j = int(left[i].abs().argmax())
-        pivot = left[i, j].clone()
-        if pivot == 0:  # W is reproduced exactly: whatever comes next changes nothing
+        i = int(torch.linalg.vector_norm(schur, ord=torch.inf, dim=1).argmax())
+        j = int(schur[i].abs().argmax())
+        pivot = schur[i, j].clone()
+        if pivot == 0:  # W is reproduced exactly: a further pivot changes nothing
             break
-        column, row = left[:, j].clone(), left[i] / pivot
-        left.addr_(column, row, alpha=-1)
-        left[i], left[:, j] = 0, 0  # exactly, so that neither is chosen again
+        column, row = schur[:, j].clone(), schur[i] / pivot
+        schur.addr_(column, row, alpha=-1)
+        schur[i], schur[:, j] = 0, 0  # exactly, so that neither is chosen again
         rows.append(i)
         cols.append(j)
-    return _finish(W, rows, cols, rank)
+    return _filled_up(W, rows, cols, rank)
 
 
-def qr_pivoting(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Columns of ``W`` (m, n) by column-pivoted QR, then rows by partial pivoting within them."""
+def qr_pivoting(W: Float[Tensor, "m n"], rank: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " r"]]:
+    """Choose columns (r,) of ``W`` (m, n) by column-pivoted QR, then rows (r,) by partial pivoting within them."""
     W, _ = rescaled(W)  # squares of the entries are taken
     cols = column_pivots(W, rank)
     block = W[:, cols].clone()  # (m, r), eliminated in place
-    taken: list[int] = []
+    rows: list[int] = []
     for k in range(len(cols)):
         i = int(block[:, k].abs().argmax())
         if block[i, k] == 0:
@@ -102,90 +123,106 @@ def qr_pivoting(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         row = block[i, k:] / block[i, k]
         block[:, k:] -= torch.outer(block[:, k].clone(), row)
         block[i] = 0
-        taken.append(i)
-    return _finish(W, taken, cols[: len(taken)], rank)
+        rows.append(i)
+    return _filled_up(W, rows, cols[: len(rows)], rank)
 
 
-def column_pivots(W: Tensor, rank: int) -> list[int]:
-    """The first columns that QR with column pivoting takes, by Gram–Schmidt done twice.
+def column_pivots(W: Float[Tensor, "m n"], rank: int) -> list[int]:
+    """Return the first columns that QR with column pivoting takes from ``W`` (m, n); at most ``rank``.
 
-    Each step takes the column that is farthest from the span of those taken before. The distances are
-    updated (Pythagoras), and computed anew when cancellation has eaten half of their digits.
+    Each step takes the column that is farthest from the span of the columns before it, made orthogonal by Gram–Schmidt
+    done twice. The distances are updated by Pythagoras. They are computed anew when cancellation has cost half of their
+    digits.
     """
     basis = W.new_empty(len(W), 0)
-    far = W.square().sum(0)  # squared distance of each column from the span
-    fresh = far.clone()
+    distance = W.square().sum(0)  # squared distance of each column from the span
+    exact = distance.clone()  # the same when it was last computed anew
     eps = torch.finfo(W.dtype).eps
     cols: list[int] = []
     for _ in range(rank):
-        stale = far < eps**0.5 * fresh
-        stale[cols] = False  # those taken have no distance left to lose
+        stale = distance < eps**0.5 * exact
+        stale[cols] = False  # the chosen ones have no distance left to lose
         if bool(stale.any()):
             rest = W - basis @ (basis.T @ W)
-            far = fresh = rest.square().sum(0)
-            fresh = fresh.clone()
-        far[cols] = -1
-        j = int(far.argmax())
+            distance = rest.square().sum(0)
+            exact = distance.clone()
+        distance[cols] = -1
+        j = int(distance.argmax())
         q = W[:, j]
         for _ in range(2):
             q = q - basis @ (basis.T @ q)
         length = q.norm()
-        if length <= eps * W[:, j].norm() or far[j] <= 0:
+        if length <= eps * W[:, j].norm() or distance[j] <= 0:
             break
         q = q / length
         basis = torch.cat([basis, q[:, None]], dim=1)
         cols.append(j)
-        far = far - (q @ W).square()
+        distance = distance - (q @ W).square()
     return cols
 
 
-def _finish(W: Tensor, rows: list[int], cols: list[int], rank: int) -> tuple[Tensor, Tensor]:
-    """Fill up to ``rank`` with unused indices: W had a lower rank."""
+def _filled_up(
+    W: Float[Tensor, "m n"], rows: list[int], cols: list[int], rank: int
+) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " r"]]:
+    """The pivots, with unused indices added up to ``rank``: a rule finds fewer where W has a lower rank."""
     m, n = W.shape
     rows = rows + [i for i in range(m) if i not in set(rows)][: rank - len(rows)]
     cols = cols + [j for j in range(n) if j not in set(cols)][: rank - len(cols)]
     return torch.tensor(rows, device=W.device), torch.tensor(cols, device=W.device)
 
 
-def extra_rows(W: Tensor, rows: Tensor, cols: Tensor, count: int) -> list[Tensor]:
-    """For each rank 1 … r, the ``count`` other rows that the first pivots leave the largest residual on.
+def extra_rows(
+    W: Float[Tensor, "m n"], rows: Int64[Tensor, " r"], cols: Int64[Tensor, " r"], count: int
+) -> list[Int64[Tensor, " p"]]:
+    """Choose the rows to oversample at each rank: those with the largest residual.
 
-    One elimination of ``W`` (m, n) along the nested pivots; a pivot that is only rounding noise is passed over.
+    One elimination of ``W`` along the nested pivots gives all ranks. It skips a pivot that is only rounding noise.
+
+    Args:
+        W: the matrix, (m, n), float32 or float64.
+        rows: the pivot rows, (r,).
+        cols: the pivot columns, (r,).
+        count: p, the number of rows to add.
+
+    Returns:
+        One vector (p,) for each rank 1 … r. It holds none of the first pivots of that rank.
     """
-    left, _ = rescaled(W)
-    left = left.clone()
-    noise = torch.finfo(W.dtype).eps * max(W.shape) * float(left.abs().max())
+    schur, _ = rescaled(W)
+    schur = schur.clone()
+    noise = torch.finfo(W.dtype).eps * max(W.shape) * float(schur.abs().max())
     chosen = []
     for k, (i, j) in enumerate(zip(rows.tolist(), cols.tolist(), strict=True), start=1):
-        if abs(float(left[i, j])) > noise:
-            left.addr_(left[:, j].clone(), left[i] / left[i, j], alpha=-1)
-            left[i], left[:, j] = 0, 0
-        size = torch.linalg.vector_norm(left, dim=1)
+        if abs(float(schur[i, j])) > noise:
+            schur.addr_(schur[:, j].clone(), schur[i] / schur[i, j], alpha=-1)
+            schur[i], schur[:, j] = 0, 0
+        size = torch.linalg.vector_norm(schur, dim=1)
         size[rows[:k]] = -1
         chosen.append(size.topk(count).indices)
     return chosen
 
 
-def _explicit(pivots: object, rank: int, n_rows: int, W: Tensor) -> tuple[Tensor, Tensor]:
+def _explicit(
+    pivots: object, rank: int, n_rows: int, W: Float[Tensor, "*batch m n"]
+) -> tuple[Int64[Tensor, "*#batch q"], Int64[Tensor, "*#batch r"]]:
     if not isinstance(pivots, tuple | list) or len(pivots) != 2:
         raise InputError(f"pivots={pivots!r} must be one of {', '.join(PIVOTS)}, or a pair (rows, cols)")
-    sizes = zip(("rows", "cols"), pivots, (n_rows, rank), W.shape[-2:], strict=True)
-    rows, cols = (_indices(what, given, count, size, W) for what, given, count, size in sizes)
+    sides = zip(("rows", "cols"), pivots, (n_rows, rank), W.shape[-2:], strict=True)
+    rows, cols = (_check_indices(side, indices, count, size, W) for side, indices, count, size in sides)
     return rows, cols
 
 
-def _indices(what: str, given: object, count: int, size: int, W: Tensor) -> Tensor:
+def _check_indices(
+    side: str, indices: object, count: int, size: int, W: Float[Tensor, "*batch m n"]
+) -> Int64[Tensor, "*#batch k"]:
+    """``count`` different indices below ``size`` as int64, one vector for all matrices or one for each."""
     try:
-        vector = torch.as_tensor(given)
+        vector = torch.as_tensor(indices)
     except (TypeError, ValueError, RuntimeError):
         vector = torch.empty(0)
-    batch = W.shape[:-2]
-    whole = vector.dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
-    shaped = vector.shape == (count,) or vector.shape == (*batch, count)
-    if whole and shaped:
+    if vector.dtype in INTEGERS and tuple(vector.shape) in ((count,), (*W.shape[:-2], count)):
         vector = vector.to(W.device, torch.int64)
         ordered = vector.sort(dim=-1).values
         different = bool((ordered.diff(dim=-1) > 0).all())
         if different and int(ordered.min()) >= 0 and int(ordered.max()) < size:
             return vector
-    raise InputError(f"pivots: {what} must be {count} different indices from 0 to {size - 1}, not {given!r}")
+    raise InputError(f"pivots: {side} must be {count} different indices from 0 to {size - 1}, not {indices!r}")

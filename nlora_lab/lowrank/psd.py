@@ -1,8 +1,9 @@
-"""Nyström's method where it comes from: a positive semi-definite kernel matrix."""
+"""Nyström's original method, for a positive semi-definite kernel matrix."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
@@ -13,59 +14,80 @@ from nlora_lab.lowrank.pivots import Pivots, choose_pivots
 
 
 def nystrom_psd(
-    K: Tensor,
+    K: Float[Tensor, "n n"],
     rank: int,
     *,
     pivots: Pivots = "leading",
     rtol: float | None = None,
     generator: torch.Generator | None = None,
 ) -> LowRank:
-    """``K ≈ K[:, J] K[J, J]⁺ K[J, :]`` for a symmetric positive semi-definite ``K`` (n, n).
+    """Approximate a kernel matrix by a few of its columns: ``K ≈ K[:, J] K[J, J]⁺ K[J, :]``.
 
-    Williams and Seeger (2001). Rows and columns are the same indices J, and then the residual is
-    positive semi-definite too: the error never exceeds ‖K‖, whatever J is. "cross" takes the largest
-    diagonal entry left at each step, which is pivoted Cholesky; "qr" is not offered. Raises
-    :class:`InputError` if K is not symmetric, or a diagonal entry is negative.
+    Rows and columns are the same indices J. The residual is then positive semi-definite too, so the error never exceeds
+    ‖K‖, whatever J is. Source: Williams and Seeger (2001).
+
+    Args:
+        K: a symmetric positive semi-definite matrix, (n, n), any floating dtype.
+        rank: the rank r, from 1 to n.
+        pivots: "leading", "random", "cross", or a pair of twice the same indices. "cross" takes the largest diagonal
+            entry of the residual at each step, which is pivoted Cholesky. "qr" is not offered.
+        rtol: as for ``nystrom``.
+        generator: the source of random numbers for "random". ``None`` means torch's global one.
+
+    Returns:
+        The factors left (n, r), core (r, r) and right (r, n), in the dtype of ``K`` (at least float32).
+
+    Raises:
+        InputError: ``K`` is not one finite symmetric matrix, has a negative diagonal entry, or an option is out of
+            range.
     """
-    work = check_matrix(K, "K")
-    if work.ndim != 2 or work.shape[0] != work.shape[1]:
-        raise InputError(f"K must be one square matrix, not {tuple(work.shape)}")
+    work = _check_kernel(K)
     rank = check_rank(rank, tuple(work.shape))
     check_generator(generator)
-    size, eps = float(work.abs().max()), torch.finfo(work.dtype).eps
-    skew = float((work - work.T).abs().max())
-    if skew > 100 * eps * size:
-        raise InputError(f"K is not symmetric (entries differ by up to {skew:.1e}); use nystrom for a general matrix")
-    lowest = float(work.diagonal().min())
-    if lowest < -100 * eps * size:
-        raise InputError(f"K is not positive semi-definite: its diagonal goes down to {lowest:.1e}")
     if isinstance(pivots, str) and pivots == "qr":
         raise InputError("pivots='qr' needs different rows and columns; choose leading, random or cross")
     if isinstance(pivots, str) and pivots == "random":
-        where = work.device if generator is None else generator.device
-        index = torch.randperm(len(work), generator=generator, device=where)[:rank].to(work.device)
+        device = work.device if generator is None else generator.device
+        index = torch.randperm(len(work), generator=generator, device=device)[:rank].to(work.device)
     elif isinstance(pivots, str) and pivots == "cross":
         # the largest entry of a semi-definite matrix is on its diagonal, but ties may break elsewhere
         index = _diagonal_pivots(work, rank)
-    else:  # leading, or a pair of indices, or a mistake, which this names
+    else:  # leading, a pair of indices, or a mistake, which choose_pivots names
         index, cols = choose_pivots(work, rank, pivots)
         if not torch.equal(index, cols):
             raise InputError("K's rows and columns must be the same indices; give the same vector twice")
     return nystrom(work, rank, pivots=(index, index), rtol=rtol)
 
 
-def _diagonal_pivots(K: Tensor, rank: int) -> Tensor:
-    """Pivoted Cholesky's choice: the largest variance not yet explained. O(n r²), reads r columns of K."""
-    left = K.diagonal().clone()
+def _check_kernel(K: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    work = check_matrix(K, "K")
+    if work.ndim != 2 or work.shape[0] != work.shape[1]:
+        raise InputError(f"K must be one square matrix, not {tuple(work.shape)}")
+    size, eps = float(work.abs().max()), torch.finfo(work.dtype).eps
+    skew = float((work - work.T).abs().max())
+    if skew > 100 * eps * size:
+        raise InputError(f"K is not symmetric (entries differ by up to {skew:.1e}); use nystrom for a general matrix")
+    lowest = float(work.diagonal().min())
+    if lowest < -100 * eps * size:
+        raise InputError(
+            f"K is not positive semi-definite (its diagonal goes down to {lowest:.1e}); "
+            "use nystrom for a general matrix"
+        )
+    return work
+
+
+def _diagonal_pivots(K: Float[Tensor, "n n"], rank: int) -> Int64[Tensor, " r"]:
+    """The choice of pivoted Cholesky, the largest variance not yet explained. O(n r²), reads r columns of K."""
+    variance = K.diagonal().clone()
     factor = K.new_zeros(len(K), 0)
-    taken: list[int] = []
+    chosen: list[int] = []
     for _ in range(rank):
-        left[taken] = -torch.inf
-        j = int(left.argmax())
-        taken.append(j)
-        if left[j] <= 0:
+        variance[chosen] = -torch.inf
+        j = int(variance.argmax())
+        chosen.append(j)
+        if variance[j] <= 0:
             continue
-        column = (K[:, j] - factor @ factor[j]) / left[j].sqrt()
+        column = (K[:, j] - factor @ factor[j]) / variance[j].sqrt()
         factor = torch.cat([factor, column[:, None]], dim=1)
-        left = left - column.square()
-    return torch.tensor(taken, device=K.device)
+        variance = variance - column.square()
+    return torch.tensor(chosen, device=K.device)

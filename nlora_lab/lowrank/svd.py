@@ -1,12 +1,13 @@
-"""Singular values, the best approximation, and the two randomised ones."""
+"""Singular values, the best approximation (SVD), and two randomised ones."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from nlora_lab.core.validation import check_whole_number
 from nlora_lab.lowrank.checks import (
-    check_count,
     check_generator,
     check_matrix,
     check_rank,
@@ -22,10 +23,21 @@ GRAM_PANEL = 512  # rows turned into float64 at a time
 GRAM_BLOCK = 256  # columns of a block on the diagonal
 
 
-def truncated_svd(W: Tensor, rank: int) -> LowRank:
-    """The best rank-``rank`` approximation of ``W`` (…, m, n) in both norms (Eckart–Young).
+def truncated_svd(W: Float[Tensor, "*batch m n"], rank: int) -> LowRank:
+    """Compute the best approximation of a given rank, by the singular value decomposition.
 
-    left (m, r) and right (r, n) have orthonormal columns and rows, core is ``diag(σ)``.
+    It is the best in the Frobenius and in the spectral norm (Eckart and Young 1936).
+
+    Args:
+        W: the matrix, (..., m, n), any floating dtype.
+        rank: the rank r, from 1 to min(m, n).
+
+    Returns:
+        The factors: left (..., m, r) with orthonormal columns, core ``diag(σ)`` (..., r, r), and right (..., r, n) with
+        orthonormal rows, in the dtype of ``W`` (at least float32).
+
+    Raises:
+        InputError: ``W`` is not a finite matrix, or the rank is out of range.
     """
     work = check_matrix(W)
     rank = check_rank(rank, tuple(work.shape))
@@ -34,19 +46,36 @@ def truncated_svd(W: Tensor, rank: int) -> LowRank:
 
 
 def randomized_svd(
-    W: Tensor, rank: int, oversample: int = 8, n_iter: int = 1, generator: torch.Generator | None = None
+    W: Float[Tensor, "*batch m n"],
+    rank: int,
+    oversample: int = 8,
+    n_iter: int = 1,
+    generator: torch.Generator | None = None,
 ) -> LowRank:
-    """A nearly best approximation from ``rank + oversample`` random combinations of the columns of ``W``.
+    """Compute a nearly best approximation from random combinations of the columns of ``W``.
 
-    Halko, Martinsson and Tropp (2011), algorithms 4.4 and 5.1: ``n_iter`` power iterations, each
-    orthonormalised, sharpen a slowly decaying spectrum. Cost: 2 (n_iter + 1) products of W with a
-    thin matrix. ``oversample`` is cut where the matrix is smaller.
+    Power iterations, each orthonormalised, sharpen a slowly decaying spectrum. The cost is 2 (n_iter + 1) products of
+    ``W`` with a thin matrix. Source: Halko, Martinsson and Tropp (2011), algorithms 4.4 and 5.1.
+
+    Args:
+        W: the matrix, (..., m, n), any floating dtype.
+        rank: the rank r, from 1 to min(m, n).
+        oversample: how many more combinations than r to draw, from 0 on. Their number is cut to min(m, n).
+        n_iter: the number of power iterations, from 0 to 100.
+        generator: the source of random numbers. ``None`` means torch's global one.
+
+    Returns:
+        The factors: left (..., m, r) with orthonormal columns, core ``diag(σ)`` (..., r, r), and right (..., r, n) with
+        orthonormal rows, in the dtype of ``W`` (at least float32).
+
+    Raises:
+        InputError: ``W`` is not a finite matrix, or an option is out of range.
     """
     work = check_matrix(W)
     rank = check_rank(rank, tuple(work.shape))
     check_generator(generator)
-    check_count("n_iter", n_iter, 0, 100)
-    check_count("oversample", oversample, 0, 10**6)
+    check_whole_number("n_iter", n_iter, 0, 100)
+    check_whole_number("oversample", oversample, 0, 10**6)
     work, scale = rescaled(work)
     n = work.shape[-1]
     width = min(rank + oversample, *work.shape[-2:])
@@ -59,13 +88,29 @@ def randomized_svd(
 
 
 def generalized_nystrom(
-    W: Tensor, rank: int, oversample: int | None = None, generator: torch.Generator | None = None
+    W: Float[Tensor, "*batch m n"],
+    rank: int,
+    oversample: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> LowRank:
-    """``W ≈ W X (Yᵀ W X)⁺ Yᵀ W`` with Gaussian X (n, r) and Y (m, r + p): sketches instead of rows.
+    """Approximate a matrix from random sketches instead of rows and columns: ``W ≈ W X (Yᵀ W X)⁺ Yᵀ W``.
 
-    Nakatsukasa, *Fast and stable randomized low-rank matrix approximation* (arXiv 2009.11392); one
-    pass over W. p is ``oversample`` (default r / 2, rounded up), cut to m − r. The pseudo-inverse drops
-    singular values below ``eps · (r + p)`` of the largest, as that paper advises.
+    X (n, r) and Y (m, r + p) are Gaussian. The method makes one pass over ``W``. The pseudo-inverse drops singular
+    values below ``eps · (r + p)`` of the largest, as the paper advises. Source: Nakatsukasa, *Fast and stable
+    randomized low-rank matrix approximation* (arXiv 2009.11392).
+
+    Args:
+        W: the matrix, (..., m, n), any floating dtype.
+        rank: the rank r, from 1 to min(m, n).
+        oversample: p, from 0 on, cut to m − r. ``None`` takes r / 2, rounded up.
+        generator: the source of random numbers. ``None`` means torch's global one.
+
+    Returns:
+        The factors: left ``W X`` (..., m, r), core (..., r, r + p), right ``Yᵀ W`` (..., r + p, n), in the dtype of
+        ``W`` (at least float32).
+
+    Raises:
+        InputError: ``W`` is not a finite matrix, or an option is out of range.
     """
     work = check_matrix(W)
     rank = check_rank(rank, tuple(work.shape))
@@ -73,7 +118,7 @@ def generalized_nystrom(
     work, scale = rescaled(work)
     m, n = work.shape[-2:]
     if oversample is not None:
-        check_count("oversample", oversample, 0, 10**6)
+        check_whole_number("oversample", oversample, 0, 10**6)
     extra = min((rank + 1) // 2 if oversample is None else oversample, m - rank)
     batch = work.shape[:-2]
     X = standard_normal(*batch, n, rank, like=work, generator=generator)
@@ -83,18 +128,29 @@ def generalized_nystrom(
     return LowRank(left, core.to(work.device, work.dtype), right / scale)
 
 
-def singular_values(W: Tensor, accurate: bool = False) -> Tensor:
-    """The singular values of ``W`` (…, m, n), largest first, (…, min(m, n)) in its working dtype.
+def singular_values(W: Float[Tensor, "*batch m n"], accurate: bool = False) -> Float[Tensor, "*batch k"]:
+    """Compute the singular values of a matrix.
 
-    Large matrices go by the Gram matrix of the smaller side, formed in float64: faster than a dense SVD, the more
-    so the less square they are (benchmarks/linear_algebra.py). Its eigenvalues are σ², with an absolute error of
-    about ``eps64 · σ₁²``, so σ has a relative error of about ``1e-16 (σ₁/σ)²``: 1e-10 at σ = 1e-3 σ₁, nothing
-    reliable below 1e-7 σ₁.
-    Small ones (fewer than 512 × 512 entries, where it gains nothing) and ``accurate=True`` get the
-    dense SVD, which is right to ``eps · σ₁`` in W's own dtype.
+    A large matrix goes by the Gram matrix of its smaller side, formed in float64. This is faster than a dense SVD, and
+    the more so the less square the matrix is (benchmarks/linear_algebra.py). The eigenvalues of the Gram matrix are σ²,
+    with an absolute error of about ``eps64 · σ₁²``. So σ has a relative error of about ``1e-16 (σ₁/σ)²``: 1e-10 at
+    σ = 1e-3 σ₁, and nothing reliable below 1e-7 σ₁.
+
+    A small matrix (fewer than 512 × 512 entries, where the Gram matrix gains nothing) and ``accurate=True`` get the
+    dense SVD. It is right to ``eps · σ₁`` in the dtype of ``W``.
+
+    Args:
+        W: the matrix, (..., m, n), any floating dtype.
+        accurate: whether to use the dense SVD at any size.
+
+    Returns:
+        The k = min(m, n) singular values, largest first, (..., k), in the dtype of ``W`` (at least float32).
+
+    Raises:
+        InputError: ``W`` is not a finite matrix.
     """
     work = check_matrix(W)
-    if work.device.type == "mps":  # neither float64 nor an SVD there
+    if work.device.type == "mps":  # it has neither float64 nor an SVD
         return singular_values(work.cpu(), accurate).to(work.device)
     if accurate or work.shape[-2] * work.shape[-1] < GRAM_FROM:
         values: Tensor = torch.linalg.svdvals(work)
@@ -104,10 +160,33 @@ def singular_values(W: Tensor, accurate: bool = False) -> Tensor:
     return (squares.clamp(min=0).sqrt() / scale).to(work.dtype)
 
 
-def gram(W: Tensor) -> Tensor:
-    """``WᵀW`` or ``WWᵀ``, whichever is smaller, (…, k, k) in float64: its lower triangle, zeros above.
+def truncation_errors(sigma: Float[Tensor, "*batch k"], max_rank: int) -> Float[Tensor, "*batch r"]:
+    """Compute the relative Frobenius error of the truncated SVD at each rank, from the singular values alone.
 
-    W is widened panel by panel, and a block above the diagonal is never computed: half of the work.
+    The error at rank r is ``sqrt(Σ_{k>r} σ_k²) / sqrt(Σ σ_k²)``.
+
+    Args:
+        sigma: the singular values of a matrix that is not zero, largest first, (..., k), preferably float64.
+        max_rank: the largest rank, from 1 to k.
+
+    Returns:
+        The errors at rank 1 … ``max_rank``, (..., max_rank), in the dtype of ``sigma``.
+    """
+    tails = sigma.square().flip(-1).cumsum(-1).flip(-1)  # from the smallest up, so that small tails keep their digits
+    tails = torch.cat([tails, torch.zeros_like(tails[..., :1])], dim=-1)
+    return (tails[..., 1 : max_rank + 1] / tails[..., :1]).sqrt()
+
+
+def gram(W: Float[Tensor, "*batch m n"]) -> Float64[Tensor, "*batch k k"]:
+    """Compute the smaller of ``WᵀW`` and ``WWᵀ`` in float64: its lower triangle, with zeros above.
+
+    Panels of ``W`` are converted one at a time, and no block above the diagonal is computed. That is half of the work.
+
+    Args:
+        W: the matrix, (..., m, n), float32 or float64.
+
+    Returns:
+        The lower triangle, (..., k, k) with k = min(m, n), in float64.
     """
     if W.ndim > 2:
         grams = [gram(matrix) for matrix in W.reshape(-1, *W.shape[-2:])]

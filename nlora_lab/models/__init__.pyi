@@ -5,4 +5,4 @@ from .names import EMBEDDED as EMBEDDED
 from .symmetry import permute_heads as permute_heads
 from .symmetry import permute_neurons as permute_neurons
 from .weights import Weight as Weight
-from .weights import weights as weights
+from .weights import list_weights as list_weights

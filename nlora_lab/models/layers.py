@@ -1,6 +1,6 @@
-"""The linear layers of a model: which there are, their weight as (out, in), and what PEFT and FSDP add to them.
+"""The linear layers of a model: which layers there are, their weight as (out, in), and what PEFT and FSDP add to them.
 
-GPT-2 and its relatives store a weight transposed, in a ``Conv1D``. What that means is decided here alone.
+GPT-2 and its relatives store a weight transposed, in a ``Conv1D``. Only this module and ``safetensors`` know about it.
 """
 
 from __future__ import annotations
@@ -20,42 +20,70 @@ HEADS = ("score", "classifier")  # the names by which PEFT knows the head of a c
 
 
 def is_conv1d(layer: Any) -> bool:
-    """Whether ``layer`` is transformers' ``Conv1D``, a linear layer that stores its weight as (in, out)."""
+    """Return whether ``layer`` is transformers' ``Conv1D``, a linear layer that stores its weight as (in, out)."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(layer, Conv1D)
 
 
 def is_linear(layer: Any) -> bool:
-    """Whether ``layer`` is an ``nn.Linear`` or a ``Conv1D``."""
+    """Return whether ``layer`` is an ``nn.Linear`` or a ``Conv1D``."""
     from torch import nn
 
     return isinstance(layer, nn.Linear) or is_conv1d(layer)
 
 
 def weight_matrix(layer: Any) -> Tensor:
-    """The weight of a linear layer as (out, in), detached; a view, not a copy."""
+    """Return the weight of a linear layer in one orientation.
+
+    Args:
+        layer: an ``nn.Linear`` or a ``Conv1D``.
+
+    Returns:
+        The weight, (out, in), detached, in its own dtype. It is a view and not a copy.
+    """
     weight: Tensor = layer.weight.detach()
     return weight.T if is_conv1d(layer) else weight
 
 
 def layer_shape(layer: Any) -> Shape:
-    """(out, in) of a linear layer, also on the meta device."""
+    """Return the shape of a linear layer.
+
+    Args:
+        layer: an ``nn.Linear`` or a ``Conv1D``, also on the meta device.
+
+    Returns:
+        (out, in).
+    """
     first, second = layer.weight.shape
     return (second, first) if is_conv1d(layer) else (first, second)
 
 
 def full_tensor(value: Any) -> Any:
-    """The complete tensor, where each process may hold a part of it (FSDP). Call this in every process."""
+    """Return the complete tensor where each process may hold a part of it (FSDP). Call this in every process.
+
+    Args:
+        value: a tensor, or a ``DTensor``.
+
+    Returns:
+        The complete tensor; an ordinary tensor unchanged.
+    """
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def head_modules(model: Any) -> list[str]:
-    """The modules that a sequence classifier's head is made of, by name; of any other model none.
+    """List the modules that form the head of a sequence classifier.
 
-    Those that PEFT trains beside an adapter, ``score`` or ``classifier`` (DistilBERT's ``pre_classifier`` too); where
-    there is neither, all that stands beside the body. A pooler is left to the adapters, as PEFT does it, unless
-    :func:`load_model` had to draw it at random: then it has to train, and to be saved, like the rest of the head.
+    These are the modules that PEFT trains beside an adapter: ``score`` or ``classifier`` (and DistilBERT's
+    ``pre_classifier``). Where a model has neither, they are all modules beside its body. A pooler is left to the
+    adapters, as PEFT does, unless ``load_model`` had to draw it at random. Then it has to be trained and saved like the
+    rest of the head.
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        Their dotted names. The list is empty for any model that is not a sequence classifier.
     """
     if "ForSequenceClassification" not in type(model).__name__:
         return []
@@ -68,7 +96,14 @@ def head_modules(model: Any) -> list[str]:
 
 
 def linear_layers(model: Any) -> dict[str, Any]:
-    """The linear layers an adapter can sit on, by dotted name: every ``nn.Linear`` but the output head's."""
+    """List the linear layers that an adapter can sit on: every linear layer but those of the output head.
+
+    Args:
+        model: a model, for example a transformers model.
+
+    Returns:
+        The layers by dotted name, in the order of the model.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     within = tuple(f"{name}." for name in head_modules(model))
     return {
@@ -79,9 +114,17 @@ def linear_layers(model: Any) -> dict[str, Any]:
 
 
 def target_layers(model: Any, target_modules: Any = "all-linear") -> dict[str, Any]:
-    """The linear layers that PEFT's ``target_modules`` means in ``model``, by dotted name.
+    """List the linear layers that PEFT's ``target_modules`` selects in a model.
 
-    Raises :class:`nlora_lab.InputError` if that matches nothing, or something that is not linear.
+    Args:
+        model: a model without adapters.
+        target_modules: "all-linear", a regular expression, or a list of (endings of) names.
+
+    Returns:
+        The layers by dotted name, in the order of the model.
+
+    Raises:
+        InputError: the selection matches nothing, or a module that is not linear.
     """
     from peft.config import PeftConfig
     from peft.tuners.tuners_utils import check_target_module_exists
@@ -89,9 +132,9 @@ def target_layers(model: Any, target_modules: Any = "all-linear") -> dict[str, A
     if target_modules == "all-linear":
         layers = linear_layers(model)
     else:
-        wanted: Any = PeftConfig()
-        wanted.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
-        layers = {name: m for name, m in model.named_modules() if name and check_target_module_exists(wanted, name)}
+        selection: Any = PeftConfig()
+        selection.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
+        layers = {name: m for name, m in model.named_modules() if name and check_target_module_exists(selection, name)}
     if not layers:
         raise InputError(f"target_modules={target_modules!r} matches no layer of this model; name some of its layers")
     for name, module in layers.items():

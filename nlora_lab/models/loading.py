@@ -1,4 +1,4 @@
-"""Loading a language model: the embedded one, a local folder, or a hub id."""
+"""Loading a language model: the embedded one, a local folder, or an id on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.core.files import shipped_folder
-from nlora_lab.core.validation import check_choice
+from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.models import hub
-from nlora_lab.models.hub import check_reachable as check_reachable
 from nlora_lab.models.names import EMBEDDED, check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 DTYPES = ("float32", "bfloat16")
 LOADING_LOCK = threading.RLock()
-"""Held while a model is built: transformers switches global state then, and two at once break both."""
+"""Held while a model is built: transformers then switches global state, and two models at once would break both."""
 
 
 def load_model(
@@ -32,27 +32,35 @@ def load_model(
     dtype: str | None = None,
     attention: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A language model on the CPU with its tokenizer, in evaluation mode.
+    """Load a language model with its tokenizer.
+
+    The model is on the CPU and in evaluation mode. Code from the hub is never run.
 
     Args:
-        name: "embedded", a folder in the hub's layout, or a hub id. Code from a hub is never run.
-        head: 0 for a causal language model; otherwise a classifier with so many outputs, where 1 is a regression.
-            Only the head of a classifier may be missing from the weights, or be there in another size: it then
-            starts at random, so seed torch before.
-        revision: branch, tag or commit of a model on the hub (see :func:`revision_of`); default: its newest state.
-        dtype: "float32" or "bfloat16"; default: float32.
-        attention: one of :data:`ATTENTIONS`; default: transformers' choice.
+        name: "embedded", a folder in the layout of the hub, or a hub id.
+        head: 0 for a causal language model. Any other number gives a classifier with that many outputs, where 1 is a
+            regression. Only the head of a classifier may be missing from the weights, or have another size in them. It
+            then starts at random, so seed torch before.
+        revision: the branch, tag or commit of a model on the hub (see ``revision_of``). ``None`` takes its newest
+            state.
+        dtype: "float32" or "bfloat16". ``None`` means float32.
+        attention: one of ``ATTENTIONS``. ``None`` takes the choice of transformers.
 
-    Raises :class:`ModelError` with the reason and a remedy where it cannot be loaded.
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        InputError: an option is not known.
+        ModelError: the model cannot be loaded. The message gives the reason and a remedy.
     """
     import torch
 
     source = check_model(name)
     hub.check_revision(revision, source)
-    _check_asked(head, dtype, attention)
+    head = _check_options(head, dtype, attention)
     try:
-        commit = _commit(source, revision)
-        with LOADING_LOCK, _quiet(loading=not commit or hub.is_cached(str(source), commit), reports=not head):
+        commit = _find_commit(source, revision)
+        with LOADING_LOCK, _quiet(bar=bool(commit) and not hub.is_cached(str(source), commit), reports=not head):
             model, tokenizer, info = _load(
                 name, source, head, revision=commit or None, dtype=getattr(torch, dtype or "float32"),
                 attn_implementation=attention,
@@ -67,8 +75,8 @@ def load_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not head and model.loss_type is None:
-        model.loss_type = "ForCausalLM"  # as transformers assumes with a warning, of GPT-2 for one
-    if head:  # a causal model's classifier looks for the last token before the padding
+        model.loss_type = "ForCausalLM"  # transformers assumes this too, but with a warning (for GPT-2, for example)
+    if head:  # the classifier of a causal model looks for the last token before the padding
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if commit:
         model.config._commit_hash = commit  # transformers' own field, which save_pretrained leaves out
@@ -95,56 +103,72 @@ def position_limit(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None
 
 
 def stored_dtype(model: Any) -> Any:
-    """The torch dtype that the config of ``model`` named when it was loaded; float32 where it named none."""
+    """Return the dtype that the config of a model named when it was loaded.
+
+    Args:
+        model: a model from ``load_model``.
+
+    Returns:
+        The torch dtype; float32 if the config named none.
+    """
     import torch
 
     return getattr(model, "_stored_dtype", None) or torch.float32
 
 
 def revision_of(model: Any) -> str:
-    """The commit hash that ``model`` was loaded from on the hub; "" for a local one."""
+    """Return the commit that a model was loaded from.
+
+    Args:
+        model: a model from ``load_model``.
+
+    Returns:
+        The commit hash on the hub; "" for a local model.
+    """
     return str(getattr(getattr(model, "config", None), "_commit_hash", None) or "")
 
 
-def _check_asked(head: Any, dtype: Any, attention: Any) -> None:
-    if not isinstance(head, int) or isinstance(head, bool) or head < 0:
-        raise InputError(f"head={head!r} must be a whole number: 0 for a language model, or a classifier's outputs")
+def _check_options(head: Any, dtype: Any, attention: Any) -> int:
+    remedy = "0 means a language model, and any other number a classifier with that many outputs"
+    outputs = check_whole_number("head", head, 0, remedy=remedy)
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
     if attention is not None:
         check_choice("attention", attention, ATTENTIONS)
     if attention == "flash_attention_2":
-        _check_flash()
+        _check_flash_attention()
+    return outputs
 
 
-def _check_flash() -> None:
+def _check_flash_attention() -> None:
     # without the package transformers would fetch a compiled kernel from the hub and run it
     import torch
 
-    lacks = "a CUDA card" if not torch.cuda.is_available() else None
+    missing = "a CUDA card" if not torch.cuda.is_available() else None
     if importlib.util.find_spec("flash_attn") is None:
-        lacks = "the package flash-attn (pip install flash-attn)" + (f" and {lacks}" if lacks else "")
-    if lacks:
-        raise ModelError(f"attention='flash_attention_2' needs {lacks}; use attention='sdpa', or leave it out")
+        missing = "the package flash-attn (pip install flash-attn)" + (f" and {missing}" if missing else "")
+    if missing:
+        raise ModelError(f"attention='flash_attention_2' needs {missing}; use attention='sdpa', or leave it out")
 
 
-def _commit(source: str | Path, revision: str | None) -> str:
+def _find_commit(source: str | Path, revision: str | None) -> str:
     """The commit to load all files from, so that they belong together; "" for a folder."""
     if isinstance(source, Path):
         return ""
-    check_reachable(source, hub.is_cached(source, revision), revision)
+    hub.check_reachable(source, revision, in_cache=hub.is_cached(source, revision))
     with hub.without_bars():
         return hub.find_commit(source, revision)
 
 
 def _load(name: str, source: str | Path, head: int, *, revision: str | None, **options: Any) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer, and what transformers reports about the weights."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    # False, not the default: that one asks on stdin whether to run the model's own code
+    # False, not the default, which asks on stdin whether to run the model's own code
     safe = {"trust_remote_code": False, "revision": revision}
     config = AutoConfig.from_pretrained(source, **safe)
     stored = config.dtype  # which loading overwrites
-    _check_kind(name, config, head)
+    _check_type(name, config, head)
     tokenizer = AutoTokenizer.from_pretrained(source, **safe)
     if head:
         config.num_labels = head
@@ -158,8 +182,8 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
     return model, tokenizer, info
 
 
-def _check_kind(name: str, config: Any, head: int) -> None:
-    """Raise :class:`ModelError` where transformers has no such model, or would load something else than asked for."""
+def _check_type(name: str, config: Any, head: int) -> None:
+    """Check that transformers has a model of this type, and would load the requested kind of it."""
     from transformers.models.auto import modeling_auto as auto
 
     kind = config.model_type
@@ -169,19 +193,19 @@ def _check_kind(name: str, config: Any, head: int) -> None:
                 f"model={name!r}: transformers has no classifier for the type {kind!r}; choose another model"
             )
         return
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})  # for the loader to refuse
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})  # the loader refuses it
     causal = type(config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING or own_code
-    # an encoder loads as a causal model too, but each token would see those after it
-    turned = getattr(config, "is_decoder", False) or getattr(config, "causal", False) or config.is_encoder_decoder
-    if not causal or (kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not turned):
+    # an encoder loads as a causal model too, but each token would see the tokens after it
+    decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False) or config.is_encoder_decoder
+    if not causal or (kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder):
         raise ModelError(
-            f"model={name!r} is no causal language model (its type is {kind!r}), so it cannot write an answer; "
+            f"model={name!r} is not a causal language model (its type is {kind!r}), so it cannot write an answer; "
             "choose a classification task for it, or another model"
         )
 
 
 def _check_loaded(name: str, model: Any, info: Any, head: int) -> None:
-    """Only a classifier's head may have been left to chance."""
+    """Check that every tensor came from the weights, except those of a classifier's head."""
     missing = sorted(key for key in info["missing_keys"] if not (head and _is_head(model, key)))
     if missing:
         raise ModelError(
@@ -197,26 +221,37 @@ def _check_loaded(name: str, model: Any, info: Any, head: int) -> None:
 
 
 def _is_head(model: Any, key: str) -> bool:
-    """Whether a tensor is outside the body of a classifier, or of the pooler that belongs to its head."""
+    """Whether a tensor lies outside the body of a classifier, or in the pooler that belongs to its head."""
     body = model.base_model_prefix
     return hasattr(model, body) and (not key.startswith(f"{body}.") or ".pooler." in key)
 
 
 def check_complete(name: str, model: Any, tokenizer: Any, head: int = 0) -> None:
-    """Raise :class:`ModelError` for a tokenizer that does not fit the model, and for NaN in a weight."""
+    """Check that the tokenizer fits the model and that every weight is finite.
+
+    Args:
+        name: the name of the model, for messages.
+        model: the model.
+        tokenizer: its tokenizer.
+        head: as for ``load_model``.
+
+    Raises:
+        ModelError: a special token is missing, the tokenizer has more tokens than the model, or a weight holds NaN or
+            infinity.
+    """
     if tokenizer.eos_token_id is None and not head:
         raise ModelError(f"the tokenizer of {name!r} has no end-of-text token; set eos_token in tokenizer_config.json")
     if tokenizer.eos_token_id is None and tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of {name!r} has no padding token; set pad_token in tokenizer_config.json")
-    rows = model.get_input_embeddings().weight.shape[0]  # often more than tokens, for the sake of round numbers
+    rows = model.get_input_embeddings().weight.shape[0]  # often more than tokens, rounded up
     if len(tokenizer) > rows:
         raise ModelError(
             f"the tokenizer of {name!r} has {len(tokenizer)} tokens and the model {rows}; "
-            "put the tokenizer beside it that it was trained with"
+            "replace it by the tokenizer that the model was trained with"
         )
-    for where, weight in model.named_parameters():
+    for key, weight in model.named_parameters():
         if not _is_finite(weight.detach()):
-            raise ModelError(f"{where} of {name!r} holds NaN or infinity; download or save the model again")
+            raise ModelError(f"{key} of {name!r} holds NaN or infinity; download or save the model again")
 
 
 def _is_finite(weight: Any) -> bool:
@@ -246,16 +281,18 @@ def _explain(name: str, source: str | Path, error: Exception, revision: str | No
 
 
 @contextmanager
-def _quiet(loading: bool, reports: bool) -> Iterator[None]:
-    """No bars while weights that are here are loaded: they would be the first thing every notebook prints.
+def _quiet(bar: bool, reports: bool) -> Iterator[None]:
+    """Keep transformers from printing while a model is loaded.
 
-    ``loading``: whether they are here, for a download should have its bar; ``reports``: whether transformers
-    may list what it did not find, which a new head is meant to be.
+    Args:
+        bar: whether to show progress bars. A download should have one. Loading from the disk should not, because the
+            bar would be the first output of every notebook.
+        reports: whether transformers may list the weights that it did not find. A new head is always among them.
     """
     from transformers.utils import logging
 
     had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    if loading:
+    if not bar:
         logging.disable_progress_bar()
     if not reports:
         logging.set_verbosity_error()
@@ -268,16 +305,22 @@ def _quiet(loading: bool, reports: bool) -> Iterator[None]:
 
 
 def meta_body(source: Any) -> Any:
-    """The model of a config without its output head, on the meta device: shapes, but no weights.
+    """Build the model of a config without its output head, on the meta device: shapes, but no weights.
 
-    ``source``: a transformers config, "embedded", a folder with a config.json, or a hub id. Raises
-    :class:`ModelError` where there is no such config, and for one that needs code of its own.
+    Args:
+        source: a transformers config, "embedded", a folder with a config.json, or a hub id.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: the config does not exist, or it needs code of its own.
     """
     import torch
     from transformers import AutoConfig, AutoModel, PretrainedConfig
 
     if not isinstance(source, PretrainedConfig | str | Path):
-        raise ModelError(f"{type(source).__name__} is no model, config, folder or hub id; give one of these")
+        raise ModelError(f"{type(source).__name__} is not a config, a folder or a hub id; give one of these")
     config = source
     try:
         if not isinstance(source, PretrainedConfig):
@@ -287,8 +330,8 @@ def meta_body(source: Any) -> Any:
             return AutoModel.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, …
         first = " ".join(str(error).split())[:200]
-        name = type(source).__name__ if isinstance(source, PretrainedConfig) else repr(str(source))
+        label = type(source).__name__ if isinstance(source, PretrainedConfig) else repr(str(source))
         raise ModelError(
-            f"no architecture can be built from {name} ({first}); give a transformers config, a folder with a "
+            f"no architecture can be built from {label} ({first}); give a transformers config, a folder with a "
             "config.json, or the id of a model on the hub"
         ) from error

@@ -1,39 +1,41 @@
-"""models.names."""
+"""The names of models and what they mean: the embedded model, a local folder, or an id on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nlora_lab.core.errors import ModelError
 from nlora_lab.core.files import shipped_folder
-from nlora_lab.models.hub import check_reachable as check_reachable
-
-if TYPE_CHECKING:
-    pass
 
 EMBEDDED = "embedded"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONFIG = "config.json"
+SINGLE = "model.safetensors"  # the weight file of a model that is not split
+INDEX = "*.safetensors.index.json"  # the list of the weight files of a model that is split
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def check_model(name: str) -> str | Path:
-    """What transformers should load for ``name``, without loading it.
+    """Find out what ``name`` means, without loading it.
 
-    Raises :class:`ModelError` for a folder that holds no safetensors model and for a name that is
-    neither "embedded", nor an existing folder, nor of a hub id's form ``owner/name``.
+    Args:
+        name: "embedded", a folder in the layout of the hub, or a hub id (``owner/name``).
+
+    Returns:
+        The folder of the embedded model, the folder, or the hub id.
+
+    Raises:
+        ModelError: ``name`` is none of the three, or a folder without a safetensors model.
     """
     if name == EMBEDDED:
         return shipped_folder("data") / EMBEDDED
     try:
         folder = Path(name).expanduser()
-        there = bool(name) and folder.is_dir()
+        exists = bool(name) and folder.is_dir()
     except (OSError, RuntimeError, ValueError):  # too long, no such home, a NUL in it
-        folder, there = Path(), False
-    if there:
+        folder, exists = Path(), False
+    if exists:
         _check_folder(folder)
         return folder
     if folder.is_absolute() or not HUB_ID.fullmatch(name):
@@ -44,15 +46,20 @@ def check_model(name: str) -> str | Path:
     return name
 
 
+def is_pickle(name: str | Path) -> bool:
+    """Return whether a file is a pickle by its ending. Opening a pickle can run code, so none is ever opened."""
+    return str(name).lower().endswith(PICKLES)
+
+
 def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"the folder {folder} holds no model: config.json is missing; save one with save_pretrained")
-    if any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"the folder {folder} holds no model: {CONFIG} is missing; save one with save_pretrained")
+    if any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", INDEX)):
         return
-    pickled = next((p for pattern in PICKLES for p in folder.glob(pattern)), None)
-    if pickled is not None:
+    pickle = next((path for path in sorted(folder.iterdir()) if is_pickle(path)), None)
+    if pickle is not None:
         raise ModelError(
-            f"the folder {folder} has its weights in {pickled.name}, a pickle, which can run code when opened; "
+            f"the folder {folder} has its weights in {pickle.name}, a pickle, which can run code when opened; "
             "convert it with save_pretrained, which writes safetensors"
         )
     raise ModelError(f"the folder {folder} holds no weights: no .safetensors file; save the model with save_pretrained")

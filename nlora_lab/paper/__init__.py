@@ -1,9 +1,10 @@
-"""Reading the NLoRA paper: what it prints, what follows from that, and what our recorded runs say to it.
+"""Read the NLoRA paper: what it reports, what follows from that, and what the recorded runs say about it.
 
 The paper is Guo, Chang and Wu, *NLoRA: Nyström-Initiated Low-Rank Adaptation for Large Language Models*,
-arXiv 2502.14482, Findings of EMNLP 2025; its code is github.com/TracyGuo2001/NLoRA. What it prints stands in
-:mod:`~nlora_lab.paper.printed` as data, each table with its source; everything else is computed. :func:`ledger` goes
-through the claims one by one.
+arXiv 2502.14482, Findings of EMNLP 2025. Its code is github.com/TracyGuo2001/NLoRA.
+
+The figures that the paper reports are data in ``reported_figures``, each with its source. Everything else is computed.
+``ledger`` goes through the claims one by one.
 """
 
 import lazy_loader

@@ -1,72 +1,65 @@
-"""The ledger: every claim, what is found when one looks, and the verdict that follows by rule."""
+"""The ledger: every claim with the evidence for or against it, and the verdict that follows by a rule."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nlora_lab.analysis.selection import Runs, known
+from nlora_lab.analysis.selection import Runs, recorded_index
 from nlora_lab.core.validation import check_choice
-from nlora_lab.runs.index import RecordedRuns
+from nlora_lab.paper.measured_claims import measured_claims
+from nlora_lab.paper.reported_claims import claims_elsewhere, reported_claims
+from nlora_lab.paper.verdicts import KINDS, Claim
 
 if TYPE_CHECKING:
     import pandas as pd
 
-KINDS = ("printed", "runs", "elsewhere")
-COLUMNS = ("claim", "says", "source", "found", "verdict", "command")
+COLUMNS = ("claim", "says", "source", "evidence", "verdict", "command")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a check found, the verdict that follows by rule, and the command that shows a reader the same."""
+def claims() -> list[Claim]:
+    """Return the claims of the ledger.
 
-    measured: str
-    verdict: str
-    command: str
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One thing that is said, by whom, and how it is looked into.
-
-    ``kind``: "printed" (what the printed numbers themselves allow to say), "runs" (what can be measured here, most of
-    it on our recorded runs) or "elsewhere" (what only the paper's own models and tasks can tell). ``says`` paraphrases;
-    the paper's own words stand in quotation marks.
+    Returns:
+        The claims in the order of the ledger.
     """
-
-    name: str
-    kind: str
-    says: str
-    source: str
-    check: Callable[[RecordedRuns], Finding]
+    return [*reported_claims(), *measured_claims(), *claims_elsewhere()]
 
 
 def ledger(runs: Runs = None, kind: str | None = None) -> pd.DataFrame:
-    """Every claim with what was found: one row a claim, the columns claim, says, source, found, verdict, command.
+    """Check every claim and return the results.
 
-    ``runs``: a store, its folder, or recordings; by default those that ship. ``kind``: one of "printed", "runs" and
-    "elsewhere", by default all. Verdicts on runs are about the embedded model. Those that compare are at 95 %
-    confidence, each in its row: p is adjusted for all that is compared there, the intervals are not. "Rank by rank"
-    counts medians, and "cheap" is a timing.
+    Verdicts on runs are about the embedded model. Verdicts that compare methods are at 95 % confidence, each in its own
+    row: p is adjusted for all comparisons made together, the intervals are not. "Rank by rank" counts medians, and
+    "cheap" is a timing on this machine.
+
+    Args:
+        runs: a store, its folder, or recorded runs. ``None`` takes the runs that ship.
+        kind: "printed" (claims that the reported figures can support), "runs" (claims that are measured here) or
+            "elsewhere" (claims that cannot be tested here). ``None`` takes all.
+
+    Returns:
+        One row per claim. Columns: claim (its name), says, source, evidence, verdict, and command (a shell command that
+        shows the same numbers).
+
+    Raises:
+        InputError: ``kind`` is unknown, or ``runs`` cannot be read.
     """
     import pandas as pd
 
-    from nlora_lab.paper.checks import claims
-
     if kind is not None:
         check_choice("kind", kind, KINDS)
-    recordings, rows = known(runs), []
+    recorded, rows = recorded_index(runs), []
     for claim in claims():
         if kind in (None, claim.kind):
-            found = claim.check(recordings)
-            rows.append((claim.name, claim.says, claim.source, found.measured, found.verdict, found.command))
+            finding = claim.check(recorded)
+            rows.append((claim.name, claim.says, claim.source, finding.evidence, finding.verdict, finding.command))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-class Sheet(str):
-    """A table of sentences in Markdown: a notebook breaks its lines, anything else shows the text."""
+class MarkdownTable(str):
+    """A Markdown table as text. A notebook renders it with line breaks in the cells."""
 
     __slots__ = ()
 
@@ -77,16 +70,27 @@ class Sheet(str):
         return str(self)
 
 
-def sheet(frame: pd.DataFrame, columns: Sequence[str] = ("claim", "found", "verdict")) -> Sheet:
-    """Some columns of a :func:`ledger`, to be read."""
+def to_markdown(frame: pd.DataFrame, columns: Sequence[str] = ("claim", "evidence", "verdict")) -> MarkdownTable:
+    """Format some columns of a ledger as a Markdown table.
+
+    Args:
+        frame: a table of texts, as ``ledger`` returns it.
+        columns: the columns to show. "command" is shown as code.
+
+    Returns:
+        The table. It is a ``str`` that a notebook renders.
+
+    Raises:
+        InputError: the table lacks one of the columns.
+    """
     for name in columns:
         check_choice("column", name, [str(c) for c in frame.columns])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for _, row in frame.iterrows():
         lines.append("| " + " | ".join(_cell(str(row[name]), name) for name in columns) + " |")
-    return Sheet("\n".join(lines))
+    return MarkdownTable("\n".join(lines))
 
 
 def _cell(text: str, column: str) -> str:
-    plain = " ".join(text.split()).replace("|", "\\|")
-    return f"`{plain}`" if column == "command" else html.escape(plain, quote=False)
+    one_line = " ".join(text.split()).replace("|", "\\|")
+    return f"`{one_line}`" if column == "command" else html.escape(one_line, quote=False)

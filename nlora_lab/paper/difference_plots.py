@@ -1,4 +1,4 @@
-"""Differences with their intervals, as a picture."""
+"""A figure of the differences from LoRA with their intervals."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.statistics import LEAST_PAIRS
 from nlora_lab.methods.table import METHODS
-from nlora_lab.plots.style import INK, new_figure, png_bytes
+from nlora_lab.plots.figure import INK
+from nlora_lab.plots.matplotlib_renderer import new_figure, png_bytes
 from nlora_lab.tasks.generated import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MARKERS = ("o", "D")
+MARKERS = ("o", "D")  # the first setting, the second setting
 
 
 @dataclass(frozen=True)
-class Differences:
-    """Differences from LoRA in points, one panel a task, one row a method, one marker a setting; a PNG in a notebook.
+class DifferencePlot:
+    """A figure of differences from LoRA in points. A notebook shows it as a PNG.
 
-    ``frames``: by setting, then by method, what :func:`~nlora_lab.paper.beside` gives.
+    There is one panel per task, one row per method and one marker per setting.
+
+    Attributes:
+        frames: by setting, then by method, what ``compare_methods`` returned.
     """
 
     frames: Mapping[str, Mapping[str, pd.DataFrame]]
@@ -31,11 +35,18 @@ class Differences:
         return self.png()
 
     def __repr__(self) -> str:
-        names = dict.fromkeys(METHODS[name].label for rows in self.frames.values() for name in rows)
-        return f"points more than LoRA, {' and '.join(self.frames)}: {', '.join(names)}"
+        labels = dict.fromkeys(METHODS[name].label for rows in self.frames.values() for name in rows)
+        return f"points more than LoRA, {' and '.join(self.frames)}: {', '.join(labels)}"
 
     def png(self) -> bytes:
-        """Full markers and whole lines where there are seeds enough for a verdict; hollow and dotted ones elsewhere."""
+        """Draw the figure.
+
+        A full marker with a solid line has enough pairs of seeds for a verdict. A hollow marker with a dotted line has
+        too few.
+
+        Returns:
+            The bytes of a PNG file.
+        """
         names = list(dict.fromkeys(name for rows in self.frames.values() for name in rows))
         figure = new_figure(7.6, 1.4 + 0.5 * len(names), 100)
         for axes, task in zip(figure.subplots(1, len(TASKS), sharey=True), TASKS, strict=True):
@@ -43,7 +54,8 @@ class Differences:
             for setting, (rows, marker) in enumerate(zip(self.frames.values(), MARKERS, strict=False)):
                 for place, name in enumerate(names):
                     if name in rows and task in rows[name].index:
-                        _mark(axes, rows[name].loc[task], METHODS[name].colour, place + 0.3 * setting - 0.15, marker)
+                        height = place + 0.3 * setting - 0.15
+                        _draw_difference(axes, rows[name].loc[task], METHODS[name].colour, height, marker)
             axes.set_title(task, fontsize=10, loc="left")
             axes.set_xlabel("points more than LoRA", fontsize=9)
             axes.set_yticks(range(len(names)), [METHODS[name].label for name in names], fontsize=9)
@@ -51,26 +63,34 @@ class Differences:
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=8, colors=INK)
             axes.grid(axis="x", alpha=0.25, linewidth=0.6)
-        keys = [_key(figure, setting, marker) for setting, marker in zip(self.frames, MARKERS, strict=False)]
-        figure.legend(handles=keys, loc="outside upper right", ncols=len(keys), frameon=False, fontsize=8)
+        handles = [_legend_handle(setting, marker) for setting, marker in zip(self.frames, MARKERS, strict=False)]
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=8)
         return png_bytes(figure)
 
 
-def _mark(axes: Any, row: Any, colour: str, height: float, marker: str) -> None:
-    settled = row["pairs"] >= LEAST_PAIRS
+def _draw_difference(axes: Any, row: Any, colour: str, height: float, marker: str) -> None:
+    enough_pairs = row["pairs"] >= LEAST_PAIRS
     if not math.isnan(row["low"]):
         ends = [100 * row["low"], 100 * row["high"]]
-        axes.plot(ends, [height] * 2, color=colour, linewidth=1.8, linestyle="-" if settled else ":")
-    face = colour if settled else "white"
+        axes.plot(ends, [height] * 2, color=colour, linewidth=1.8, linestyle="-" if enough_pairs else ":")
+    face = colour if enough_pairs else "white"
     axes.plot([100 * row["difference"]], [height], marker, color=colour, markerfacecolor=face, markersize=6)
 
 
-def _key(figure: Any, setting: str, marker: str) -> Any:
+def _legend_handle(setting: str, marker: str) -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], linestyle="", marker=marker, color=INK, markersize=6, label=setting)
 
 
-def differences(frames: Mapping[str, Mapping[str, pd.DataFrame]]) -> Differences:
-    """:class:`Differences` of comparisons by setting and method."""
-    return Differences({setting: dict(rows) for setting, rows in frames.items()})
+def plot_differences(frames: Mapping[str, Mapping[str, pd.DataFrame]]) -> DifferencePlot:
+    """Make a figure of differences from LoRA.
+
+    Args:
+        frames: by setting (for example "all at 2e-4"), then by method, what ``compare_methods`` returned. At most two
+            settings are drawn.
+
+    Returns:
+        The figure. It is drawn when it is shown.
+    """
+    return DifferencePlot({setting: dict(rows) for setting, rows in frames.items()})

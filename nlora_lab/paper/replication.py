@@ -9,20 +9,28 @@ RATES = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 
 
 def plan(starts: Sequence[str] = STARTS, rates: Sequence[float] = RATES, seeds: int = 5) -> str:
-    """A shell script: the authors' released settings, with rates and seeds added. Nobody here has run it.
+    """Return a shell script that repeats the paper's comparison, with more rates and seeds.
 
-    The names are those of the released script: True (LoRA), s_lora, n_lora, pissa.
+    The script uses the authors' released settings. Nobody of this project has run it.
+
+    Args:
+        starts: the methods by their names in the released script: True (LoRA), s_lora, n_lora, pissa.
+        rates: the learning rates to try with each method.
+        seeds: the number of seeds at the best rate of each method.
+
+    Returns:
+        The script, as text.
     """
-    told = [" ".join(map(str, starts)), " ".join(f"{rate:g}" for rate in rates), " ".join(map(str, range(seeds)))]
+    start_names, rate_list = " ".join(map(str, starts)), " ".join(f"{rate:g}" for rate in rates)
     runs = len(starts) * (len(rates) + seeds - 1)
     return f"""\
 # A plan, not a result: {len(starts)} starts at {len(rates)} rates each, then {seeds} seeds at the best rate of each.
 # {runs} runs of LLaMA-2-7B, set up as in github.com/TracyGuo2001/NLoRA, scripts/run_nlora.sh.
-# Choose a start's rate by the loss on items of MetaMathQA after the first 100,000, never on GSM8K.
-# Test on GSM8K's 1,319 questions once, keep every answer, and compare the answers question by question.
-# 1 x 4 x 4 GPUs is a batch of 16; the script's own comment says 128, which takes 32 for the 4 in the middle.
-for start in {told[0]}; do for rate in {told[1]}; do
-  seed=0  # then, at the best rate alone: {told[2]}
+# Choose the rate of a start by the loss on items of MetaMathQA after the first 100,000, never on GSM8K.
+# Test on the 1,319 questions of GSM8K once. Keep every answer, and compare the answers question by question.
+# 1 x 4 x 4 GPUs is a batch of 16. The comment in the script says 128, which takes 32 in the place of the middle 4.
+for start in {start_names}; do for rate in {rate_list}; do
+  seed=0  # then, at the best rate alone: {" ".join(map(str, range(seeds)))}
   deepspeed --include=localhost:0,1,2,3 nlora.py --deepspeed configs/ds_config_zero2_no_offload.json \\
     --model_name_or_path meta-llama/Llama-2-7b-hf --use_lora True --init_lora_weights $start \\
     --target_modules q_proj,v_proj,k_proj,o_proj,gate_proj,down_proj,up_proj \\

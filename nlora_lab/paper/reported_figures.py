@@ -1,4 +1,4 @@
-"""What the paper prints: its numbers as data, each with its source. Nothing is computed here."""
+"""The figures that the paper reports, as data with their sources. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -10,41 +10,52 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ABSTRACT = "abstract"
-TABLE = "the paper's table of IntTune"
-FIGURE = "figure 4, its bars read by eye, give or take 0.3"
-CODE = "released code, github.com/TracyGuo2001/NLoRA"
+INTTUNE_TABLE = "the paper's table of IntTune"
+FIGURE_4_BARS = "figure 4, its bars read by eye, give or take 0.3"
+RELEASED_CODE = "released code, github.com/TracyGuo2001/NLoRA"
 SECOND_HAND = "attributed to the paper; we have not read it there"
 
 
 @dataclass(frozen=True)
-class Reported:
-    """Numbers as the paper prints them: ``rows`` by method, each under one of ``columns``."""
+class ReportedTable:
+    """Figures as the paper prints them.
+
+    Attributes:
+        source: where in the paper the figures stand.
+        columns: the name of each column, a task or a rank.
+        rows: by method, one figure per column.
+    """
 
     source: str
     columns: tuple[str, ...]
     rows: Mapping[str, tuple[float, ...]]
 
     def table(self) -> pd.DataFrame:
-        """One row a method, one column a task or rank."""
+        """Return the figures as a table.
+
+        Returns:
+            One row per method, one column per task or rank.
+        """
         import pandas as pd
 
         return pd.DataFrame.from_dict(dict(self.rows), orient="index", columns=list(self.columns))
 
 
-LLAMA_RANK = 128  # of all numbers here but those of other ranks, on LLaMA-2-7B; alpha is the rank
+# All figures are for LLaMA-2-7B at this rank, unless they name another rank; alpha equals the rank.
+PAPER_RANK = 128
 
-GSM8K_ITEMS = 1319  # questions in its test set (Cobbe et al. 2021)
-GSM8K = Reported(
+GSM8K_ITEMS = 1319  # questions in the test set (Cobbe et al. 2021)
+GSM8K = ReportedTable(
     "abstract; LoRA's from the table of IntTune", ("GSM8K",), {"lora": (42.30,), "slora": (56.48,), "nlora": (57.70,)}
 )
-SURPASSING = {"slora": 33.52, "nlora": 36.41}  # abstract: "surpassing LoRA by 33.52% and 36.41%"
-ADDED = 3.67e6  # abstract: "only 3.67M additional trainable parameters"
+RELATIVE_GAINS = {"slora": 33.52, "nlora": 36.41}  # abstract: "surpassing LoRA by 33.52% and 36.41%"
+ADDED_PARAMETERS = 3.67e6  # abstract: "only 3.67M additional trainable parameters"
 
 INTTUNE_SHARE = 1.25  # abstract: "only 1.25% of its parameters"
 INTTUNE_GAIN = 7.45  # abstract: "boosts average NLG performance over LoRA by 7.45%"
-INTTUNE = Reported(
-    TABLE,
-    ("GSM8K", "MATH", "HumanEval", "MBPP", "MT-Bench"),  # percent, but for MT-Bench: a mark out of 10
+INTTUNE = ReportedTable(
+    INTTUNE_TABLE,
+    ("GSM8K", "MATH", "HumanEval", "MBPP", "MT-Bench"),  # percent, except MT-Bench: a mark out of 10
     {
         "lora": (42.30, 5.50, 18.29, 35.34, 4.58),
         "inttune, r = 256": (49.51, 6.62, 21.30, 33.90, 3.59),
@@ -53,11 +64,11 @@ INTTUNE = Reported(
     },
 )
 
-READING = 0.3  # how far a bar of figure 4 may be misread
+BAR_ERROR = 0.3  # percentage points by which a bar of figure 4 may be misread
 FIGURE_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 FIGURE_4 = {
-    "GSM8K": Reported(
-        FIGURE,
+    "GSM8K": ReportedTable(
+        FIGURE_4_BARS,
         tuple(map(str, FIGURE_RANKS)),
         {
             "lora": (22, 26, 28, 30, 32, 36, 39, 42.3),
@@ -66,8 +77,8 @@ FIGURE_4 = {
             "pissa": (28, 29, 32, 35.5, 37.5, 43, 48, 53),
         },
     ),
-    "MATH": Reported(
-        FIGURE,
+    "MATH": ReportedTable(
+        FIGURE_4_BARS,
         tuple(map(str, FIGURE_RANKS)),
         {
             "lora": (3.5, 4.0, 4.1, 4.6, 4.9, 5.3, 5.3, 5.5),

@@ -1,101 +1,114 @@
-"""Small charts for a notebook, as pictures: lines by name, and one bar a method."""
+"""Small charts for a notebook: lines by name, one bar per method, and a table of numbers as a heat map."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.methods.table import METHODS, get_method
-from nlora_lab.plots.style import INK, MPL_DASH, new_figure, png_bytes
+from nlora_lab.methods.table import get_method
+from nlora_lab.plots.drawings import Picture
+from nlora_lab.plots.figure import Axis, Bars, Figure, Heatmap, Label, Line, Panel, log_limits, round_ticks
+from nlora_lab.plots.matplotlib_renderer import DASHES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HUES = ("#0072b2", "#d98c00", "#009e73", "#c0448f", "#56b4e9", "#d55e00")  # Okabe and Ito, darkened a little
 
 
-@dataclass(frozen=True)
-class Chart:
-    """Lines by name, shown by a notebook as a PNG: it needs no kernel to be seen.
-
-    ``lines`` maps a name to its values; they stand at 1, 2, 3, … or at ``x``. ``log`` is for the y axis. Every line
-    has a hue and a dash of its own, and its name beside its end.
-    """
-
-    lines: Mapping[str, Sequence[float]]
-    xlabel: str = ""
-    ylabel: str = ""
-    log: bool = False
-    x: Sequence[float] | None = None
-
-    def _repr_png_(self) -> bytes:
-        return self.png()
-
-    def __repr__(self) -> str:
-        return f"{self.ylabel} against {self.xlabel}: {', '.join(self.lines)}"
-
-    def png(self) -> bytes:
-        """The chart as PNG bytes."""
-        from matplotlib.ticker import MaxNLocator
-
-        figure = new_figure(7.2, 3.0, 100)
-        axes = figure.add_subplot()
-        dashes = list(MPL_DASH.values())
-        for i, (name, values) in enumerate(self.lines.items()):
-            y = [float(v) for v in values]
-            x = list(range(1, len(y) + 1)) if self.x is None else list(self.x)
-            if not y or len(x) != len(y):
-                raise InputError(f"{name}: {len(y)} values and {len(x)} places; give as many of both")
-            hue = HUES[i % len(HUES)]
-            style: dict[str, Any] = {"color": hue, "linestyle": dashes[i % len(dashes)], "linewidth": 1.8}
-            axes.plot(x, y, label=name, **style)
-            if all(float(place).is_integer() for place in x):
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # no layer 0.5
-        axes.set(xlabel=self.xlabel, ylabel=self.ylabel, yscale="log" if self.log else "linear")
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8, colors=INK)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        return png_bytes(figure)
-
-
 def chart(
     lines: Mapping[str, Any], *, xlabel: str = "", ylabel: str = "", log: bool = False, x: Sequence[float] | None = None
-) -> Chart:
-    """A :class:`Chart` of named lines (sequences or 1-D tensors)."""
-    plain = {name: v.tolist() if hasattr(v, "tolist") else list(v) for name, v in lines.items()}
-    return Chart(plain, xlabel, ylabel, log, None if x is None else list(x))
+) -> Picture:
+    """Draw named lines into one chart. Every line has its own hue and dash, and its name stands beside the chart.
+
+    Args:
+        lines: the values of each line (a sequence, an array or a 1-D tensor), by its name.
+        xlabel: the title of the x axis.
+        ylabel: the title of the y axis.
+        log: make the y axis logarithmic.
+        x: the positions of the values, as many as each line has; by default 1, 2, 3, …
+
+    Returns:
+        The chart, which a notebook shows as a PNG.
+
+    Raises:
+        InputError: a line has no value, or not as many as ``x`` has positions.
+    """
+    marks = []
+    for i, (name, line) in enumerate(lines.items()):
+        values = [float(v) for v in (line.tolist() if hasattr(line, "tolist") else line)]
+        positions = [float(v) for v in (range(1, len(values) + 1) if x is None else x)]
+        if not values or len(positions) != len(values):
+            raise InputError(f"{name}: {len(values)} values and {len(positions)} places; give as many of both")
+        hue, dash = HUES[i % len(HUES)], list(DASHES)[i % len(DASHES)]
+        marks.append(Line(positions, values, hue, dash, 2.2, name=name, hover="%{x}: %{y:.3g}"))
+    places = [v for mark in marks for v in mark.x if v is not None]
+    whole = places and all(v.is_integer() for v in places)  # without a tick at layer 0.5
+    across = Axis(xlabel, ticks=round_ticks(min(places), max(places), most=9) if whole else None)
+    panel = Panel(across, Axis(ylabel, log=log), marks, legend="beside")
+    return Picture(Figure([panel], 720, 300), f"{ylabel} against {xlabel}: {', '.join(lines)}")
 
 
-@dataclass(frozen=True)
-class MethodBars:
-    """One number a method as bars in the methods' colours, on a logarithmic axis; a PNG like :class:`Chart`."""
+def method_bars(values: Mapping[str, float], *, xlabel: str = "") -> Picture:
+    """Draw one number per method as bars in the methods' colours, on a logarithmic axis.
 
-    values: Mapping[str, float]
-    xlabel: str
+    Args:
+        values: the numbers, by the name of a method (see ``METHODS``). A number of 0 has no bar.
+        xlabel: what the numbers are.
 
-    def _repr_png_(self) -> bytes:
-        return self.png()
+    Returns:
+        The bars, which a notebook shows as a PNG.
 
-    def __repr__(self) -> str:
-        return f"{self.xlabel}: {', '.join(METHODS[name].label for name in self.values)}"
-
-    def png(self) -> bytes:
-        """The bars as PNG bytes; a method's bar is left out where its number is 0."""
-        figure = new_figure(7.2, 0.6 + 0.3 * len(self.values), 100)
-        axes = figure.add_subplot()
-        labels, colours = ([getattr(METHODS[name], what) for name in self.values] for what in ("label", "colour"))
-        drawn = axes.barh(labels, list(self.values.values()), color=colours, height=0.65)
-        axes.bar_label(drawn, [f"{value:.2g}" for value in self.values.values()], padding=4, fontsize=8)
-        axes.set(xscale="log", xlabel=self.xlabel)
-        axes.margins(x=0.12)
-        axes.invert_yaxis()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-        return png_bytes(figure)
+    Raises:
+        InputError: a name is not one of a method.
+    """
+    methods, numbers = [get_method(name) for name in values], [float(v) for v in values.values()]
+    limits, count = log_limits(numbers, 0.12), len(numbers)
+    bars = Bars(range(count), numbers, [m.colour for m in methods], width=0.65, hover="%{x:.3g}")
+    labels = [Label(max(v, limits[0]), i, f"{v:.2g}", "black") for i, v in enumerate(numbers)]
+    rows = Axis(limits=(count - 0.5, -0.5), ticks=dict(enumerate(m.label for m in methods)), grid=False)
+    panel = Panel(Axis(xlabel, limits, log=True), rows, [bars], labels)
+    return Picture(Figure([panel], 720, 60 + 30 * count), f"{xlabel}: {', '.join(m.label for m in methods)}")
 
 
-def method_bars(values: Mapping[str, float], *, xlabel: str = "") -> MethodBars:
-    """:class:`MethodBars` of numbers by method name; :class:`InputError` for an unknown one."""
-    for name in values:
-        get_method(name)
-    return MethodBars({name: float(value) for name, value in values.items()}, xlabel)
+def heatmap(
+    frame: pd.DataFrame, *, title: str = "", xlabel: str = "", ylabel: str = "", form: str = ".3g", log: bool = False,
+    high_is_good: bool = False,
+) -> Picture:  # fmt: skip
+    """Draw a table of numbers as a heat map, each number on its colour; dark is good.
+
+    Args:
+        frame: the numbers. NaN is an empty cell, and ∞ is a loss that diverged.
+        title: what the numbers are.
+        xlabel: what the columns are.
+        ylabel: what the rows are.
+        form: the format of a number, as for ``format``.
+        log: colour by the logarithm.
+        high_is_good: make high numbers dark; by default low numbers are.
+
+    Returns:
+        The heat map, which a notebook shows as a PNG.
+
+    Raises:
+        InputError: the table is empty.
+    """
+    if frame.empty:
+        raise InputError("the table has no number to show")
+    columns, rows = [f"{c:g}" if isinstance(c, float) else str(c) for c in frame.columns], list(map(str, frame.index))
+    values = frame.to_numpy(dtype=float).tolist()
+    levels = [[_level(v, log) for v in row] for row in values]
+    finite = [v for row in levels for v in row if not math.isnan(v)] or [0.0]
+    texts = [["" if math.isnan(v) else "∞" if math.isinf(v) else format(v, form) for v in row] for row in values]
+    colours = "viridis_r" if high_is_good else "viridis"
+    cells = Heatmap(levels, (min(finite), max(finite)), colours, texts, hover="%{x}, %{y}: %{text}")
+    panel = Panel(Axis.of_names(columns, xlabel), Axis.of_names(rows, ylabel, reverse=True), [cells], heading=title)
+    size = 160 + 72 * len(columns), 95 + 34 * len(rows)
+    return Picture(Figure([panel], *size), f"{title}, {ylabel} × {xlabel}")
+
+
+def _level(value: float, log: bool) -> float:
+    if not math.isfinite(value) or (log and value <= 0):
+        return math.nan
+    return math.log(value) if log else value

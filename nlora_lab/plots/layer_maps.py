@@ -1,16 +1,22 @@
-"""Every layer's error in one map, and the spectrum of the one that is chosen."""
+"""Maps of a model's layers: how far each moved in a run, and how well each can be approximated."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from nlora_lab.plots.approximations import ErrorLine, draw_errors, error_axes, error_traces
-from nlora_lab.plots.style import INK, MPL_DASH, axis, blank_layout, new_figure, png_bytes, title
+from nlora_lab.core.formatting import format_rate
+from nlora_lab.models.weights import split_name
+from nlora_lab.plots.approximations import ErrorLine, error_panel, spectrum_panel
+from nlora_lab.plots.drawings import Described
+from nlora_lab.plots.figure import INK, Axis, Figure, Heatmap, Line, Panel
+from nlora_lab.training.recorder import LayerState, Snapshot
 
-SPAN = 1.5  # the map's colours end at errors of 10^±1.5; 1, as bad as approximating by zero, is white
+QUANTITIES = {"distance": ("distance from W, in % of ‖W‖", 100.0), "intruders": ("intruders among the first 10", 1.0)}
+TEXTS = 16  # layers: of more, the cells have no room for a number
+SPAN = 1.5  # colours end at errors of 10^±1.5; 1, as bad as approximating by zero, is white
 SPECTRA = {  # what is drawn: hue, dash, width
     "these weights": ("#0072b2", "solid", 2.2),
     "fresh weights": ("#d98c00", "dash", 1.6),
@@ -18,20 +24,94 @@ SPECTRA = {  # what is drawn: hue, dash, width
 }
 
 
-def error_text(value: float) -> str:
-    """Two digits, as a cell of the map has room for: ``0.87``, ``5.0``, ``189``."""
-    if math.isnan(value):
-        return ""
-    return f"{value:.2f}" if value < 0.995 else f"{value:.1f}" if value < 99.5 else f"{value:.0f}"
+@dataclass(frozen=True)
+class LayerMapDrawing(Described):
+    """One quantity of every layer at a run's last snapshot: modules downwards, layers across.
+
+    Attributes:
+        name: the name of the run.
+        snapshots: what was recorded of the run.
+        quantity: "distance", "intruders" (recorded at the end of a run only), or another one of
+            ``nlora_lab.training.recorder.LayerState.quantities``.
+        chosen: the name of a layer to frame.
+    """
+
+    name: str
+    snapshots: Sequence[Snapshot]
+    quantity: str = "distance"
+    chosen: str | None = None
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], float]:
+        """Values by (module, layer number as text); NaN where there was no measurement."""
+        factor = self._quantity[1]
+        values = [factor * state.quantities().get(self.quantity, math.nan) for state in self._states]
+        return dict(zip(_places([state.layer for state in self._states]), values, strict=True))
+
+    @property
+    def heading(self) -> str:
+        """The run, the quantity and the update it was measured after."""
+        when = f", after {self.snapshots[-1].step} updates" if self.snapshots else ""
+        return f"{self.name}: {self._quantity[0]}{when}"
+
+    def figure(self) -> Figure:
+        """Return the description that both renderers draw."""
+        modules, layers = (list(dict.fromkeys(place[i] for place in self.cells)) for i in (0, 1))
+        values = [[self.cells.get((module, layer), math.nan) for layer in layers] for module in modules]
+        texts, names = [[cell_text(v) for v in row] for row in values], [state.layer for state in self._states]
+        framed = None
+        if self.chosen in names:
+            module, layer = list(self.cells)[names.index(self.chosen)]
+            framed = modules.index(module), layers.index(layer)
+        cells = Heatmap(self._levels(values), (0, 1), "Blues", texts, len(layers) <= TEXTS, framed, gap=2,
+                    hover="layer %{x}, %{y}: %{text}")  # fmt: skip
+        axes = Axis.of_names(layers, "layer"), Axis.of_names(modules, reverse=True)
+        panel = Panel(*axes, [cells], heading=self.heading, message=self._message)
+        return Figure([panel], height=110 + 32 * max(4, len(modules)), dpi=110, margins=(20, 20, 36, 44))
+
+    @property
+    def _states(self) -> Sequence[LayerState]:
+        return self.snapshots[-1].layers if self.snapshots else ()
+
+    @property
+    def _quantity(self) -> tuple[str, float]:
+        return QUANTITIES.get(self.quantity, (self.quantity.replace("_", " "), 1.0))
+
+    @property
+    def _message(self) -> str:
+        if any(math.isfinite(v) for v in self.cells.values()):
+            return ""
+        if not self.snapshots:
+            return "nothing recorded yet"
+        return "counted at the end of the run" if self.quantity == "intruders" else "not measured"
+
+    def _levels(self, values: Sequence[Sequence[float]]) -> list[list[float]]:
+        """From 0, the lightest, to 1: counts in proportion, all else by its logarithm over one decade or more."""
+        finite = [v for row in values for v in row if math.isfinite(v)]
+        top = max(finite, default=0.0) or 1.0
+        if self.quantity == "intruders":
+            return [[v / top for v in row] for row in values]
+        least = min([*(v for v in finite if v > 0), top / 10])
+
+        def level(v: float) -> float:
+            return math.nan if math.isnan(v) else math.log(min(max(v, least), top) / least) / math.log(top / least)
+
+        return [[level(v) for v in row] for row in values]
 
 
 @dataclass(frozen=True)
-class LayersDrawing:
-    """The figure of :class:`nlora_lab.SpectrumLab`.
+class LayersDrawing(Described):
+    """The figure of ``SpectrumLab``: every layer's error in one map, and the spectrum and errors of one layer.
 
-    ``errors[i][j]`` is that of module ``modules[i]`` in layer ``layers[j]`` (NaN where there is none);
-    ``chosen`` is such a pair (i, j); ``spectra`` are its singular values by the names of :data:`SPECTRA`, and
-    ``lines`` its errors at every rank.
+    Attributes:
+        modules: the names of the modules, the rows of the map.
+        layers: the numbers of the layers, its columns.
+        errors: the relative error of each module in each layer, one list per module; NaN without a weight.
+        chosen: the row and the column of the layer on the right.
+        heading: what the map shows.
+        spectra: the singular values of that layer, by the names in ``SPECTRA``.
+        lines: the errors of that layer at every rank.
+        rank: the rank of the errors in the map.
     """
 
     modules: Sequence[str]
@@ -43,102 +123,51 @@ class LayersDrawing:
     lines: Sequence[ErrorLine]
     rank: int
 
-    @property
-    def _name(self) -> str:
-        i, j = self.chosen
-        return f"layer {self.layers[j]}, {self.modules[i]}"
-
-    def _colours(self) -> list[list[float | None]]:
-        def level(e: float) -> float | None:
-            return None if math.isnan(e) else max(-SPAN, min(SPAN, math.log10(max(e, 1e-6))))
-
-        return [[level(e) for e in row] for row in self.errors]
-
-    def plotly(self) -> tuple[list[Any], dict[str, Any]]:
-        """The map on the left; the chosen layer's spectrum and errors on the right."""
-        import plotly.graph_objects as go
-
-        texts = [[error_text(e) for e in row] for row in self.errors]
-        names = [str(layer) for layer in self.layers]
-        cells = go.Heatmap(
-            z=self._colours(), x=names, y=list(self.modules), text=texts,
-            texttemplate="%{text}" if len(self.layers) <= 16 else None, zmin=-SPAN, zmax=SPAN, colorscale="RdBu",
-            reversescale=True, showscale=False, xgap=2, ygap=2,
-            hovertemplate="layer %{x}, %{y}: error %{text}<extra></extra>",
-        )  # fmt: skip
-        i, j = self.chosen
-        grey = {"xref": "x", "yref": "y", "line": {"color": INK, "width": 3}, "fillcolor": "rgba(0,0,0,0)"}
-        frame = {"type": "rect", "x0": j - 0.5, "x1": j + 0.5, "y0": i - 0.5, "y1": i + 0.5, **grey}
-        traces: list[Any] = [cells]
-        common = {"xaxis": "x2", "yaxis": "y2", "mode": "lines"}
+    def figure(self) -> Figure:
+        """Return the description that both renderers draw."""
+        row, column = self.chosen
+        texts = [[error_text(e) for e in errors] for errors in self.errors]
+        cells = Heatmap([[_level(e) for e in errors] for errors in self.errors], (-SPAN, SPAN), "RdBu_r", texts,
+                    len(self.layers) <= TEXTS, self.chosen, gap=2, hover="layer %{x}, %{y}: error %{text}")  # fmt: skip
+        layers, modules = Axis.of_names(list(map(str, self.layers)), "layer"), Axis.of_names(self.modules, reverse=True)
+        spectra = []
         for name, values in self.spectra.items():
-            colour, dash, width = SPECTRA[name]
-            told = "σ<sub>%{x}</sub> = %{y:.3g}<extra>" + name + "</extra>"
-            style = {"color": colour, "dash": dash, "width": width}
-            k = list(range(1, len(values) + 1))
-            traces.append(go.Scatter(x=k, y=list(values), name=name, line=style, hovertemplate=told, **common))
-        drawn, labels = error_traces(self.lines, self.rank, "x3", "y3")
-        across, up = error_axes(self.lines, "x3", "y3", room=1.75)
-        right = [0.64, 1]
-        bare = {"showgrid": False, "zeroline": False, "ticks": "", "linecolor": INK}
-        layout = {
-            **blank_layout(520),
-            "margin": {"l": 20, "r": 20, "t": 36, "b": 44},
-            "xaxis": {**bare, "domain": [0, 0.54], "title": {"text": "layer"}, "type": "category", "anchor": "y"},
-            "yaxis": {**bare, "type": "category", "autorange": "reversed", "automargin": True, "anchor": "x"},
-            "xaxis2": {**axis(), "domain": right, "anchor": "y2", "title": {"text": "k", "standoff": 2}},
-            "yaxis2": {**axis(), "domain": [0.58, 1], "anchor": "x2", "rangemode": "tozero", "nticks": 5},
-            "xaxis3": {**across, "domain": right},
-            "yaxis3": {**up, "domain": [0, 0.4]},
-            "legend": {"x": 1, "y": 1, "xanchor": "right", "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"},
-            "shapes": [frame],
-            "annotations": [
-                title(self.heading, "x", "y"),
-                title(f"singular values: {self._name}", "x2", "y2"),
-                title("its error at every rank", "x3", "y3"),
-                *labels,
-            ],
-        }  # fmt: skip
-        return traces + drawn, layout
+            k, hover = range(1, len(values) + 1), "σ<sub>%{x}</sub> = %{y:.3g}"
+            spectra.append(Line(k, values, *SPECTRA[name], name=name, hover=hover))
+        heading = f"singular values: layer {self.layers[column]}, {self.modules[row]}"
+        right = (0.64, 1)
+        panels = [
+            Panel(layers, modules, [cells], heading=self.heading, across=(0, 0.54)),
+            replace(spectrum_panel(spectra, heading, right, (0.58, 1)), legend="inside"),
+            error_panel(self.lines, self.rank, 1.75, "its error at every rank", right, (0, 0.4)),
+        ]
+        return Figure(panels, dpi=110, margins=(20, 20, 36, 44))
 
-    def png(self) -> bytes:
-        """The same with matplotlib."""
-        from matplotlib.patches import Rectangle
 
-        figure = new_figure(9.6, 5.2)
-        grid = figure.add_gridspec(2, 2, width_ratios=[1.55, 1])
-        left, above, below = (
-            figure.add_subplot(grid[:, 0]),
-            figure.add_subplot(grid[0, 1]),
-            figure.add_subplot(grid[1, 1]),
-        )
-        shown = [[math.nan if v is None else v for v in row] for row in self._colours()]
-        left.imshow(shown, cmap="RdBu_r", vmin=-SPAN, vmax=SPAN, aspect="auto")
-        for i, row in enumerate(self.errors):
-            for j, e in enumerate(row):
-                if len(self.layers) <= 16:
-                    dark = abs(shown[i][j]) > 0.75 * SPAN
-                    left.text(j, i, error_text(e), ha="center", va="center", fontsize=8, color="w" if dark else "k")
-        left.add_patch(
-            Rectangle((self.chosen[1] - 0.5, self.chosen[0] - 0.5), 1, 1, fill=False, edgecolor="k", linewidth=2)
-        )
-        step = max(1, len(self.layers) // 16)
-        left.set_xticks(range(0, len(self.layers), step), [str(layer) for layer in self.layers[::step]])
-        left.set_yticks(range(len(self.modules)), list(self.modules))
-        left.set(xlabel="layer")
-        left.set_title(self.heading, loc="left", fontsize=9, color=INK)
-        for name, values in self.spectra.items():
-            colour, dash, width = SPECTRA[name]
-            style = {"color": colour, "linestyle": MPL_DASH[dash], "linewidth": width * 0.8}
-            above.plot(range(1, len(values) + 1), values, label=name, **style)
-        above.set(ylim=(0, None), xlabel="k")
-        above.legend(fontsize=8, frameon=False)
-        above.set_title(f"singular values: {self._name}", loc="left", fontsize=9, color=INK)
-        draw_errors(below, self.lines, self.rank, room=1.75)
-        below.set_title("its error at every rank", loc="left", fontsize=9, color=INK)
-        for axes in (above, below):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(alpha=0.25, linewidth=0.6)
-        for axes in (left, above, below):
-            axes.tick_params(labelsize=8)
-        return png_bytes(figure)
+def cell_text(value: float) -> str:
+    """Return two digits, as a cell has room for: ``0``, ``0.034``, ``2.1``, ``430``, ``4.3e-4``; nothing for NaN."""
+    if not math.isfinite(value):
+        return ""
+    if value == 0 or 0.001 <= value < 1e5:
+        return f"{value:.0f}" if value == 0 or value >= 9.95 else f"{value:.2g}"
+    return format_rate(value)
+
+
+def error_text(value: float) -> str:
+    """Return two digits, as a cell of the map has room for: ``0.87``, ``5.0``, ``189``; nothing for NaN."""
+    if math.isnan(value):
+        return ""
+    return f"{value:.2f}" if value < 0.995 else f"{value:.1f}" if value < 99.5 else f"{value:.0f}"
+
+
+def _level(error: float) -> float:
+    return error if math.isnan(error) else max(-SPAN, min(SPAN, math.log10(max(error, 1e-6))))
+
+
+def _places(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(module, layer number) of each layer, all different; the number is empty outside the numbered layers."""
+    listed = list(names)
+    places = [split_name(name) for name in listed]
+    if len(set(places)) < len(places):  # an encoder and a decoder each have a layer 0: keep what tells them apart
+        places = [(i, name.replace(f".{i}.", ".", 1)) for (i, _), name in zip(places, listed, strict=True)]
+    return [(module, str(i) if i >= 0 else "") for i, module in places]

@@ -1,8 +1,6 @@
-"""What decides a run: one frozen object, checked when it is made."""
+"""The configuration that decides a run: one frozen object, checked when it is made."""
 
 from __future__ import annotations
-
-
 
 import math
 import numbers
@@ -12,7 +10,8 @@ from typing import Any
 
 from nlora_lab.core.devices import DEVICES
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.validation import check_choice
+from nlora_lab.core.formatting import format_rate
+from nlora_lab.core.validation import check_choice, check_number, check_text, check_whole_number
 from nlora_lab.methods.table import METHODS, check_init, get_method
 from nlora_lab.models.loading import ATTENTIONS
 from nlora_lab.models.names import EMBEDDED, check_model
@@ -22,42 +21,58 @@ from nlora_lab.tasks.registry import check_task
 PRECISIONS = ("float32", "bf16")
 BATCHINGS = ("shuffled", "length", "packed")
 SHARED_RATE = 2e-4
-"""The NLoRA paper's learning rate, which it uses for every method; here the default of all of them."""
-ALWAYS_SAID = ("method", "rank", "lr", "steps", "task", "seed")
+"""The learning rate of the NLoRA paper, which uses it for every method. The default of all methods here."""
+NAMED_IN_COMMANDS = ("method", "rank", "lr", "steps", "task", "seed")  # also where they have their defaults
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run; the same config gives the same run on the same machine.
+    """Everything that decides a run. The same config gives the same run on the same machine.
 
-    ``alpha=None`` means alpha = rank, a scale of 1. ``init`` is the initialisation of N, for methods
-    that have a choice. ``clip_norm=None`` leaves gradients alone, so that the effect of the learning
-    rate stays visible. ``warmup`` is the share of steps over which the rate rises; a cosine to zero
-    follows. ``batch_size`` is that of one optimiser step, whatever it is divided into. Every bad value raises
-    :class:`InputError` with what is allowed.
+    Numbers of numpy become Python's. The fields from ``data`` on are for models and data of your own. Their defaults
+    suit the embedded ones.
 
-    For real models and data, with defaults that suit the embedded ones:
+    Attributes:
+        method: a name in ``METHODS``.
+        rank: the rank of the adapter.
+        alpha: the numerator of its scale. ``None`` means alpha = rank, a scale of 1.
+        lr: the learning rate after the warm-up.
+        init: the initialisation of N, for methods that have a choice. ``None`` means the method's first one.
+        steps: the number of optimiser steps.
+        batch_size: the examples of one optimiser step, also where it is divided into micro-batches.
+        task: the name of the task.
+        model: "embedded", a folder, or a hub id.
+        seed: the seed of the adapter, of a new head, of the order of examples and of dropout.
+        device: "cpu", "cuda" or "mps". ``None`` means the best one here.
+        difficulty: "easy", "medium" or "hard", for generated tasks. ``None`` means "medium".
+        warmup: the share of the steps over which the rate rises, from 0 to below 1. A cosine to zero follows.
+        weight_decay: the weight decay of AdamW.
+        clip_norm: the norm to which gradients are clipped. ``None`` leaves them alone, so that the effect of the
+            learning rate stays visible.
+        dropout: the dropout on the input of the adapter, from 0 to below 1.
+        data: where the rows of ``task`` are: a folder, a JSONL, JSON, CSV or Parquet file, or a hub id. ``None`` means
+            the task's own place.
+        columns: the two columns of such data, as "question,answer". ``None`` finds the usual names.
+        train_rows: use the first N rows for training. ``None`` means all.
+        test_rows: measure on the first N test rows. ``None`` means all.
+        revision: the branch, tag or commit of ``model`` on the hub. The record names the commit that was loaded.
+        precision: "float32", or "bf16": frozen weights in bfloat16, what trains in float32, under autocast. ``None``
+            means what the device does best with this model.
+        attention: transformers' name of the implementation. ``None`` means its choice for the device.
+        accumulation: the number of micro-batches per optimiser step. More need less memory, and the step is the same.
+            With several processes, this counts the micro-batches of all of them together.
+        checkpointing: keep no activations inside the layers, and compute them again in the backward pass. This needs
+            less memory and about a third more time.
+        compile: compile the model with ``torch.compile`` for training.
+        batching: "shuffled", "length" (batches of similar length) or "packed" (examples one after the other up to
+            ``max_length``, each of which sees only itself). A packed batch is ``batch_size`` such rows.
+        max_length: the longest example in tokens. Longer ones are cut, and the record says how many. ``None`` means the
+            limit of the model, if it has one.
+        target_modules: names of layers separated by commas, as PEFT matches them. ``None`` means every linear layer
+            except the head.
 
-    Args:
-        data: where the rows of ``task`` are (a folder, a JSONL, JSON, CSV or Parquet file, or a hub id);
-            ``None`` is the task's own place.
-        columns: the two columns of such data, as "question,answer"; ``None`` finds the usual names.
-        train_rows: use the first so many rows for training; ``None`` is all.
-        test_rows: measure on the first so many test rows; ``None`` is all.
-        revision: branch, tag or commit of ``model`` on the hub; the record names the commit it turned out to be.
-        precision: "float32", or "bf16": frozen weights in bfloat16, what is trained in float32, under autocast.
-            ``None`` is what the device does best with the model as it is kept (:func:`nlora_lab.core.devices.find_device`).
-        attention: transformers' name of the implementation; ``None`` is its choice for the device.
-        accumulation: make each step of so many smaller batches, one after the other: less memory, the same step. Over
-            several processes, of so many in all.
-        checkpointing: keep no activations inside the layers but compute them again for the backward pass: less
-            memory, about a third more time.
-        compile: ``torch.compile`` the model for training.
-        batching: "shuffled"; "length" (batches of similar length); "packed" (examples one behind the other up to
-            ``max_length``, each seeing only itself; a batch is then ``batch_size`` such rows).
-        max_length: tokens; longer examples are cut, and the record says how many were. ``None`` cuts nothing,
-            and is the model's own limit where there is one.
-        target_modules: names of layers with commas, as PEFT matches them; ``None`` is every linear layer but the head.
+    Raises:
+        InputError: a value is not allowed, or two values do not go together.
     """
 
     method: str = "lora"
@@ -92,34 +107,31 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
+            object.__setattr__(self, f.name, _python_value(f.name, getattr(self, f.name)))
         check_init(get_method(self.method), self.init)
         check_task(self.task, self.difficulty)
         for name in ("rank", "steps", "batch_size", "accumulation"):
-            _whole(name, getattr(self, name), least=1)
-        _whole("seed", self.seed, least=0, most=2**62)
-        _number("lr", self.lr, above=0.0, remedy="try 2e-4")
+            check_whole_number(name, getattr(self, name))
+        check_whole_number("seed", self.seed, low=0, high=2**62)
+        check_number("lr", self.lr, above=0.0, remedy=f"try {format_rate(SHARED_RATE)}")
         for name in ("alpha", "clip_norm"):
             if getattr(self, name) is not None:
-                _number(name, getattr(self, name), above=0.0, remedy="or leave it out")
-        _number("weight_decay", self.weight_decay, least=0.0)
+                check_number(name, getattr(self, name), above=0.0, remedy="or leave it out")
+        check_number("weight_decay", self.weight_decay, low=0.0)
         for name in ("warmup", "dropout"):
-            _number(name, getattr(self, name), least=0.0, below=1.0)
+            check_number(name, getattr(self, name), low=0.0, below=1.0)
         if self.device is not None:
             check_choice("device", self.device, DEVICES)
-        if not isinstance(self.model, str):
-            raise InputError(f"model={self.model!r} must be text: 'embedded', a folder, or a hub id")
-        check_model(self.model)
+        check_model(check_text("model", self.model, f"give {EMBEDDED!r}, a folder, or a hub id"))
         if self.method == "full" and self.dropout:
-            raise InputError(f"dropout={self.dropout!r}: full has no adapter to drop the input of; leave it out")
-        self._check_scale()
+            raise InputError(f"dropout={self.dropout!r}: full fine-tuning has no adapter to apply it to; leave it out")
+        self._check_data_and_scale()
 
-    def _check_scale(self) -> None:
-        """The fields for real models and data."""
+    def _check_data_and_scale(self) -> None:
+        """Check the fields for models and data of your own."""
         for name in ("data", "columns", "revision", "target_modules"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value.strip()):
-                raise InputError(f"{name}={value!r} must be text; leave it out for the default")
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name), "leave it out for the default")
         if self.columns is not None and len([c for c in self.columns.split(",") if c.strip()]) != 2:
             raise InputError(f"columns={self.columns!r} must name two columns with a comma: 'question,answer'")
         for name, allowed in (("precision", PRECISIONS), ("attention", ATTENTIONS)):
@@ -129,9 +141,9 @@ class RunConfig:
         for name in ("checkpointing", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}={getattr(self, name)!r} must be True or False")
-        for name, least in (("train_rows", 1), ("test_rows", 1), ("max_length", 2)):
+        for name, low in (("train_rows", 1), ("test_rows", 1), ("max_length", 2)):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), least=least)
+                check_whole_number(name, getattr(self, name), low=low)
         if self.batch_size % self.accumulation:
             raise InputError(
                 f"accumulation={self.accumulation} does not divide batch_size={self.batch_size}; "
@@ -142,13 +154,13 @@ class RunConfig:
         if self.batching == "packed" and self.attention == "flash_attention_2" and self.batch_size != self.accumulation:
             # transformers tells packed examples apart for it only where one row goes through at a time
             raise InputError(
-                f"batching='packed' with flash_attention_2 takes one row at a time: accumulation={self.batch_size}, "
+                f"batching='packed' with flash_attention_2 takes one row at a time; set accumulation={self.batch_size} "
                 "or attention='sdpa'"
             )
 
     @property
     def label(self) -> str:
-        """The method's name in figures, with the init where it is not the default."""
+        """The name of the method in figures, with the init where it is not the default."""
         method = METHODS[self.method]
         return f"{method.label}, N {self.init}" if self.init not in (None, *method.inits[:1]) else method.label
 
@@ -158,16 +170,20 @@ class RunConfig:
         words = ["nlora-lab", "run"]
         for f in fields(self):
             value, option = getattr(self, f.name), f"--{f.name.replace('_', '-')}"
-            if value is None or (value == f.default and f.name not in ALWAYS_SAID):
+            if value is None or (value == f.default and f.name not in NAMED_IN_COMMANDS):
                 continue
             if value is True:
                 words.append(option)
             else:
-                words += [option, _short(value) if isinstance(value, float) else str(value)]
+                words += [option, _shortest(value) if isinstance(value, float) else str(value)]
         return shlex.join(words)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name; of those that came later only what differs from its default."""
+        """Return the fields by name, as a record keeps them.
+
+        Returns:
+            Every field up to ``dropout``. Of the later ones, those that differ from their default.
+        """
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)
@@ -175,78 +191,63 @@ class RunConfig:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What is asked for, wherever it runs: equal for 1 and 1.0, and for a default left out or spelt out."""
-        found = {name: value for name, value in self.to_dict().items() if name != "device"}
-        found |= {name: float(found[name]) + 0.0 for name in _FLOATS if found[name] is not None}  # -0.0 becomes 0.0
+        """Return what is asked for, on whatever device it runs.
+
+        Returns:
+            The fields without the device. They are equal for 1 and 1.0, and for a default that is left out or given.
+        """
+        values = {name: value for name, value in self.to_dict().items() if name != "device"}
+        values |= {name: float(values[name]) + 0.0 for name in _FLOATS if values[name] is not None}  # -0.0 becomes 0.0
         inits = METHODS[self.method].inits if self.method in METHODS else ()
         defaults = {"alpha": self.rank, "init": inits[0] if inits else None, "difficulty": DEFAULT_DIFFICULTY}
-        return {name: None if name in defaults and value == defaults[name] else value for name, value in found.items()}
+        return {name: None if name in defaults and value == defaults[name] else value for name, value in values.items()}
 
     def rate_factor(self, step: int) -> float:
-        """The share of ``lr`` at optimiser step ``step`` (from 0): linear warm-up, then a cosine to 0."""
+        """Return the share of ``lr`` at an optimiser step: a linear warm-up, then a cosine to 0.
+
+        Args:
+            step: the number of the step, from 0.
+
+        Returns:
+            The share, from 0 to 1.
+        """
         warm = math.ceil(self.warmup * self.steps)
         if step < warm:
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of optimiser step ``step`` (from 0)."""
+        """Return the learning rate at an optimiser step.
+
+        Args:
+            step: the number of the step, from 0.
+
+        Returns:
+            The rate.
+        """
         return self.lr * self.rate_factor(step)
 
 
 _NAMES = [f.name for f in fields(RunConfig)]
 _FLOATS = [f.name for f in fields(RunConfig) if "float" in str(f.type)]
 ADDED_FIELDS = tuple(_NAMES[_NAMES.index("data") :])
-"""Fields that the first records lack: where one has its default, it is as if it were not there."""
+"""The fields that the first records lack. A record leaves out each of them that has its default."""
 
 
-def _short(value: float) -> str:
-    """A number as short as it can be said without becoming another one."""
+def _python_value(name: str, value: Any) -> Any:
+    """Return a number of numpy as Python's, which JSON knows. Refuse other kinds of numbers, such as fractions."""
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return value.item()
+    if isinstance(value, numbers.Number) and not isinstance(value, int | float):
+        raise InputError(f"{name}={value!r} must be a number of Python or numpy; convert it with int() or float()")
+    return value
+
+
+def _shortest(value: float) -> str:
+    """Print a number as short as possible without changing it."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
 
 def _divisor_below(number: int, limit: int) -> int:
     return next(d for d in range(min(limit, number), 0, -1) if number % d == 0)
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy's, as a grid of ``np.arange`` holds, becomes Python's, which JSON knows; the rest as it is."""
-    if type(value).__name__ in ("bool", "bool_"):  # numpy calls its own either
-        return bool(value)
-    if isinstance(value, numbers.Integral) and not isinstance(value, int):
-        return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Rational):
-        return float(value)
-    return value
-
-
-def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and least <= value
-    if not good or (most is not None and value > most):
-        end = "" if most is None else f" and at most {most}"
-        raise InputError(f"{name}={value!r} must be a whole number of at least {least}{end}")
-
-
-def _number(
-    name: str,
-    value: Any,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    remedy: str = "",
-) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    bounds = []
-    if above is not None:
-        good = good and value > above
-        bounds.append(f"above {above:g}")
-    if least is not None:
-        good = good and value >= least
-        bounds.append(f"at least {least:g}")
-    if below is not None:
-        good = good and value < below
-        bounds.append(f"below {below:g}")
-    if not good:
-        raise InputError(f"{name}={value!r} must be a number {' and '.join(bounds)}{'; ' + remedy if remedy else ''}")

@@ -1,11 +1,9 @@
-"""Who is at work on what in a folder that several processes and machines share: claims, and scratch files.
+"""Leases: who makes which run in a folder that several processes and machines share. And scratch files there.
 
-Both carry the name of their process, so that what the dead have left behind is known from what the living are using.
+Both carry the name of their process, so what dead processes have left can be told from what living ones are using.
 """
 
 from __future__ import annotations
-
-
 
 import hashlib
 import json
@@ -21,17 +19,18 @@ from typing import TextIO
 
 from nlora_lab.core.errors import StoreError
 
-BEAT = 10.0  # seconds between two signs of life of a claim
-SILENCE = 60.0  # a claim whose holder cannot be looked up is given up after this long without one
-DRIFT = 5.0  # seconds by which the birth of a process may seem to move: it is counted from the clock, which gets set
-FORGOTTEN = 600.0  # seconds after which a scratch file is litter, whoever wrote it: the longest lives milliseconds
+BEAT = 10.0  # seconds between two signs of life of a lease
+SILENCE = 60.0  # seconds without a sign of life after which a lease ends whose holder cannot be looked up
+DRIFT = 5.0  # seconds by which the start of a process may seem to move, because the clock of the machine may be set
+SCRATCH_LIFE = 600.0  # seconds after which a scratch file is left over, whoever wrote it: they live milliseconds
+SUFFIX = ".lease"
 
 
 class Lease:
-    """Files that say who is making a run: ``<key>.<generation>.claim``. Exactly one living process holds it.
+    """The right to make one run, held by at most one living process. Its files are ``<key>.<generation>.lease``.
 
-    A dead holder's file is never moved away, for somebody else may have moved it just before: the next holder is
-    whoever creates the next generation, which only one can.
+    The file of a dead holder is never moved away, because another process may have moved it just before. The next
+    holder is the process that creates the next generation, which only one can.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -40,14 +39,21 @@ class Lease:
         self._done = threading.Event()
 
     def take(self) -> bool:
-        """Take it if nobody alive holds it."""
-        there = self._files()
-        if any(self._lives(file) for file in there.values()):
+        """Take the lease if no living process holds it.
+
+        Returns:
+            Whether this process holds it now.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        files = self._files()
+        if any(self._is_alive(file) for file in files.values()):
             return False
-        mine = self.folder / f"{self.key}.{max(there, default=0) + 1}.claim"
+        mine = self.folder / f"{self.key}.{max(files, default=0) + 1}{SUFFIX}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            out = create_new(mine)
+            out = _create_new(mine)
             if out is None:
                 return False
             with out:
@@ -55,14 +61,14 @@ class Lease:
         except OSError as error:
             raise StoreError(f"{mine} cannot be written ({error}); make room, or choose another store") from error
         self._mine = mine
-        if any(self._lives(file) for file in self._files().values() if file != mine):
-            self.release()  # somebody began anew while we looked at what was there before
+        if any(self._is_alive(file) for file in self._files().values() if file != mine):
+            self.release()  # another process started again while this one looked at the earlier files
             return False
-        threading.Thread(target=self._beat, args=(mine,), daemon=True, name="nlora-lab-claim").start()
+        threading.Thread(target=self._beat, args=(mine,), daemon=True, name="nlora-lab-lease").start()
         return True
 
     def release(self) -> None:
-        """Give it back, and take the files of dead holders away."""
+        """Give the lease back, and remove the files of dead holders."""
         self._done.set()
         if self._mine is None:
             return
@@ -71,29 +77,29 @@ class Lease:
         self._mine = None
 
     def clear(self) -> None:
-        """Take the files of dead holders away. Who takes the claim at this moment looks again after it has."""
+        """Remove the files of dead holders. A process that takes the lease at this moment looks again afterwards."""
         for file in self._files().values():
-            if not self._lives(file):
+            if not self._is_alive(file):
                 file.unlink(missing_ok=True)
 
     def drop(self) -> None:
-        """Take all its files away, of the living too: for what nobody needs to make any more."""
+        """Remove all files of the lease, even of a living holder: nobody has to make this run any more."""
         for file in self._files().values():
             file.unlink(missing_ok=True)
 
     def alive(self) -> bool:
-        """Whether a living process holds it."""
-        return any(self._lives(file) for file in self._files().values())
+        """Return whether a living process holds the lease."""
+        return any(self._is_alive(file) for file in self._files().values())
 
     def _files(self) -> dict[int, Path]:
-        found = (
-            (file.name.removesuffix(".claim").rpartition(".")[2], file)
-            for file in self.folder.glob(f"{self.key}.*.claim")
+        files = (
+            (file.name.removesuffix(SUFFIX).rpartition(".")[2], file)
+            for file in self.folder.glob(f"{self.key}.*{SUFFIX}")
         )
-        return {int(generation): file for generation, file in found if generation.isdigit()}
+        return {int(generation): file for generation, file in files if generation.isdigit()}
 
-    def _lives(self, file: Path) -> bool:
-        """By its process on this machine, by its signs of life on another."""
+    def _is_alive(self, file: Path) -> bool:
+        """Judge a holder by its process if it is on this machine, and by its signs of life if it is on another."""
         try:
             age = _now(self.folder) - file.stat().st_mtime
             holder = json.loads(file.read_text(encoding="utf-8"))
@@ -101,11 +107,11 @@ class Lease:
                 born = _born(holder["pid"])
                 if born == 0.0 or abs(born - holder["born"]) < DRIFT:
                     return born != 0.0
-                # its number is used again, or the clock was set by more than that: its signs of life decide
+                # its number is used again, or the clock was set by more than DRIFT: its signs of life decide
         except OSError:
             return False
         except (ValueError, KeyError, TypeError):
-            pass  # just being written, or cut short by a full disk: its age decides
+            pass  # being written just now, or cut short by a full disk: its age decides
         return age < SILENCE
 
     def _beat(self, mine: Path) -> None:
@@ -115,12 +121,12 @@ class Lease:
 
 
 def scratch(folder: Path, suffix: str) -> Path:
-    """A name in ``folder`` for a file of this process that is gone in a moment."""
+    """Return a path in ``folder`` for a file of this process that lives for a moment."""
     return folder / f".{_host()}.{os.getpid()}.{uuid.uuid4().hex}{suffix}"
 
 
 def clear_scratch(folder: Path) -> None:
-    """Take away the scratch files in ``folder`` of processes that died while they had one."""
+    """Remove the scratch files in ``folder`` of processes that died while they had one."""
     for file in [*folder.glob(".*.part"), *folder.glob(".*.clock")]:
         with suppress(OSError):
             if _left_behind(file):
@@ -131,23 +137,23 @@ def _left_behind(file: Path) -> bool:
     host, _, pid = file.name.removeprefix(".").rpartition(".")[0].rpartition(".")[0].partition(".")
     if host == _host() and pid.isdigit() and _born(int(pid)) == 0.0:
         return True
-    return _now(file.parent) - file.stat().st_mtime > FORGOTTEN
+    return _now(file.parent) - file.stat().st_mtime > SCRATCH_LIFE
 
 
 @lru_cache
 def _host() -> str:
-    """Where process numbers mean the same, as a word without dots.
+    """Return a word without dots for the place where process numbers mean the same.
 
-    Machines and containers may share a name; this start of the kernel, and the names its processes have, they do not.
+    Machines and containers may share a name. They do not share this start of the kernel and its process namespace.
     """
-    known = [socket.gethostname()]
+    names = [socket.gethostname()]
     with suppress(OSError):  # not Linux: the name alone
-        known += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
-    return hashlib.sha256(" ".join(known).encode()).hexdigest()[:8]
+        names += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
 
 
-def create_new(file: Path) -> TextIO | None:
-    """``file``, opened for writing; ``None`` if there is one already."""
+def _create_new(file: Path) -> TextIO | None:
+    """Open a new file for writing. Returns ``None`` if it exists already."""
     try:
         return file.open("x", encoding="utf-8")
     except FileExistsError:
@@ -155,7 +161,7 @@ def create_new(file: Path) -> TextIO | None:
 
 
 def _born(pid: int) -> float:
-    """When the process started (its number may be used again); 0 if there is none, -1 if that is kept secret."""
+    """Return when a process started, as its number may be used again. 0: there is none. -1: access is denied."""
     import psutil
 
     try:
@@ -168,7 +174,7 @@ def _born(pid: int) -> float:
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock of the file system, which need not be this machine's."""
+    """Return the time by the clock of the file system, which may differ from this machine's."""
     probe = scratch(folder, ".clock")
     try:
         probe.touch()

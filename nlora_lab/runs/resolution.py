@@ -1,4 +1,4 @@
-"""From a config to a run that can start: :func:`resolve` decides device, dtype, method, layers, task and head, once.
+"""From a config to a run that can start: ``resolve`` decides device, dtype, method, layers, task and head, once.
 
 Training, estimates and the command line all take these decisions from here, so that they cannot disagree.
 """
@@ -20,7 +20,7 @@ from nlora_lab.tasks.task import Task
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A config with everything that follows from it and from this machine. Made by :func:`resolve`.
+    """A config with everything that follows from it and from this machine. Made by ``resolve``.
 
     Attributes:
         config: the config itself.

@@ -1,6 +1,6 @@
-"""The recorded runs that ship with the package, and what the embedded model answered before any tuning.
+"""The recorded runs that ship with the package, and the answers of the embedded model before any tuning.
 
-``tools/record_grid.py`` makes them.
+``tools/record_grid.py`` makes both.
 """
 
 from __future__ import annotations
@@ -20,39 +20,68 @@ RANK, STEPS, BATCH = 8, 250, 16
 """The settings of most recorded runs. Where a comparison names no rank, it is this one."""
 
 BEFORE = "before/embedded.json"
+"""The file of the answers before tuning, in the folder of the shipped runs."""
 
 
 @dataclass(frozen=True)
 class BaseAnswers:
-    """The untouched model on a task: accuracy (0 to 1) and what it says to the first test items."""
+    """The untouched embedded model on a task.
+
+    Attributes:
+        accuracy: its test accuracy, 0 to 1.
+        answers: its answers to the first test items.
+    """
 
     accuracy: float
     answers: tuple[str, ...]
 
 
 def shipped_store() -> RunStore:
-    """The recorded runs that ship with the package."""
+    """Open the recorded runs that ship with the package."""
     return RunStore(shipped_folder("data") / "results")
 
 
 def recorded_runs(store: RunStore | str | Path | None = None, model: str = EMBEDDED) -> RecordedRuns:
-    """The recorded runs of ``model`` in a store or its folder; by default among those that ship."""
+    """Index the recorded runs of one model.
+
+    Args:
+        store: a store or its folder. ``None`` means the runs that ship with the package.
+        model: the model. The runs of other models are left out.
+
+    Returns:
+        The index.
+    """
     if store is None:
         store = shipped_store()
     return runs_of_model(store if isinstance(store, RunStore) else RunStore(store), model)
 
 
 def runs_of_model(runs: Iterable[Run], model: str) -> RecordedRuns:
-    """Those of one model."""
+    """Index the runs of one model.
+
+    Args:
+        runs: runs of any models.
+        model: the model.
+
+    Returns:
+        The index. Its ``other_models`` names the other models.
+    """
     listed = list(runs)
     others = sorted({run.config.model for run in listed} - {model})
     return RecordedRuns((run for run in listed if run.config.model == model), others)
 
 
 def base_answers(task: str) -> BaseAnswers | None:
-    """What the embedded model made of a task before any tuning, as it was recorded."""
+    """Return what was recorded of the embedded model before any tuning.
+
+    Args:
+        task: the name of the task.
+
+    Returns:
+        Its accuracy and answers, or ``None`` if nothing was recorded.
+    """
     try:
-        known = json.loads((shipped_store().path / BEFORE).read_text(encoding="utf-8"))[task]
-        return BaseAnswers(known["accuracy"], tuple(known["answers"]))
+        record = json.loads((shipped_store().path / BEFORE).read_text(encoding="utf-8"))[task]
+        return BaseAnswers(record["accuracy"], tuple(record["answers"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

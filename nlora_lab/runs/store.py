@@ -1,13 +1,11 @@
-"""Runs in a folder: one file a run while they are made, packed files where they are kept.
+"""Stores: runs in a folder, one file per run while they are made, and packed files where they are kept.
 
-A record is written whole or not at all, and no two workers do one run: whoever makes a run holds its *claim*, a
-file beside the records that says who it is. The claim of a process that has died is worth nothing, so nothing has
-to be cleaned up after a crash, and the folder may be shared by several processes and machines.
+A record is written completely or not at all, and no two workers make one run. Whoever makes a run holds its *lease*, a
+file beside the records that names its process. The lease of a dead process does not count, so nothing has to be cleaned
+up after a crash, and several processes and machines may share the folder.
 """
 
 from __future__ import annotations
-
-
 
 import hashlib
 import json
@@ -19,11 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nlora_lab.runs.leases import Lease, clear_scratch, scratch
-from nlora_lab.runs.config import RunConfig
 from nlora_lab.core.errors import InputError, StoreError
 from nlora_lab.core.files import check_writable, expand_path, write_atomically
 from nlora_lab.methods.table import METHODS
+from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.leases import SUFFIX, Lease, clear_scratch, scratch
 from nlora_lab.runs.run import Run, run_table
 
 if TYPE_CHECKING:
@@ -33,25 +31,43 @@ DIGITS = 5  # of the history's numbers in a packed record
 
 
 def run_key(cfg: RunConfig) -> str:
-    """A file name for what ``cfg`` asks for (:meth:`RunConfig.asked`): readable, and different for any other config."""
-    asked = cfg.identity()
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    init = f"-{asked['init']}" if asked["init"] else ""
+    """Return the name of a run for files: readable, and different for every other config.
+
+    Args:
+        cfg: the config of the run.
+
+    Returns:
+        The name. It is the same for configs that ask for the same (see ``RunConfig.identity``).
+    """
+    identity = cfg.identity()
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    init = f"-{identity['init']}" if identity["init"] else ""
     return f"{cfg.task}-{cfg.method}-r{cfg.rank}{init}-lr{cfg.lr:g}-seed{cfg.seed}-{digest}"
 
 
 class RunStore:
-    """The finished runs of a folder, as ``Run`` objects; ``len()`` counts them, :meth:`run_table` lists them.
+    """The finished runs of a folder, as ``Run`` objects. ``len()`` counts them, and ``table()`` lists them.
 
-    The folder need not exist before the first :meth:`add`. Files that are no whole record are left out, with a
+    The folder need not exist before the first ``add``. Files that do not hold a complete record are left out, with a
     warning that names them.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        path: the folder, with ``~`` replaced by the home folder.
+
+    Raises:
+        InputError: ``path`` is not a path.
     """
 
     def __init__(self, path: str | Path) -> None:
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"store={path!r} must be a folder; give its path")
         self.path = expand_path(path)
-        self._read: dict[Path, tuple[tuple[object, ...], list[Run]]] = {}  # by file: its state when read, its runs
+        self._read: dict[
+            Path, tuple[tuple[object, ...], list[Run]]
+        ] = {}  # by file: its state when it was read, and its runs
         self._lock = threading.Lock()
 
     # --- reading ---
@@ -63,20 +79,24 @@ class RunStore:
         return len(self._runs())
 
     def __contains__(self, cfg: object) -> bool:
-        """Whether there is a finished run of ``cfg``."""
+        """Return whether there is a finished run of this config."""
         return isinstance(cfg, RunConfig) and run_key(cfg) in self.keys()
 
     def keys(self) -> set[str]:
-        """:func:`run_key` of every finished run."""
+        """Return the ``run_key`` of every finished run."""
         return {run_key(run.config) for run in self._runs()}
 
     def failed(self) -> set[str]:
-        """:func:`run_key` of what has been tried, and has no run without an error."""
+        """Return the ``run_key`` of every config that has been tried and has no run without an error."""
         runs = self._runs()
         return {run_key(r.config) for r in runs if r.error} - {run_key(r.config) for r in runs if not r.error}
 
-    def run_table(self) -> pd.DataFrame:
-        """One row a run."""
+    def table(self) -> pd.DataFrame:
+        """Make a table of the runs.
+
+        Returns:
+            A frame with one row per run and the columns of ``Run.summary``.
+        """
         return run_table(self)
 
     def __repr__(self) -> str:
@@ -84,16 +104,16 @@ class RunStore:
         return f"RunStore: {count:,} run{'s' * (count != 1)}"
 
     def _runs(self) -> list[Run]:
-        # the loose ones first: a run that is packed meanwhile is in the packed file before its own goes
+        # single files first: a run that is packed meanwhile is in the packed file before its single file goes
         loose = [run for file in sorted(self.path.glob("*.json")) for run in self._load(file)]
         packed = [run for file in sorted(self.path.glob("**/*.jsonl")) for run in self._load(file)]
         return list({_identity(run): run for run in [*packed, *loose]}.values())
 
     def _load(self, file: Path) -> list[Run]:
-        """The runs of one file, read again only if it has changed, or the methods have that make a line readable."""
+        """Read the runs of one file again only if the file or the table of methods has changed."""
         try:
             stat = file.stat()
-        except OSError:  # packed by somebody else just now, or for parse to name
+        except OSError:  # packed by another process just now, or for read_records to name
             return (read_records(file) or ([], []))[0]
         state = (stat.st_mtime_ns, stat.st_size, stat.st_ino, *METHODS)
         with self._lock:
@@ -108,23 +128,37 @@ class RunStore:
     # --- writing ---
 
     def check_writable(self) -> None:
-        """Raise :class:`nlora_lab.InputError` if nothing can be kept here."""
+        """Check that runs can be written into the folder.
+
+        Raises:
+            InputError: they cannot.
+        """
         check_writable(self.path, f"store={str(self.path)!r}")
 
     def add(self, run: Run) -> Path:
-        """Keep ``run``, whole or not at all, and return its file; a second run of one config stands beside the first.
+        """Write a run into a file of its own, completely or not at all.
 
-        Raises :class:`nlora_lab.InputError` for a stopped run, which would count as done, and where the folder
-        cannot be written.
+        A second run of one config gets a file beside the first.
+
+        Args:
+            run: the run.
+
+        Returns:
+            Its file.
+
+        Raises:
+            InputError: the run was stopped, and would count as finished. Or the folder cannot be written.
         """
         if run.stopped:
-            raise InputError(f"{run_key(run.config)} was stopped at step {len(run.steps)}; only finished runs are kept")
+            raise InputError(f"{run_key(run.config)} was stopped at step {len(run.steps)}; add finished runs only")
         key, copy = run_key(run.config), 1
         place, part = self.path / f"{key}.json", scratch(self.path, ".part")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             part.write_text(run.to_json(), encoding="utf-8", newline="\n")
-            while not _publish(part, place):  # never over another file, readable or not: it may be a newer version's
+            while not _publish(
+                part, place
+            ):  # never replace a file, even an unreadable one: it may be a newer version's
                 copy += 1
                 place = self.path / f"{key}~{copy}.json"
         except (OSError, ValueError) as error:
@@ -135,91 +169,106 @@ class RunStore:
         return place
 
     def pack(self) -> int:
-        """Move the single records into one file a task and method, with the history rounded; how many were moved.
+        """Move the single records into one file per task and method, with the history rounded to five digits.
 
-        Safe at any moment: the packed file is replaced as a whole, and only then do the single ones go. Lines that
-        this version cannot read stay as they are. While somebody else packs, nothing is done.
+        This is safe at any moment: the packed file is replaced completely before the single files are removed. Lines
+        that this version cannot read stay as they are. Nothing is done while another process packs.
+
+        Returns:
+            How many records were moved.
         """
-        claim = Lease(self.path, "pack")
-        if not claim.take():
+        lease = Lease(self.path, "pack")
+        if not lease.take():
             return 0
         try:
             return self._pack()
         finally:
-            claim.release()
+            lease.release()
 
     def _pack(self) -> int:
-        homes: dict[Path, dict[Path, Run]] = {}
+        packed_files: dict[Path, dict[Path, Run]] = {}
         for file in sorted(self.path.glob("*.json")):
             runs, others = read_records(file) or ([], [])
             if len(runs) == 1 and not others:
                 cfg = runs[0].config
-                homes.setdefault(self.path / cfg.task / f"{cfg.method}.jsonl", {})[file] = runs[0]
+                packed_files.setdefault(self.path / cfg.task / f"{cfg.method}.jsonl", {})[file] = runs[0]
         moved = 0
-        for home, loose in homes.items():
-            parsed = read_records(home)  # once and afresh: what one reading took and another refused would be lost
+        for packed_file, loose in packed_files.items():
+            parsed = read_records(packed_file)  # read once: a line that two readings judge differently would be lost
             if parsed is None:
                 continue
             known = {_identity(run): run for run in parsed[0]}
             for run in loose.values():
                 known.setdefault(_identity(run), run)
-            write_packed(home, known.values(), parsed[1])
+            write_packed(packed_file, known.values(), parsed[1])
             for file in loose:
                 file.unlink(missing_ok=True)
             moved += len(loose)
         return moved
 
-    # --- who makes what ---
+    # --- leases ---
 
     @contextmanager
-    def claim(self, cfg: RunConfig) -> Iterator[bool]:
-        """Whether the caller may make this run now; the claim is held, and shown to be alive, until the block ends.
+    def lease(self, cfg: RunConfig) -> Iterator[bool]:
+        """Hold the lease of a run until the block ends, if it is free.
 
-        False where somebody else is making it, or it is there already.
+        Args:
+            cfg: the config of the run.
+
+        Yields:
+            Whether the caller may make this run now. ``False`` if another process is making it, or it is finished.
+
+        Raises:
+            InputError: the folder cannot be written.
         """
-        claim = Lease(self.path, run_key(cfg))
-        if not claim.take():
+        lease = Lease(self.path, run_key(cfg))
+        if not lease.take():
             yield False
             return
         try:
-            yield cfg not in self  # it may have been finished between the caller's look and the claim
+            yield cfg not in self  # it may have been finished before the lease was taken
         finally:
-            claim.release()
+            lease.release()
 
     def tidy(self) -> None:
-        """Take away what the dead have left: half-written files, and claims on runs that are finished.
+        """Remove what dead processes have left: half-written files, and leases of finished runs.
 
-        Such a claim is worth nothing whoever holds it, and one that was cut short does not say who does.
+        Such a lease does not count, whoever holds it, and one that was cut short does not say who does.
         """
         clear_scratch(self.path)
         finished = self.keys()
-        for key in {file.name.removesuffix(".claim").rpartition(".")[0] for file in self.path.glob("*.claim")}:
+        for key in {file.name.removesuffix(SUFFIX).rpartition(".")[0] for file in self.path.glob(f"*{SUFFIX}")}:
             if key in finished:
                 Lease(self.path, key).drop()
 
 
 def _publish(part: Path, place: Path) -> bool:
-    """Give the file ``part`` the second name ``place``, whole at once; False if there is such a file already."""
+    """Give the file ``part`` the second name ``place`` in one operation. Returns whether that name was free."""
     try:
         os.link(part, place)
     except FileExistsError:
         return False
-    except OSError:  # a file system without links, or one that cannot be written, which the next lines find out
+    except OSError:  # a file system without links, or one that cannot be written, for which rename raises again
         if place.exists():
             return False
-        part.rename(place)  # whoever makes this run holds its claim, so nobody writes it at this moment
+        part.rename(place)  # whoever makes this run holds its lease, so nobody else writes this file now
     return True
 
 
 def _identity(run: Run) -> tuple[str, str, float]:
-    """Equal for two records of one run, as a crash while packing leaves them; rounded or not."""
+    """Return what two records of one run share, rounded or not. A crash while packing leaves both."""
     return run_key(run.config), run.device, run.seconds
 
 
 def read_records(file: Path) -> tuple[list[Run], list[str]] | None:
-    """The finished runs of a file, and its other lines, each named in a warning: they may be a newer version's.
+    """Read the records of a file.
 
-    Nothing of a file that is not there; ``None`` for one that cannot be read.
+    Args:
+        file: a file with one record per line. It need not exist.
+
+    Returns:
+        The finished runs, and all other lines, which may be a newer version's. A warning names each line that cannot be
+        read. ``None`` if the file cannot be read.
     """
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -244,22 +293,52 @@ def read_records(file: Path) -> tuple[list[Run], list[str]] | None:
 
 
 def write_packed(file: Path, runs: Iterable[Run], others: Iterable[str]) -> None:
-    """The runs in their order, with the history rounded; then the lines that are none, as they stood."""
+    """Write a packed file: the runs in a fixed order with the history rounded to five digits, then the other lines.
+
+    Args:
+        file: the file.
+        runs: the runs.
+        others: the lines that ``read_records`` could not read, each without its line break.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     ordered = sorted(runs, key=lambda r: (r.config.rank, r.config.init or "", r.config.lr, r.config.seed))
     write_atomically(file, "".join([*(run.to_json(DIGITS) for run in ordered), *(line + "\n" for line in others)]))
 
 
-def open_store(wanted: RunStore | str | Path | None) -> RunStore | None:
-    """The store of a folder that is there; a store and ``None`` as they are. :class:`InputError` for another folder."""
-    if wanted is None or isinstance(wanted, RunStore):
-        return wanted
-    if not isinstance(wanted, str | Path) or not str(wanted).strip() or not expand_path(wanted).is_dir():
-        raise InputError(f"the store {str(wanted)!r} is no folder; give one that holds runs, or leave it out")
-    return RunStore(wanted)
+def open_store(store: RunStore | str | Path | None) -> RunStore | None:
+    """Open a store that must exist.
+
+    Args:
+        store: a folder, or a store or ``None``, which are returned unchanged.
+
+    Returns:
+        The store.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    if store is None or isinstance(store, RunStore):
+        return store
+    if not isinstance(store, str | Path) or not str(store).strip() or not expand_path(store).is_dir():
+        raise InputError(f"store={str(store)!r} is not a folder; give one that holds runs, or leave it out")
+    return RunStore(store)
 
 
 def gather(stores: Iterable[RunStore], into: RunStore) -> int:
-    """Copy every run of ``stores`` that ``into`` lacks into it, one machine's beside another's; how many."""
+    """Copy runs from several stores into one. Runs of one config from different machines are kept side by side.
+
+    Args:
+        stores: the stores to copy from.
+        into: the store to copy into.
+
+    Returns:
+        How many runs were copied: those that ``into`` lacked.
+
+    Raises:
+        InputError: a run cannot be written.
+    """
     known = set(map(_identity, into))
     copied = 0
     for run in (run for store in stores for run in store):

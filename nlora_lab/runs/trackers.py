@@ -1,8 +1,6 @@
-"""Runs into an experiment tracker: trackio or wandb, whichever is installed."""
+"""Experiment trackers: logging runs into trackio or wandb, whichever is installed."""
 
 from __future__ import annotations
-
-
 
 import math
 from collections.abc import Iterable
@@ -12,24 +10,32 @@ from importlib.util import find_spec
 from typing import Any
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.validation import check_choice
+from nlora_lab.core.validation import check_choice, check_text
 from nlora_lab.runs.run import Run
 from nlora_lab.runs.store import run_key
 
-TRACKERS = ("trackio", "wandb")  # the first one that is installed; both are spoken to alike
+TRACKERS = ("trackio", "wandb")  # the first one that is installed is used; both have the same interface
 
 
 def track(runs: Run | Iterable[Run], project: str, to: str | None = None, **options: Any) -> int:
-    """Log finished runs, as recorded, into ``project`` of a tracker; how many were logged.
+    """Log finished runs into a project of an experiment tracker.
 
-    Each becomes a run named by its key, with its config, ``loss``, ``lr`` and ``grad_norm`` of every step, and in the
-    end its metrics. ``to``: "trackio" or "wandb"; by default the first that is installed. ``options`` go to its
-    ``init`` (``mode="offline"`` for wandb without a network). Logging twice makes two runs there.
+    Each run is named by its key, and logged with its config, with ``loss``, ``lr`` and ``grad_norm`` of every step, and
+    with its metrics at the end. If you log a run twice, the tracker has two runs.
 
-    Raises :class:`nlora_lab.InputError` where none is installed, with what to install.
+    Args:
+        runs: a run, or several.
+        project: the name of the project.
+        to: "trackio" or "wandb". ``None`` means the first that is installed.
+        **options: passed to the tracker's ``init``, for example ``mode="offline"`` for wandb without a network.
+
+    Returns:
+        How many runs were logged.
+
+    Raises:
+        InputError: no tracker is installed, or the project has no name.
     """
-    if not isinstance(project, str) or not project.strip():
-        raise InputError(f"project={project!r} must be a name")
+    check_text("project", project, "give it a name")
     tracker = import_module(_choose(to))
     listed = [runs] if isinstance(runs, Run) else list(runs)
     for run in listed:
@@ -37,7 +43,7 @@ def track(runs: Run | Iterable[Run], project: str, to: str | None = None, **opti
         try:
             for step in run.steps:
                 tracker.log(_finite({"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}), step=step.step)
-            # a step of their own: trackers do not take numbers for a step that is over
+            # a further step, because trackers do not take numbers for a step that is over
             tracker.log(_finite({"final_loss": run.final_loss, **run.metrics}), step=len(run.steps) + 1)
         finally:
             tracker.finish()
@@ -47,11 +53,11 @@ def track(runs: Run | Iterable[Run], project: str, to: str | None = None, **opti
 def _choose(to: str | None) -> str:
     if to is not None:
         check_choice("to", to, TRACKERS)
-    wanted = TRACKERS if to is None else (to,)
-    for name in wanted:
+    names = TRACKERS if to is None else (to,)
+    for name in names:
         if find_spec(name) is not None:
             return name
-    raise InputError(f"{' and '.join(wanted)} {'is' if to else 'are'} not installed; try: pip install {wanted[0]}")
+    raise InputError(f"{' and '.join(names)} {'is' if to else 'are'} not installed; try: pip install {names[0]}")
 
 
 def _config(run: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sweeps: every run of a grid, made by several processes into one store."""
+"""Sweeps: worker processes make every run of a grid and write the runs into one store."""
 
 import lazy_loader
 

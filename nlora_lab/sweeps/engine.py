@@ -1,4 +1,4 @@
-"""Many runs into one store, by as many processes as there are cores; killed at any moment, it goes on where it was."""
+"""The engine of a sweep: worker processes write many runs into one store. An interrupted sweep can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from typing import IO, TYPE_CHECKING, Any
 from nlora_lab.core.devices import find_device
 from nlora_lab.core.errors import FitError, InputError
 from nlora_lab.core.progress import ProgressLine
-from nlora_lab.estimates.requirements import OVERRIDE
+from nlora_lab.core.validation import check_whole_number
+from nlora_lab.estimates.requirements import MEMORY_CHECK
 from nlora_lab.methods.table import BUILT_IN
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.leases import Lease
@@ -32,12 +33,12 @@ from nlora_lab.sweeps.grid import Grid, expand_grid
 if TYPE_CHECKING:
     import pandas as pd
 
-DEATHS = 2  # a run during which this many workers died, of it or for want of memory, is recorded as failed
-KILLS = 20  # a run during which this many were killed by somebody is given up for this time
-KILLED = (-signal.SIGTERM, -9)
-LAST_WORDS = 2000  # bytes of a worker's stderr that are told when it cannot begin
-TOGETHER = 8  # runs in one race on a card; on a CPU a race of big batches saves next to nothing
-WORKER = [sys.executable, "-m", "nlora_lab.sweeps.worker"]
+MAX_CRASHES = 2  # a run during which this many workers crashed, or ran out of memory, is recorded as failed
+MAX_KILLS = 20  # a run during which this many workers were killed from outside is given up by this sweep
+KILLED_CODES = (-signal.SIGTERM, -9)
+STDERR_TAIL = 2000  # bytes of a worker's stderr that are quoted when it cannot begin
+RACE_SIZE = 8  # runs in one race on a card; on a CPU, a race of large batches saves next to nothing
+WORKER_COMMAND = [sys.executable, "-m", "nlora_lab.sweeps.worker"]
 
 
 def sweep(
@@ -49,56 +50,76 @@ def sweep(
     progress: bool = True,
     retry: bool = False,
 ) -> pd.DataFrame:
-    """Make every run of ``grid`` that ``store`` lacks, and return all of them, one row a run in the grid's order.
+    """Make every run of a grid that a store lacks.
 
-    ``grid``: fields of :class:`RunConfig` with lists of values, or configs (see :func:`expand_grid`). ``store``: a folder.
-    ``workers``: processes, each with a single thread on a CPU; by default one a core, or one where there is a card.
-    ``together``: how many runs that can share a base model a worker trains in one race (:func:`nlora_lab.race`); by
-    default 8 on a card and 1 on a CPU, where 4 is worth it for batches of 4 or fewer. The workers end with this
-    process. A run that diverges or runs out of memory is a result; an interrupt ends the sweep with a
-    ``KeyboardInterrupt``, and calling it again makes what is missing. Several sweeps, here or on other machines, may
-    work on one store at the same time.
+    A run that diverges or runs out of memory is a result. An interrupt raises ``KeyboardInterrupt``; call ``sweep``
+    again to resume. Several sweeps, here or on other machines, may work on one store at the same time.
 
-    A run that ended with an error, for want of memory or because its process crashed twice, counts as done;
-    ``retry=True`` makes it again where it has no other record, which then takes the place of the failed one. One whose
-    process somebody killed is tried again.
+    Args:
+        grid: fields of ``RunConfig`` with lists of values, or a list of configs (see ``expand_grid``).
+        store: a store, or its folder.
+        workers: the number of worker processes, each with one thread on a CPU. The default is one per core, or one if
+            there is a card. Workers end with this process.
+        together: how many runs with the same base model a worker trains in one race (see ``nl.race``). The default is
+            8 on a card and 1 on a CPU, where 4 pays off for batches of 4 or fewer.
+        progress: show a progress line on stderr.
+        retry: make failed runs again that have no other record. Without it, a run counts as done if it ended with an
+            error, ran out of memory, or crashed its process twice. A run whose process was killed from outside is
+            always made again.
 
-    Raises :class:`nlora_lab.InputError` before anything is trained for a bad grid, a store that cannot be written, a
-    number of workers below 1, and if nothing of the grid fits into the memory by estimate; :class:`RuntimeError` at the
-    end if runs failed for another reason than memory or will not fit, with what was said of the first of them, and at
-    once where the store can no longer be written.
+    Returns:
+        One row per run of the grid, in the order of the grid (see ``run_table``).
+
+    Raises:
+        InputError: before any training, if the grid is not valid, the store cannot be written, ``workers`` or
+            ``together`` is not a whole number of at least 1, or no run of the grid fits into memory by estimate.
+        RuntimeError: at the end, if runs failed for a reason other than memory or do not fit, with the message of the
+            first one; and at once, if the store can no longer be written.
     """
     store = store if isinstance(store, RunStore) else RunStore(store)
     configs = expand_grid(grid)
     for name, value in (("workers", workers), ("together", together)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InputError(f"{name}={value!r} must be a whole number of at least 1")
-    there = store.keys() - (store.failed() if retry else set())
-    missing = [cfg for cfg in configs if run_key(cfg) not in there]
+        if value is not None:
+            check_whole_number(name, value)
+    finished = store.keys() - (store.failed() if retry else set())
+    missing = [cfg for cfg in configs if run_key(cfg) not in finished]
     if missing:
-        for cfg in missing:
-            if cfg.method not in BUILT_IN:
-                raise InputError(
-                    f"method={cfg.method!r} is of this process alone, and the workers are others; use nl.race for it"
-                )
-        too_large = _check(missing)
-        store.check_writable()
-        if retry:
-            _drop_failed(missing, store)
-        fitting = [cfg for cfg in missing if run_key(cfg) not in too_large]
-        size = min(default_workers(fitting) if workers is None else workers, len(fitting))
-        try:
-            _Crew(fitting, store, size, together, progress).work(too_large)
-        finally:
-            store.tidy()
-    found = {run_key(run.config): run for run in sorted(store, key=lambda run: not run.error)}  # the last counts
-    return run_table(found[run_key(cfg)] for cfg in configs if run_key(cfg) in found)
+        _make_missing(missing, store, workers, together, progress, retry)
+    by_key = {run_key(run.config): run for run in sorted(store, key=lambda run: not run.error)}  # the last one counts
+    return run_table(by_key[run_key(cfg)] for cfg in configs if run_key(cfg) in by_key)
 
 
-def _check(configs: Sequence[RunConfig]) -> dict[str, str]:
-    """Raise :class:`InputError` for what cannot run here; return why some will not fit, by key, if others do."""
+def _make_missing(
+    missing: Sequence[RunConfig],
+    store: RunStore,
+    workers: int | None,
+    together: int | None,
+    progress: bool,
+    retry: bool,
+) -> None:
+    for cfg in missing:
+        if cfg.method not in BUILT_IN:
+            raise InputError(
+                f"method={cfg.method!r} exists only in this process, and workers are other processes; "
+                "use nl.race for it"
+            )
+    too_large = _check_runs(missing)
+    store.check_writable()
+    if retry:
+        _drop_failed(missing, store)
+    fitting = [cfg for cfg in missing if run_key(cfg) not in too_large]
+    size = min(default_workers(fitting) if workers is None else workers, len(fitting))
+    try:
+        _WorkerPool(fitting, store, size, together, progress).run(too_large)
+    finally:
+        store.tidy()
+
+
+def _check_runs(configs: Sequence[RunConfig]) -> dict[str, str]:
+    """Check that the runs can be made here. Return, by key, why some of them do not fit into memory."""
     from nlora_lab.estimates.requirements import check_fit
-    from nlora_lab.training.races import check
+    from nlora_lab.runs.resolution import resolve
+    from nlora_lab.training.races import check_runs
 
     too_large: dict[str, str] = {}
     for cfg in configs:
@@ -108,53 +129,56 @@ def _check(configs: Sequence[RunConfig]) -> dict[str, str]:
             too_large[run_key(cfg)] = str(error)
     if len(too_large) == len(configs):
         raise FitError(next(iter(too_large.values())))
-    check([cfg for cfg in configs if run_key(cfg) not in too_large])
+    check_runs([resolve(cfg) for cfg in configs if run_key(cfg) not in too_large])
     return too_large
 
 
 def _drop_failed(configs: Iterable[RunConfig], store: RunStore) -> None:
-    """Take away the records of those ``configs`` of which there are only failed ones, so that they are made again."""
+    """Remove the records of those ``configs`` that have only failed records, so that the runs are made again."""
     if not store.failed():
         return
-    while not (claim := Lease(store.path, "pack")).take():
-        time.sleep(0.1)  # somebody packs, or sweeps as we do; the claim of the dead is given up
+    while not (lease := Lease(store.path, "pack")).take():
+        time.sleep(0.1)  # another process packs or drops records; the lease of a dead process ends by itself
     try:
-        doomed = store.failed() & {run_key(cfg) for cfg in configs}  # only now: another sweep may have made some
+        dropped = store.failed() & {run_key(cfg) for cfg in configs}  # read under the lease: another sweep may add runs
         for file in [*store.path.glob("*.json"), *store.path.glob("**/*.jsonl")]:
-            runs, others = read_records(file) or ([], [])
-            kept = [run for run in runs if not (run.error and run_key(run.config) in doomed)]
-            if len(kept) == len(runs):
+            runs, other_lines = read_records(file) or ([], [])
+            remaining = [run for run in runs if not (run.error and run_key(run.config) in dropped)]
+            if len(remaining) == len(runs):
                 continue
-            if kept or others:
-                write_packed(file, kept, others)
+            if remaining or other_lines:
+                write_packed(file, remaining, other_lines)
             else:
                 file.unlink(missing_ok=True)
     finally:
-        claim.release()
+        lease.release()
 
 
 def default_workers(configs: Sequence[RunConfig] = ()) -> int:
-    """One a CPU core, as far as this process may use them and memory suffices; one for a card."""
+    """Return how many workers to start for these runs.
+
+    The number is one per CPU core that this process may use, or fewer if the memory is not enough. For a card it is 1.
+    """
     from nlora_lab.estimates.requirements import how_many_fit
 
-    if not _on_cpu(configs):
+    if not _all_on_cpu(configs):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, how_many_fit(_unlike(configs)) or cores)
+    return min(cores, how_many_fit(_one_of_each_size(configs)) or cores)
 
 
-def _unlike(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """One of those that take the same memory."""
+def _one_of_each_size(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """One config for each set of configs that need the same memory."""
     return list({replace(cfg, seed=0, lr=1.0, steps=1): cfg for cfg in configs}.values())
 
 
-def _on_cpu(configs: Iterable[RunConfig]) -> bool:
-    """Whether all of them run on the CPU, on a machine that may have a card."""
+def _all_on_cpu(configs: Iterable[RunConfig]) -> bool:
+    """Whether all of them run on the CPU. A machine with a card can have such runs too."""
     return all(find_device(device).kind == "cpu" for device in {cfg.device for cfg in configs} or {None})
 
 
 def _oom_kills() -> int | None:
-    """How many processes the kernel has killed for want of memory since it started; ``None`` where it does not say."""
+    """How many processes the kernel killed since it started because memory ran out, or ``None`` if it does not say."""
     try:
         words = Path("/proc/vmstat").read_text().split()
         return int(words[words.index("oom_kill") + 1])
@@ -165,106 +189,102 @@ def _oom_kills() -> int | None:
 @dataclass
 class _Worker:
     process: subprocess.Popen[str]
-    errors: IO[bytes]  # what it says on stderr
-    last_words: str = ""
-    at: str = ""  # the run it is making
-    oom_kills: int | None = field(default_factory=_oom_kills)  # when it was hired
+    stderr: IO[bytes]
+    stderr_tail: str = ""
+    current: str = ""  # the key of the run that it is making
+    oom_kills: int | None = field(default_factory=_oom_kills)  # when it was started
     listener: threading.Thread = field(default_factory=threading.Thread)
 
     def close(self) -> int:
-        """Wait for its end and close its pipes; the exit code."""
+        """Wait for the end of the process, close its pipes, and return the exit code."""
         code = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                with suppress(OSError):  # what was still to be written to the dead
+                with suppress(OSError):  # text was left to write, and the reader is dead
                     pipe.close()
-        self.errors.seek(max(0, self.errors.seek(0, os.SEEK_END) - LAST_WORDS))
-        self.last_words = self.errors.read().decode(errors="replace").strip()
-        self.errors.close()
+        self.stderr.seek(max(0, self.stderr.seek(0, os.SEEK_END) - STDERR_TAIL))
+        self.stderr_tail = self.stderr.read().decode(errors="replace").strip()
+        self.stderr.close()
         return code
 
     def was_killed(self, code: int) -> bool:
-        """Whether somebody killed it, and not the kernel for want of memory."""
-        return code in KILLED and _oom_kills() == self.oom_kills
+        """Whether it was killed from outside, and not by the kernel because memory ran out."""
+        return code in KILLED_CODES and _oom_kills() == self.oom_kills
 
 
-class _Crew:
-    """The workers of one sweep, and what they say."""
+class _WorkerPool:
+    """The workers of one sweep and the events that they send."""
 
     def __init__(
         self, configs: Sequence[RunConfig], store: RunStore, size: int, together: int | None, progress: bool
     ) -> None:
         self.configs = {run_key(cfg): cfg for cfg in configs}
         self.store, self.size = store, size
-        self.on_cpu = _on_cpu(configs)
-        self.together = together or (1 if self.on_cpu else TOGETHER)
-        self.news: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-        self.at_work: list[_Worker] = []
-        self.deaths: Counter[str] = Counter()
+        self.on_cpu = _all_on_cpu(configs)
+        self.together = together or (1 if self.on_cpu else RACE_SIZE)
+        self.events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
+        self.workers: list[_Worker] = []
+        self.crashes: Counter[str] = Counter()
         self.kills: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
-        self.ended = ""  # why there is no point in going on
+        self.fatal = ""  # why the sweep cannot continue
         self.steps: dict[str, int] = {}
-        self.line = ProgressLine(sum(cfg.steps for cfg in configs)) if progress else None
-        if self.line is not None:
-            where = "the CPU, one thread each" if self.on_cpu else find_device(configs[0].device).words
-            self.line.say(f"{len(configs)} runs by {size} worker{'s' * (size > 1)} on {where}")
+        self.progress = ProgressLine(sum(cfg.steps for cfg in configs)) if progress else None
+        if self.progress is not None:
+            place = "the CPU, one thread each" if self.on_cpu else find_device(configs[0].device).words
+            self.progress.say(f"{len(configs)} runs by {size} worker{'s' * (size > 1)} on {place}")
 
-    def work(self, too_large: Mapping[str, str]) -> None:
-        """Until every run is there or has failed; those that are ``too_large`` have, with a reason each."""
+    def run(self, too_large: Mapping[str, str]) -> None:
+        """Work until every run is stored or has failed. ``too_large``: by key, why a run was left out."""
         try:
             for _ in range(self.size):
-                self._hire()
-            while self.at_work and not self.ended:
-                worker, event = self.news.get()
+                self._start_worker()
+            while self.workers and not self.fatal:
+                worker, event = self.events.get()
                 if event is None:
-                    self._gone(worker)
+                    self._worker_ended(worker)
                 else:
-                    self._hear(worker, event)
+                    self._handle(worker, event)
         finally:
-            self._dismiss()
-            if self.line is not None:
-                self.line.close()
-        if self.ended:
-            raise RuntimeError(f"the sweep has ended early: {self.ended}")
-        there = self.store.keys()  # another worker, or another sweep, may have made what failed here
-        failed = {key: why for key, why in {**self.failed, **too_large}.items() if key not in there}
+            self._stop_workers()
+            if self.progress is not None:
+                self.progress.close()
+        if self.fatal:
+            raise RuntimeError(f"the sweep has ended early: {self.fatal}")
+        finished = self.store.keys()  # another worker, or another sweep, may have made a run that failed here
+        failed = {key: reason for key, reason in {**self.failed, **too_large}.items() if key not in finished}
         if failed:
-            key, why = next(iter(failed.items()))
-            every = len(self.configs) + len(too_large)
-            raise RuntimeError(f"{len(failed)} of {every} runs failed, all others are kept; {key}:\n{why}")
+            key, reason = next(iter(failed.items()))
+            total = len(self.configs) + len(too_large)
+            raise RuntimeError(f"{len(failed)} of {total} runs failed, and the other runs are kept; {key}:\n{reason}")
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         threads = 1 if self.on_cpu else 0
-        # what fits was looked at when nobody had begun; to a worker, the memory of the others is not free
-        calm = {**os.environ, "TOKENIZERS_PARALLELISM": "false", OVERRIDE: "off"}
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the worker is there
+        # memory was checked before the first worker started; a worker would count the others' memory as used
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", MEMORY_CHECK: "off"}
+        if threads:
+            environment["OMP_NUM_THREADS"] = "1"
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the worker runs
         try:
             process = subprocess.Popen(
-                WORKER,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                env={**calm, **({"OMP_NUM_THREADS": "1"} if threads else {})},
+                WORKER_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+                env=environment,
                 start_new_session=True,  # the terminal's Ctrl-C is for the parent
             )  # fmt: skip
         except OSError:
-            errors.close()
+            stderr.close()
             raise
-        worker = _Worker(process, errors)
-        self.at_work.append(worker)
-        left = [asdict(cfg) for key, cfg in self.configs.items() if key not in self.failed]
+        worker = _Worker(process, stderr)
+        self.workers.append(worker)
+        order = {
+            "store": str(self.store.path),
+            "threads": threads or os.cpu_count(),
+            "together": self.together,
+            "configs": [asdict(cfg) for key, cfg in self.configs.items() if key not in self.failed],
+        }
         assert process.stdin is not None
-        with suppress(OSError):  # it has died already: its listener will say so
-            process.stdin.write(
-                json.dumps(
-                    {
-                        "store": str(self.store.path),
-                        "threads": threads or os.cpu_count(),
-                        "together": self.together,
-                        "configs": left,
-                    }
-                )
-                + "\n"
-            )
+        with suppress(OSError):  # the worker is already dead, and its listener will report that
+            process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
         worker.listener = threading.Thread(target=self._listen, args=(worker,), daemon=True, name="nlora-lab-sweep")
         worker.listener.start()
@@ -275,67 +295,71 @@ class _Crew:
             with suppress(ValueError):  # a library's print, which may even be JSON
                 event = json.loads(line)
                 if isinstance(event, dict) and "event" in event:
-                    self.news.put((worker, event))
-        self.news.put((worker, None))
+                    self.events.put((worker, event))
+        self.events.put((worker, None))
 
-    def _hear(self, worker: _Worker, event: dict[str, Any]) -> None:
+    def _handle(self, worker: _Worker, event: dict[str, Any]) -> None:
         if event["event"] == "end":
-            self.ended = event["text"]
+            self.fatal = event["text"]
             return
         key = event["key"]
         if event["event"] == "start":
-            worker.at = key
+            worker.current = key
         elif event["event"] == "error":
             self.failed[key] = event["text"]
         else:
             done = self.configs[key].steps if event["event"] == "done" else event["step"]
-            worker.at = "" if event["event"] == "done" else key
+            worker.current = "" if event["event"] == "done" else key
             gained, self.steps[key] = done - self.steps.get(key, 0), done
-            if self.line is not None:
-                self.line.advance(f"{sum(k in self.steps for k in self.configs)}/{len(self.configs)} {key}", gained)
+            if self.progress is not None:
+                number = sum(k in self.steps for k in self.configs)
+                self.progress.advance(f"{number}/{len(self.configs)} {key}", gained)
 
-    def _gone(self, worker: _Worker) -> None:
-        """A worker has ended: because all is done, because a run raised, or because something killed it."""
-        self.at_work.remove(worker)
-        code, key = worker.close(), worker.at
+    def _worker_ended(self, worker: _Worker) -> None:
+        """Find out why a worker ended, and start another one if runs are left.
+
+        A worker ends when all runs are done, after a run that raised, or because something killed it.
+        """
+        self.workers.remove(worker)
+        code, key = worker.close(), worker.current
         if code == 0:
             return
-        self.together = 1  # if it was too much at once, it shall not be so again
+        self.together = 1  # if a race took too much memory, the next workers make single runs
         if key and key not in self.failed:
-            self._interrupted(key, worker, code)
+            self._count_death(key, worker, code)
         elif not key:
-            counted, most = (self.kills, KILLS) if worker.was_killed(code) else (self.deaths, self.size)
-            counted[""] += 1
-            if counted[""] > most:
-                why = worker.last_words or "it said nothing"
-                self.failed["a worker"] = f"ended with code {code} before its first run: {why}"
+            counter, limit = (self.kills, MAX_KILLS) if worker.was_killed(code) else (self.crashes, self.size)
+            counter[""] += 1
+            if counter[""] > limit:
+                reason = worker.stderr_tail or "it wrote nothing to stderr"
+                self.failed["a worker"] = f"ended with code {code} before its first run: {reason}"
                 return
         if self.configs.keys() - self.failed.keys() - self.store.keys():
-            self._hire()
+            self._start_worker()
 
-    def _interrupted(self, key: str, worker: _Worker, code: int) -> None:
-        """A worker has died during a run, which is tried again, unless that looks like the run's own doing."""
+    def _count_death(self, key: str, worker: _Worker, code: int) -> None:
+        """Count a worker that died during a run. The run is made again, unless the run itself seems to be the cause."""
         if worker.was_killed(code):
             self.kills[key] += 1
-            if self.kills[key] >= KILLS:
-                self.failed[key] = f"its process was killed {KILLS} times from outside; the same sweep tries it again"
+            if self.kills[key] >= MAX_KILLS:
+                self.failed[key] = f"its process was killed {MAX_KILLS} times from outside; sweep again to retry it"
             return
-        self.deaths[key] += 1
-        if self.deaths[key] >= DEATHS:
-            self._record_death(self.configs[key], code)
+        self.crashes[key] += 1
+        if self.crashes[key] >= MAX_CRASHES:
+            self._record_crash(self.configs[key], code)
 
-    def _record_death(self, cfg: RunConfig, code: int) -> None:
+    def _record_crash(self, cfg: RunConfig, code: int) -> None:
         if cfg in self.store:
             return
-        cause = ", for want of memory: try fewer workers" if code in KILLED else ""
-        why = f"its process ended {DEATHS} times (exit code {code}){cause}"
+        cause = ", out of memory: try fewer workers" if code in KILLED_CODES else ""
+        reason = f"its process ended {MAX_CRASHES} times (exit code {code}){cause}"
         self.store.add(
-            Run(cfg, (), {}, 0, 0.0, 0, device=find_device(cfg.device).words, versions=versions(), error=why)
+            Run(cfg, (), {}, 0, 0.0, 0, device=find_device(cfg.device).words, versions=versions(), error=reason)
         )
 
-    def _dismiss(self) -> None:
-        for worker in self.at_work:
+    def _stop_workers(self) -> None:
+        for worker in self.workers:
             worker.process.kill()
-        for worker in self.at_work:
+        for worker in self.workers:
             worker.listener.join()
             worker.close()

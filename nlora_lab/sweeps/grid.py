@@ -1,11 +1,11 @@
-"""sweeps.grid."""
+"""Grids: which runs a sweep asks for, and how many of them a store already holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
@@ -13,60 +13,88 @@ from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.store import RunStore, run_key
 
-if TYPE_CHECKING:
-    pass
 Grid = Mapping[str, Any] | Iterable[RunConfig]
 
 
 def expand_grid(grid: Grid) -> list[RunConfig]:
-    """Every config of a grid, each once: ``{"method": ["lora", "nlora"], "lr": [1e-3, 1e-2], "seed": range(3)}``.
+    """Return every config of a grid, each one once.
 
-    A value that is no list stands for itself. ``init`` is left out for methods without a choice, so that a grid
-    over inits can hold them, and the rank of full fine-tuning, which has none. A list of :class:`RunConfig` is returned
-    as it is, without doubles. Raises :class:`nlora_lab.InputError` for a field that :class:`RunConfig` lacks, an empty
-    list, and every bad value.
+    A field that a method does not use is left out for that method: ``init`` for methods without a choice of N, and
+    ``rank`` for full fine-tuning. One grid can therefore mix such methods.
+
+    Args:
+        grid: fields of ``RunConfig`` with a list of values each, for example ``{"method": ["lora", "nlora"],
+            "lr": [1e-3, 1e-2], "seed": range(3)}``. A value that is not a list is used for all runs. A list of
+            ``RunConfig`` objects is a grid too.
+
+    Returns:
+        The configs, without duplicates. The last field of the grid changes fastest.
+
+    Raises:
+        InputError: a field is unknown, a list is empty, or a value is not allowed.
     """
-    if not isinstance(grid, Mapping):
-        if not isinstance(grid, Iterable):
-            raise InputError(f"grid={grid!r} must be a dict of lists, or a list of RunConfigs; for one run: [{grid!r}]")
-        unique: dict[str, RunConfig] = {}
-        for cfg in grid:
-            if not isinstance(cfg, RunConfig):
-                raise InputError(f"the grid holds {cfg!r}, no RunConfig; give RunConfigs, or one dict of lists")
-            unique[run_key(cfg)] = cfg
-        return list(unique.values())
-    known = [f.name for f in fields(RunConfig)]
+    if isinstance(grid, Mapping):
+        axes = _axes(grid)
+        return _unique(_config(dict(zip(axes, values, strict=True))) for values in product(*axes.values()))
+    if not isinstance(grid, Iterable):
+        raise InputError(f"grid={grid!r} must be a dict of lists, or a list of RunConfigs; for one run: [{grid!r}]")
+    return _unique(grid)
+
+
+def _unique(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    unique: dict[str, RunConfig] = {}
+    for cfg in configs:
+        if not isinstance(cfg, RunConfig):
+            raise InputError(f"the grid holds {cfg!r}, which is not a RunConfig; give RunConfigs, or one dict of lists")
+        unique[run_key(cfg)] = cfg
+    return list(unique.values())
+
+
+def _axes(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """By field, the list of its values."""
+    names = [f.name for f in fields(RunConfig)]
     axes: dict[str, list[Any]] = {}
     for name, values in grid.items():
-        check_choice("grid field", name, known)
+        check_choice("grid field", name, names)
+        # single numbers of numpy and torch claim to be iterable and are not: they have no dimension
         if getattr(values, "ndim", 1) == 0 or isinstance(values, str) or not isinstance(values, Iterable):
-            axes[name] = [values]  # numpy's and torch's single numbers say that they can be iterated, and cannot
+            axes[name] = [values]
         else:
             axes[name] = list(values)
         if not axes[name]:
-            raise InputError(f"the grid has no value for {name!r}; give one at least, or leave it out")
+            raise InputError(f"the grid has no value for {name!r}; give at least one, or leave the field out")
         for value in axes[name]:
             if isinstance(value, Iterable) and not isinstance(value, str):
-                raise InputError(f"{name}={value!r} in the grid is no single value; give one flat list of them")
-    configs = []
-    for values in product(*axes.values()):
-        asked = dict(zip(axes, values, strict=True))
-        method = METHODS.get(asked.get("method", "lora"))
-        if method is not None and not method.inits:
-            asked.pop("init", None)
-        if method is not None and method.build is None:
-            asked.pop("rank", None)
-        configs.append(RunConfig(**asked))
-    return expand_grid(configs)
+                raise InputError(f"{name}={value!r} in the grid is not a single value; give one flat list of values")
+    return axes
+
+
+def _config(values: dict[str, Any]) -> RunConfig:
+    method = METHODS.get(values.get("method", "lora"))
+    if method is not None and not method.inits:
+        values.pop("init", None)
+    if method is not None and method.build is None:
+        values.pop("rank", None)
+    return RunConfig(**values)
 
 
 def coverage(grid: Grid, store: RunStore) -> str:
-    """How much of ``grid`` is in ``store``: a line a task and method, then the sum."""
-    there, lines = store.keys(), []
-    counts: dict[tuple[str, str], list[bool]] = {}
+    """Report how much of a grid is in a store.
+
+    Args:
+        grid: as for ``expand_grid``.
+        store: the store.
+
+    Returns:
+        One line per task and method with the number of finished runs, then the total.
+
+    Raises:
+        InputError: the grid is not valid, as for ``expand_grid``.
+    """
+    finished = store.keys()
+    is_finished: dict[tuple[str, str], list[bool]] = {}
     for cfg in expand_grid(grid):
-        counts.setdefault((cfg.task, cfg.method), []).append(run_key(cfg) in there)
-    for (task, method), found in counts.items():
-        lines.append(f"{task}  {method:<16} {sum(found):>4} of {len(found)}")
-    total = sum(map(len, counts.values()))
-    return "\n".join([*lines, f"{sum(map(sum, counts.values()))} of {total} runs are in {store.path}"])
+        is_finished.setdefault((cfg.task, cfg.method), []).append(run_key(cfg) in finished)
+    lines = [f"{task}  {method:<16} {sum(flags):>4} of {len(flags)}" for (task, method), flags in is_finished.items()]
+    flags = [flag for of_method in is_finished.values() for flag in of_method]
+    return "\n".join([*lines, f"{sum(flags)} of {len(flags)} runs are in {store.path}"])

@@ -1,7 +1,7 @@
-"""A process of its own that makes runs of a store: ``python -m nlora_lab.sweeps.worker``, started by :mod:`nlora_lab.sweeps.engine`.
+"""A worker process of a sweep: ``python -m nlora_lab.sweeps.worker``. The engine starts it.
 
-One line of JSON on stdin says what to do; events go to stdout, one a line. When stdin ends, so does the worker: it
-outlives no parent, however that one died.
+The worker reads one line of JSON from stdin, which says what to do. It writes events to stdout, one JSON object per
+line. It ends when stdin ends, so no worker outlives its parent, however the parent died.
 """
 
 from __future__ import annotations
@@ -23,12 +23,19 @@ if TYPE_CHECKING:
     from nlora_lab.runs.run import Run, Step
     from nlora_lab.runs.store import RunStore
 
-Tell = Callable[..., None]
-EVERY = 1.0  # seconds between two words about the steps of a race
+Emit = Callable[..., None]
+EVENT_INTERVAL = 1.0  # seconds between two events about the steps of a race
+WAIT = 1.0  # seconds before the worker looks again at runs that other workers are making
 
 
 def main(stdin: TextIO, stdout: TextIO) -> None:
-    """Make what the first line asks for: ``store``, ``threads``, ``together`` and ``configs``."""
+    """Make runs until none is missing.
+
+    Args:
+        stdin: its first line is a JSON object with ``store`` (a folder), ``threads``, ``together`` (runs in one race)
+            and ``configs`` (the fields of each config).
+        stdout: where events go. Their kinds are "start", "step", "done" and "error" of a run, and "end" of the worker.
+    """
     order = json.loads(stdin.readline())
     threading.Thread(target=_end_with_parent, args=(stdin,), daemon=True).start()
 
@@ -41,93 +48,103 @@ def main(stdin: TextIO, stdout: TextIO) -> None:
     store = RunStore(order["store"])
     configs = [RunConfig(**config) for config in order["configs"]]
 
-    def tell(**event: object) -> None:
+    def emit(**event: object) -> None:
         stdout.write(json.dumps(event) + "\n")
         stdout.flush()
 
     try:
         while True:
-            there = store.keys()  # once a pass: who finishes one meanwhile is noticed by its claim
-            waiting = [cfg for cfg in configs if run_key(cfg) not in there]
+            finished = store.keys()  # once per pass; a run that ends meanwhile is noticed when its lease is taken
+            waiting = [cfg for cfg in configs if run_key(cfg) not in finished]
             if not waiting:
                 break
-            if not any(_make(portion, store, tell) for portion in portions(waiting, order["together"])):
-                time.sleep(1.0)  # all that is left is being made by somebody else, who may die
-    except StoreError as error:  # what is trained from now on would be lost
-        tell(event="end", text=str(error))
+            if not any(_make_runs(group, store, emit) for group in run_groups(waiting, order["together"])):
+                time.sleep(WAIT)  # other workers are making all that is left, and one of them may die
+    except StoreError as error:  # every result from now on would be lost
+        emit(event="end", text=str(error))
         sys.exit(1)
 
 
-def portions(configs: Sequence[RunConfig], together: int) -> Iterator[list[RunConfig]]:
-    """What can share a base model, ``together`` of them at most; one by one, in their order, where that is 1."""
-    from nlora_lab.training.races import groups
+def run_groups(configs: Sequence[RunConfig], together: int) -> Iterator[list[RunConfig]]:
+    """Yield groups of configs that can train on one base model, with at most ``together`` configs each.
 
-    for numbers in [[i] for i in range(len(configs))] if together == 1 else groups(configs):
+    If ``together`` is 1, every config is a group, in the given order.
+    """
+    if together == 1:
+        yield from ([cfg] for cfg in configs)
+        return
+    from nlora_lab.runs.resolution import resolve
+    from nlora_lab.training.races import shareable_groups
+
+    for numbers in shareable_groups([resolve(cfg) for cfg in configs]):
         for start in range(0, len(numbers), together):
             yield [configs[i] for i in numbers[start : start + together]]
 
 
-def _make(configs: Sequence[RunConfig], store: RunStore, tell: Tell) -> bool:
-    """Make those of these runs that nobody else makes, in one race; whether there was something to do."""
-    with ExitStack() as claims:
-        mine = [cfg for cfg in configs if claims.enter_context(store.claim(cfg))]
-        if not mine:
+def _make_runs(configs: Sequence[RunConfig], store: RunStore, emit: Emit) -> bool:
+    """Make those runs that no other worker is making, in one race. Return whether there was one."""
+    with ExitStack() as leases:
+        free = [cfg for cfg in configs if leases.enter_context(store.lease(cfg))]
+        if not free:
             return False
-        if len(mine) > 1:
+        if len(free) > 1:
             try:
-                _race(mine, store, tell)
+                _train(free, store, emit)
             except StoreError:
                 raise
             except Exception:
-                pass  # one of several spoils it for all; which one shows when each is alone
-        for cfg in mine:
+                pass  # one run ended the race for all; making them one by one shows which
+        for cfg in free:
             if cfg not in store:
-                _alone(cfg, store, tell)
+                _make_one(cfg, store, emit)
     return True
 
 
-def _alone(cfg: RunConfig, store: RunStore, tell: Tell) -> None:
-    """Make one run; one that raises is told of, and ends the worker: the next one starts clean."""
+def _make_one(cfg: RunConfig, store: RunStore, emit: Emit) -> None:
+    """Make one run. If it raises, report that and end the worker, so that the next worker starts clean."""
     from nlora_lab.runs.store import run_key
 
     try:
-        _race([cfg], store, tell)
+        _train([cfg], store, emit)
     except StoreError:
         raise
     except Exception:
-        tell(event="error", key=run_key(cfg), text=traceback.format_exc())
+        emit(event="error", key=run_key(cfg), text=traceback.format_exc())
         sys.exit(1)
 
 
-def _race(configs: Sequence[RunConfig], store: RunStore, tell: Tell) -> None:
-    """Train these together and keep each as soon as it is done. Raises what ended the race, keeping nothing of it."""
+def _train(configs: Sequence[RunConfig], store: RunStore, emit: Emit) -> None:
+    """Train these runs together and store each one when it ends.
+
+    Failed runs are stored after the race, and only if the race itself does not raise.
+    """
     from nlora_lab.runs.store import run_key
     from nlora_lab.training.races import race
 
-    told = time.monotonic()
+    last_event = time.monotonic()
     failed: list[Run] = []
 
     def keep(run: Run) -> None:
         store.add(run)
-        tell(event="done", key=run_key(run.config), steps=run.config.steps)
+        emit(event="done", key=run_key(run.config), steps=run.config.steps)
 
     def on_step(cfg: RunConfig, step: Step) -> None:
-        nonlocal told
-        if time.monotonic() - told > EVERY:
-            told = time.monotonic()
-            for other in configs:  # they go in step
-                tell(event="step", key=run_key(other), step=step.step)
+        nonlocal last_event
+        if time.monotonic() - last_event > EVENT_INTERVAL:
+            last_event = time.monotonic()
+            for other in configs:  # all of them are at the same step
+                emit(event="step", key=run_key(other), step=step.step)
 
     def on_run(run: Run) -> None:
-        if run.stopped:  # an interrupt: not a result
+        if run.stopped:  # an interrupt, which is not a result
             sys.exit(130)
-        if run.error:  # for want of memory, which is a result; or of something that will be raised in a moment
+        if run.error:  # out of memory, which is a result; or the error that the race will raise in a moment
             failed.append(run)
         else:
             keep(run)
 
     for cfg in configs:
-        tell(event="start", key=run_key(cfg))
+        emit(event="start", key=run_key(cfg))
     race(configs, on_step, on_run)
     for run in failed:
         keep(run)

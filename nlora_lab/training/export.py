@@ -75,7 +75,7 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
         The folder.
 
     Raises:
-        InputError: there is no such form, the run has no weights, or ``path`` cannot be written.
+        InputError: the form is unknown, the run has no weights, or ``path`` cannot be written.
     """
     check_choice("form", form, FORMS)
     _check_weights(run)

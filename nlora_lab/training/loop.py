@@ -42,7 +42,7 @@ def fine_tune(
     """Fine-tune a model and measure the result.
 
     A run can end in five ways, and all steps made so far are in the returned ``Run`` each time. It reaches its last
-    step. It diverges: the loss or a gradient is no longer finite (``diverged``). It is stopped by ``on_step``,
+    step. It diverges: the loss or a gradient becomes infinite or NaN (``diverged``). It is stopped by ``on_step``,
     ``should_stop`` or an interrupt such as Ctrl-C (``stopped``). It runs out of memory (``error`` says what would
     help). Or another exception ends it after the first step. That exception is raised, and its attribute ``run``
     is the ``Run``.

@@ -50,7 +50,7 @@ class LayerState:
     intruders: int | None = None
 
     def quantities(self) -> dict[str, float]:
-        """Return every number by its name in a table: ``sigma_1``, ``norm A``, ``gradient B``, ``distance`` and so on."""
+        """Return every number by its name in a table: ``sigma_1``, ``norm A``, ``gradient B``, ``distance``, …."""
         numbers = {f"sigma_{k}": value for k, value in enumerate(self.sigma, start=1)}
         numbers |= {f"norm {factor}": value for factor, value in self.norms.items()}
         numbers |= {f"gradient {factor}": value for factor, value in self.gradients.items()}

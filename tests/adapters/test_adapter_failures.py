@@ -1,4 +1,4 @@
-"""Whatever fails, the base model is as it was: the same modules, weights and trainable flags."""
+"""After any failure the base model is as it was: the same modules, weights and trainable flags."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ def test_unknown_targets_get_pefts_own_message():
 
 @pytest.mark.parametrize("fold", [False, True])
 def test_a_failure_half_way_is_rolled_back(monkeypatch, fold):
-    """Something no check foresaw, in the ninth layer."""
-    model, seen = base_model("llama"), []
+    """An error that no check foresees, in the ninth layer."""
+    model, layers_updated = base_model("llama"), []
     real = NLoraLayer.update_layer
 
     def failing(layer, *args, **kwargs):
-        seen.append(layer)
-        if len(seen) == 9:
+        layers_updated.append(layer)
+        if len(layers_updated) == 9:
             raise MemoryError("no more")
         real(layer, *args, **kwargs)
 
@@ -117,11 +117,11 @@ def test_a_failure_half_way_is_rolled_back(monkeypatch, fold):
     before = state(model)
     with pytest.raises(MemoryError):
         get_peft_model(model, nlora(4, fold=fold))
-    assert len(seen) == 9
+    assert len(layers_updated) == 9
     same(before, state(model))
 
 
-def test_a_failed_second_adapter_leaves_the_first_one_whole(ids):
+def test_a_failed_second_adapter_leaves_the_first_one_complete(ids):
     model = adapted("llama", ("nlora", None))
     move(model)
     tuned, before = logits(model, ids), state(model)
@@ -179,7 +179,7 @@ def test_an_adapter_of_another_base_names_the_shapes(tmp_path):
 
 
 def test_a_wrong_file_does_not_remove_the_adapter_it_was_to_replace(tmp_path, ids):
-    """As when a training is resumed from another model's checkpoint."""
+    """This happens when training is resumed from the checkpoint of another model."""
     saved(tmp_path, config=nlora(3))
     model = adapted("llama", ("nlora", None))
     move(model)
@@ -188,7 +188,7 @@ def test_a_wrong_file_does_not_remove_the_adapter_it_was_to_replace(tmp_path, id
         model.load_adapter(tmp_path, "default")
     same(before, state(model))
     assert torch.equal(logits(model, ids), tuned)
-    loaded = PeftModel.from_pretrained(base_model("llama"), tmp_path)  # and once loaded, it is as safe as that one
+    loaded = PeftModel.from_pretrained(base_model("llama"), tmp_path)  # a loaded adapter is kept as well
     saved(tmp_path / "other")
     before = state(loaded)
     with pytest.raises(InputError, match="another base"):
@@ -214,11 +214,11 @@ def test_a_file_without_its_start_is_refused(tmp_path):
 def test_a_corrupt_adapter_file_is_found_before_anything_changes(tmp_path, damage, low):
     saved(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes({"cut short": whole[: len(whole) // 2], "overwritten": b"x" * 5000, "empty": b""}[damage])
+    complete = path.read_bytes()
+    path.write_bytes({"cut short": complete[: len(complete) // 2], "overwritten": b"x" * 5000, "empty": b""}[damage])
     model = base_model("llama")
     before = state(model)
-    with pytest.raises(InputError, match="no whole adapter file"):
+    with pytest.raises(InputError, match="not a complete adapter file"):
         PeftModel.from_pretrained(model, tmp_path, low_cpu_mem_usage=low)
     same(before, state(model))
 
@@ -231,7 +231,7 @@ def test_merging_nan_is_refused_and_changes_nothing(merge):
     with pytest.raises(InputError, match=r"layers\.0\.self_attn\.o_proj.*NaN"):
         getattr(model, merge)(safe_merge=True)
     same(before, state(model))
-    model.merge_adapter()  # PEFT's default does not look
+    model.merge_adapter()  # PEFT's default does not check
     assert layers(model)[3].base_matrix().isnan().any()
 
 

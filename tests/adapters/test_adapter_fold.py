@@ -1,4 +1,4 @@
-"""The fold: the start subtracted from the weight once, and added back whenever it has to go."""
+"""The fold: the start is subtracted from the weight once, and added back whenever the adapter goes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_step_0_is_unchanged_to_rounding_and_disabling_gives_the_residual(archit
             o.shape == W.shape and torch.allclose(o, W, atol=1e-5) for o in (*originals, *(o.T for o in originals))
         )
     for layer in layers(model):
-        layer.nlora_N["default"].weight.data.mul_(1.5)  # moved, so that an adapter still at work would show
+        layer.nlora_N["default"].weight.data.mul_(1.5)  # moved, so that an active adapter would show
     assert apart(logits(model, ids), logits(base, ids)) > 1e-2
     with model.disable_adapter():
         assert apart(logits(model, ids), logits(base, ids)) < CLOSE  # W again, to rounding
@@ -123,17 +123,17 @@ def test_loading_on_the_original_base_folds_what_was_folded(name, low, dtype, id
     move(model)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(base_model("llama", dtype), tmp_path, low_cpu_mem_usage=low).eval()
-    assert all("default" in layer.folds.done for layer in layers(loaded))  # at once, not at the first forward
+    assert all("default" in layer.folds.applied for layer in layers(loaded))  # at once, not at the first forward
     close = CLOSE if dtype == torch.float32 else 0.05
     assert apart(logits(loaded, ids), logits(model, ids)) < close
     for a, b in zip(layers(loaded), layers(model), strict=True):
-        for ours, theirs in zip(a.factors("default", "0"), b.factors("default", "0"), strict=True):
+        for ours, theirs in zip(a.start_factors("default"), b.start_factors("default"), strict=True):
             assert torch.equal(ours, theirs)
     assert apart(logits(loaded, ids), base_logits("llama", ids)) > 1e-2
 
 
 def test_a_fold_with_drawn_pivots_is_that_of_the_file(ids, tmp_path):
-    """What another seed would draw must not be what is folded."""
+    """The fold uses the pivots of the file, not those that another seed would draw."""
     torch.manual_seed(1)
     model = get_peft_model(base_model("llama"), nlora(4, pivots="random", core="optimal", fold=True)).eval()
     move(model)
@@ -160,8 +160,8 @@ def test_transformers_own_loading_folds_too(ids, tmp_path):
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_whole_state_dict_comes_already_folded(assign, ids):
-    """As a checkpoint of the whole model has it: the weight in it must not be folded twice."""
+def test_a_complete_state_dict_comes_already_folded(assign, ids):
+    """A checkpoint of the complete model holds the folded weight, which must not be folded twice."""
     model = make("llama", "nlora")
     move(model)
     file = io.BytesIO()

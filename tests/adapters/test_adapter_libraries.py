@@ -75,12 +75,12 @@ def test_autopeft_finds_base_and_adapter(name, ids, tmp_path):
     assert apart(logits(loaded, ids), logits(model, ids)) < 1e-6
     prompt, loaded.generation_config.eos_token_id = ids[:, :4], None
     with torch.no_grad():
-        made = loaded.generate(input_ids=prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
-        whole = [made[:, :4]]
+        generated = loaded.generate(input_ids=prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        tokens = [generated[:, :4]]
         for _ in range(5):  # the same without a cache, one token at a time
-            whole.append(model(torch.cat(whole, 1)).logits[:, -1:].argmax(-1))
-    assert made.shape == (3, 9)
-    assert torch.equal(made, torch.cat(whole, 1))
+            tokens.append(model(torch.cat(tokens, 1)).logits[:, -1:].argmax(-1))
+    assert generated.shape == (3, 9)
+    assert torch.equal(generated, torch.cat(tokens, 1))
 
 
 @presets
@@ -92,15 +92,15 @@ def test_low_cpu_memory_loading_rounds_nothing_and_computes_nothing(name, dtype,
     monkeypatch.setattr("nlora_lab.adapters.layer.start_factors", lambda *a: pytest.fail("a start was computed"))
     loaded = PeftModel.from_pretrained(base_model("llama", dtype), tmp_path, low_cpu_mem_usage=True).eval()
     for a, b in zip(layers(loaded), layers(model), strict=True):
-        for zero in ("", "0"):
-            pairs = zip(a.factors("default", zero), b.factors("default", zero), strict=True)
+        for state in ("factors", "start_factors"):
+            pairs = zip(getattr(a, state)("default"), getattr(b, state)("default"), strict=True)
             assert all(torch.equal(x, y) and x.dtype == torch.float32 for x, y in pairs)
     assert apart(logits(loaded, ids), logits(model, ids)) < (1e-6 if dtype == torch.float32 else 0.1)
 
 
 @presets
 def test_start_factors_come_from_the_file_not_from_the_base(name, ids, tmp_path):
-    """A base that has changed since: the update is that of training, not a new one."""
+    """On a base that has changed since, the update is the one that was trained, not a new one."""
     model = make(name)
     move(model)
     updates = [layer.get_delta_weight("default") for layer in layers(model)]
@@ -125,9 +125,9 @@ def test_a_model_on_the_meta_device(name, ids, tmp_path):
         p.numel() for p in saved.parameters() if p.requires_grad
     )
     model.load_state_dict(saved.state_dict(), assign=True)
-    whole = get_peft_model(base_model("llama"), PRESETS[name](4)).eval()
-    whole.load_state_dict(model.state_dict())
-    assert torch.equal(logits(whole, ids), logits(saved, ids))
+    loaded = get_peft_model(base_model("llama"), PRESETS[name](4)).eval()
+    loaded.load_state_dict(model.state_dict())
+    assert torch.equal(logits(loaded, ids), logits(saved, ids))
 
 
 @pytest.mark.parametrize("name", ["nlora", "inttune"])
@@ -169,7 +169,7 @@ def test_gradient_checkpointing_changes_no_gradient(name, reentrant, ids):
 
 @pytest.mark.parametrize("name", ["nlora", "inttune", "slora"])
 def test_the_trainer_stops_and_resumes(name, ids, tmp_path):
-    """Three steps, a checkpoint, three more in a new model: as six in one go."""
+    """Three steps, a checkpoint and three more steps in a new model give the same as six steps."""
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
 

@@ -1,4 +1,4 @@
-"""What the presets and options of NLoraConfig do to a layer."""
+"""The effect of presets and options of NLoraConfig on a layer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from peft import get_peft_model
 from torch import nn
 
 from nlora_lab.adapters import NLoraConfig, NLoraLayer, inttune, lora_xs, nlora, nlora_released, slora
+from nlora_lab.adapters.products import add_update, subtract_start, update_pair
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.checks import IllConditionedWarning
 from nlora_lab.lowrank.core_init import CORE_INITS, split_init
@@ -96,11 +97,13 @@ def test_scales_ranks_and_their_patterns():
         alpha_pattern={"model.layers.0.self_attn.v_proj": 3.0},
     )
     model = get_peft_model(base_model("llama"), config)
-    found = {n.removeprefix("base_model.model."): m for n, m in model.named_modules() if isinstance(m, NLoraLayer)}
-    ranks = {name: layer.r["default"] for name, layer in found.items()}
+    layers_by_name = {
+        n.removeprefix("base_model.model."): m for n, m in model.named_modules() if isinstance(m, NLoraLayer)
+    }
+    ranks = {name: layer.r["default"] for name, layer in layers_by_name.items()}
     assert {n for n, r in ranks.items() if r == 2} == {f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)}
     assert [n for n, r in ranks.items() if r == 6] == ["model.layers.1.mlp.down_proj"]
-    scales = {name: layer.scaling["default"] for name, layer in found.items()}
+    scales = {name: layer.scaling["default"] for name, layer in layers_by_name.items()}
     assert scales["model.layers.0.self_attn.q_proj"] == 8 / 2
     assert scales["model.layers.0.self_attn.v_proj"] == 3 / 4
     assert scales["model.layers.1.mlp.down_proj"] == 8 / 6
@@ -111,14 +114,14 @@ def test_scales_ranks_and_their_patterns():
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_the_update_is_that_of_its_dense_matrix(name, make_model, ids):
-    """In the step, in the merge, and with dropout off: one formula."""
+    """The step and the merge use one formula, also where a single vector goes in."""
     torch.manual_seed(1)
     model = get_peft_model(make_model(), PRESETS[name](4, alpha=8.0)).eval()
     move(model)
     for layer in layers(model):
         x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1))
         A, N, B = (f.detach().double() for f in layer.factors("default"))  # the plain formula cancels in float32
-        A0, N0, B0 = (f.detach().double() for f in layer.factors("default", "0"))
+        A0, N0, B0 = (f.detach().double() for f in layer.start_factors("default"))
         delta = (2.0 * (B @ N @ A - B0 @ N0 @ A0 if "default" in layer.nlora_N0 else B @ N @ A)).float()
         assert torch.allclose(layer.get_delta_weight("default"), delta, atol=1e-3 * float(delta.abs().max()))
         change = layer(x) - layer.base_layer(x)
@@ -128,9 +131,7 @@ def test_the_update_is_that_of_its_dense_matrix(name, make_model, ids):
 
 
 def test_gradients_are_those_of_the_formula():
-    """By finite differences in float64, for the written-out and for the stacked product."""
-    from nlora_lab.adapters.products import add_product, apply, stacked
-
+    """Compared with finite differences in float64, where a complete start is subtracted."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 5), (3, 3), (4, 3)]
     now = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
@@ -139,12 +140,36 @@ def test_gradients_are_those_of_the_formula():
     result = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64)
 
     def update(x, *factors):
-        return add_product(result, *apply(stacked(factors, start), x), 0.7)
+        return add_update(result, x, subtract_start(factors, start), 0.7)
 
     A, N, B = now
     A0, N0, B0 = start
     assert torch.allclose(update(x, *now), result + 0.7 * x @ (B @ N @ A - B0 @ N0 @ A0).T)
     assert torch.autograd.gradcheck(update, (x, *now))
+
+
+@pytest.mark.parametrize("layers", [(), (3,)], ids=["one layer", "batched layers"])
+@pytest.mark.parametrize("kept", ["", "N", "ANB", "AB"])
+def test_the_pair_is_the_update_whatever_start_is_subtracted(kept, layers):
+    """``kept``: the factors whose start is subtracted; a method of two factors (``AB``) has no N."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"A": (2, 5), "N": (2, 2), "B": (4, 2)}
+    now, start = (
+        {f: torch.randn(*layers, *shape, generator=generator, dtype=torch.float64) for f, shape in shapes.items()}
+        for _ in range(2)
+    )
+    if kept == "AB":
+        del now["N"]
+    before = {f: start[f] if f in kept else now[f] for f in now}
+    left, right = update_pair(
+        (now["A"], now.get("N"), now["B"]), tuple(start[f] if f in kept else None for f in "ANB"), 0.7
+    )
+
+    def product(factors):
+        return factors["B"] @ factors.get("N", torch.eye(2, dtype=torch.float64)) @ factors["A"]
+
+    assert torch.allclose(left @ right, 0.7 * (product(now) - product(before) if kept else product(now)))
+    assert right.shape == (*layers, 4 if "A" in kept else 2, 5)
 
 
 def test_only_some_layers_and_modules():
@@ -212,7 +237,7 @@ def test_factors_are_float32_however_the_model_is_held(dtype, name, ids):
 
 
 def test_a_start_that_float16_cannot_hold_is_refused():
-    """The pseudo-inverse of a tiny block: 1e6 does not fit into float16."""
+    """The pseudo-inverse of a tiny block is 1e6, which does not fit into float16."""
     model = base_model("llama", torch.float16)
     weight = model.model.layers[1].self_attn.q_proj.weight
     weight.data = torch.eye(32, dtype=torch.float16) * 1e-6
@@ -230,7 +255,7 @@ def test_a_singular_block_warns_and_still_starts_exactly(ids):
 
 
 def test_under_bf16_autocast_the_two_products_are_not_rounded_before_they_are_subtracted(embedded):
-    """On the embedded model, after a few steps: hardly further from float32 than the base model itself."""
+    """After a few steps the embedded model is hardly further from float32 than its base model is."""
     from nlora_lab.models.loading import load_model
 
     torch.manual_seed(0)
@@ -238,7 +263,7 @@ def test_under_bf16_autocast_the_two_products_are_not_rounded_before_they_are_su
     tokens = embedded[1](["Ana has 12 pears. She finds 5 more. Q: How many pears does Ana have? A: 12+5=17."])
     ids = torch.tensor(tokens["input_ids"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(logits(model, ids), logits(embedded[0], ids))  # step 0 is exact there too
+        assert torch.equal(logits(model, ids), logits(embedded[0], ids))  # step 0 is exact under autocast too
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     for _ in range(3):
         model(ids, labels=ids).loss.backward()
@@ -269,9 +294,9 @@ def test_adapters_of_different_kinds_and_ranks_live_side_by_side(ids):
         assert trained == ({"nlora_N"} if name in ("int", "xs") else {"nlora_A", "nlora_N", "nlora_B"})
     for name in kinds:
         model.set_adapter(name)
-        own = logits(model, ids)
+        alone = logits(model, ids)
         model.base_model.set_adapter([name, "default"])  # both at once
-        assert apart(logits(model, ids), own) > 1e-3
+        assert apart(logits(model, ids), alone) > 1e-3
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -295,7 +320,7 @@ def test_frozen_factors_stay_frozen_through_everything_that_thaws(name):
 
 
 def test_a_first_step_with_dropout_is_unchanged_too(ids):
-    """Both products see the same dropped input, so that they cancel in training mode as well."""
+    """Both products get the same input after dropout, so they cancel in training mode as well."""
     model = get_peft_model(base_model("llama"), nlora(4, dropout=0.5)).train()
     assert torch.equal(logits(model, ids), logits(base_model("llama").train(), ids))
     move(model)

@@ -1,6 +1,6 @@
 """What every method of the table must do, with every init, on every architecture.
 
-A new entry of METHODS is tested by standing there. Where PEFT's own methods differ from ours, the entry
+A new entry of METHODS is tested as soon as it is in the table. Where PEFT's own methods differ from ours, the entry
 says so (``writes_base``, ``step0``), and the test asserts the difference instead of skipping it.
 """
 
@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,11 +38,11 @@ from nlora_lab.methods.table import METHODS
 from nlora_lab.models.layers import layer_shape, linear_layers
 
 GOLDEN = ROOT / "tests" / "golden" / "adapters.json"
-LOW_PRECISION = 0.03  # bf16 has eight bits: a logit of a two-layer model moves by about 1 %
+LOW_PRECISION = 0.03  # bf16 has eight bits, so a logit of a two-layer model moves by about 1 %
 
 
 def over(variants):
-    """Every variant on every architecture that it can be put on."""
+    """Parametrise a test over every variant on every architecture that it can be put on."""
     pairs = [(a, v) for a in ARCHITECTURES for v in variants if (v[0], a) not in BROKEN_IN_PEFT]
     assert len(pairs) >= 4 * len(variants) - len(BROKEN_IN_PEFT) >= 20
     return pytest.mark.parametrize(("architecture", "variant"), pairs, ids=[f"{a}-{variant_id(v)}" for a, v in pairs])
@@ -140,8 +139,8 @@ def test_exported_to_plain_lora_it_is_the_same(architecture, variant, ids, tmp_p
     model.save_pretrained(tmp_path / "saved")
     folder, again = save_as_lora(model, tmp_path / "live"), save_as_lora(tmp_path / "saved", tmp_path / "folder")
     config, other = (json.loads((f / "adapter_config.json").read_text()) for f in (folder, again))
-    for found in (config, other):
-        found.pop("auto_mapping")  # PEFT adds it in save_pretrained
+    for saved in (config, other):
+        saved.pop("auto_mapping")  # PEFT adds it in save_pretrained
     assert config == other
     live, from_folder = (load_file(f / "adapter_model.safetensors") for f in (folder, again))
     assert live.keys() == from_folder.keys()
@@ -154,15 +153,15 @@ def test_exported_to_plain_lora_it_is_the_same(architecture, variant, ids, tmp_p
 
 
 def kinds(model):
-    """Which factors an adapter has."""
+    """Return which factors an adapter has."""
     return {n.split(".")[-3] for n, _ in model.named_parameters() if ".nlora_" in n}
 
 
 @over([v for v in ADAPTERS if not METHODS[v[0]].writes_base])
-def test_further_adapters_are_whole_and_independent(architecture, variant, ids):
+def test_further_adapters_are_complete_and_independent(architecture, variant, ids):
     model, base = adapted(architecture, variant), base_model(architecture)
     move(model)
-    seen = {"default": logits(model, ids)}
+    tuned = {"default": logits(model, ids)}
     for rank, name in ((2, "second"), (3, "third")):
         torch.manual_seed(rank)
         method = METHODS[variant[0]]
@@ -171,20 +170,20 @@ def test_further_adapters_are_whole_and_independent(architecture, variant, ids):
         if method.step0 == "exact":
             assert torch.equal(logits(model, ids), logits(base, ids))
         move(model, seed=rank)
-        seen[name] = logits(model, ids)
-    assert apart(seen["second"], seen["default"]) > 1e-3
-    assert apart(seen["third"], seen["second"]) > 1e-3
+        tuned[name] = logits(model, ids)
+    assert apart(tuned["second"], tuned["default"]) > 1e-3
+    assert apart(tuned["third"], tuned["second"]) > 1e-3
     for name in ("default", "third", "second"):
         model.set_adapter(name)
-        assert torch.equal(logits(model, ids), seen[name])
+        assert torch.equal(logits(model, ids), tuned[name])
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
         assert trained
         assert all(f".{name}" in n for n in trained)
     model.delete_adapter("default")
     model.set_adapter("third")
-    assert torch.equal(logits(model, ids), seen["third"])
+    assert torch.equal(logits(model, ids), tuned["third"])
     model.set_adapter("second")
-    assert torch.equal(logits(model, ids), seen["second"])
+    assert torch.equal(logits(model, ids), tuned["second"])
     assert not any(".default." in n for n, _ in model.named_parameters())
 
 
@@ -231,32 +230,32 @@ for folder in sorted(Path({folder!r}).iterdir()):
 
 
 def test_saved_and_loaded_in_a_new_process_with_another_seed(ids, tmp_path):
-    told = {}
+    tuned_logits = {}
     for architecture in ARCHITECTURES:
         for variant in ADAPTERS:
             if (variant[0], architecture) not in BROKEN_IN_PEFT:
                 model = adapted(architecture, variant)
                 move(model)
-                told[architecture, variant_id(variant)] = logits(model, ids)
+                tuned_logits[architecture, variant_id(variant)] = logits(model, ids)
                 model.save_pretrained(tmp_path / "saved" / f"{architecture},{variant_id(variant)}")
     torch.save(ids, tmp_path / "ids")
-    places = {"folder": str(tmp_path / "saved"), "ids": str(tmp_path / "ids"), "tests": str(Path(__file__).parent)}
+    places = {"folder": str(tmp_path / "saved"), "ids": str(tmp_path / "ids"), "tests": str(ROOT / "tests")}
     subprocess.run([sys.executable, "-c", LOAD.format(**places)], check=True)
-    assert len(told) == len(ARCHITECTURES) * len(ADAPTERS) - len(BROKEN_IN_PEFT) >= 60
-    for (architecture, name), tuned in told.items():
+    assert len(tuned_logits) == len(ARCHITECTURES) * len(ADAPTERS) - len(BROKEN_IN_PEFT) >= 60
+    for (architecture, name), tuned in tuned_logits.items():
         loaded = torch.load(tmp_path / "saved" / f"{architecture},{name}" / "logits", weights_only=True)
         assert apart(loaded, tuned) < 1e-5, (architecture, name)
         assert apart(loaded, base_logits(architecture, ids)) > 1e-3, (architecture, name)
 
 
 def described(variant):
-    """What a saved adapter of ours looks like from outside: its keys with shapes, and its config."""
+    """Describe a saved adapter: its keys with their shapes, and its config."""
     from peft import get_peft_model_state_dict
 
     model = adapted("llama", variant)
     config = model.peft_config["default"].to_dict()
-    for told_elsewhere in ("peft_version", "base_model_name_or_path"):
-        config.pop(told_elsewhere)
+    for varying in ("peft_version", "base_model_name_or_path"):
+        config.pop(varying)
     shapes = {k: list(v.shape) for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     layer = "model.layers.0.self_attn.k_proj."
     return {
@@ -268,5 +267,5 @@ def described(variant):
 
 @pytest.mark.parametrize("variant", OURS, ids=variant_id)
 def test_keys_and_config_are_stable_against_the_golden_file(variant):
-    """Old adapters must load for ever: a change here needs a migration, not a new golden file."""
+    """Old adapters must always load. A change here needs a migration, not a new golden file."""
     assert described(variant) == json.loads(GOLDEN.read_text())[variant_id(variant)]

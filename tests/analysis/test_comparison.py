@@ -1,4 +1,4 @@
-"""Comparing: own rates by validation, pairs by seed, and verdicts that say no more than the seeds do."""
+"""Comparisons: best rates by validation, pairs by seed, and verdicts that say only what the seeds allow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from factories import recorded_run as run
 from scipy import stats
 
 from nlora_lab.analysis.comparison import compare, costs, learning, pareto, steps_to
-from nlora_lab.analysis.selection import at_best, at_each_rate, at_rate, best_rates, left_out
+from nlora_lab.analysis.selection import at_best, at_each_rate, at_rate, best_rates, describe_left_out
 from nlora_lab.core.errors import InputError
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.store import RunStore
@@ -20,17 +20,17 @@ from nlora_lab.runs.store import RunStore
 LORA = [0.40, 0.70, 0.95, 0.60, 0.80]
 
 
-def group(accuracies, method="slora", lr=1e-2, **asked):
-    return [run(lr, seed, accuracy=a, method=method, **asked) for seed, a in enumerate(accuracies)]
+def group(accuracies, method="slora", lr=1e-2, **settings):
+    return [run(lr, seed, accuracy=a, method=method, **settings) for seed, a in enumerate(accuracies)]
 
 
 def test_the_rate_is_chosen_by_validation_and_an_edge_is_named():
     runs = [run(lr, validation=v, accuracy=a) for lr, v, a in ((1e-3, 0.9, 1.0), (1e-2, 0.2, 0.3), (2e-2, 0.5, 0.9))]
     runs += [run(lr, validation=v, method="nlora") for lr, v in ((1e-4, 0.5), (2e-4, 0.4))]
-    found = best_rates(RecordedRuns(runs))
-    assert list(found.index) == ["lora", "nlora"]
-    assert found.loc["lora", ["rate", "accuracy", "edge", "tried"]].tolist() == [1e-2, 0.3, "", 3]
-    assert found.loc["nlora", ["rate", "edge"]].tolist() == [2e-4, "high"]
+    rates = best_rates(RecordedRuns(runs))
+    assert list(rates.index) == ["lora", "nlora"]
+    assert rates.loc["lora", ["rate", "accuracy", "edge", "tried"]].tolist() == [1e-2, 0.3, "", 3]
+    assert rates.loc["nlora", ["rate", "edge"]].tolist() == [2e-4, "high"]
     assert {name: r[0].config.lr for name, r in at_best(RecordedRuns(runs)).items()} == {"lora": 1e-2, "nlora": 2e-4}
     assert {name: len(r) for name, r in at_rate(2e-4, RecordedRuns(runs)).items()} == {"nlora": 1}
 
@@ -60,14 +60,14 @@ def test_pairs_are_judged_and_seeds_that_one_side_lacks_are_not():
     assert rows.loc["lora", "verdict"] == "the baseline"
 
 
-def test_scatter_is_said_to_be_scatter():
+def test_scatter_is_not_called_a_difference():
     rows = compare({"lora": group(LORA, "lora"), "mine": group([0.9, 0.5, 0.9, 0.9, 0.5])})
     assert rows.loc["mine", "verdict"] == "not distinguishable from LoRA with these 5 seeds"
     few = compare({"lora": group(LORA, "lora"), "mine": group([0.1, 0.4, 0.65, 0.3])})
     assert few.loc["mine", "verdict"] == "too few seeds to tell: 4 of them shared"
 
 
-def test_many_comparisons_raise_the_bar():
+def test_p_is_adjusted_for_many_comparisons():
     near = [a + d for a, d in zip(LORA, (0.1, 0.3, 0.05, 0.2, 0.02), strict=True)]
     alone = compare({"lora": group(LORA, "lora"), "mine": group(near)}).loc["mine"]
     assert alone["p_adjusted"] == alone["p"] < 0.1
@@ -75,7 +75,7 @@ def test_many_comparisons_raise_the_bar():
     assert many.loc["mine 0", "p_adjusted"] == pytest.approx(9 * alone["p"])
 
 
-def test_less_loss_is_better_and_the_best_stands_first():
+def test_less_loss_is_better_and_the_best_comes_first():
     losses = (0.30, 0.22, 0.36, 0.28, 0.31)
     low = [run(1e-2, s, loss=v - 0.1, method="slora") for s, v in enumerate(losses)]
     high = [run(1e-2, s, loss=v + 0.001 * s) for s, v in enumerate(losses)]
@@ -97,28 +97,28 @@ def test_a_run_that_diverged_counts():
     assert math.isnan(mine["difference"])
 
 
-def test_a_run_that_failed_measured_nothing():
+def test_failed_runs_are_left_out():
     failed = [some_run(config=r.config, steps=(), metrics={}, error="killed") for r in group(LORA, "lora")]
     rows = compare({"lora": [*group(LORA, "lora"), *failed], "mine": group(LORA)})
     assert rows.loc["lora", "median"] == 0.7
     with pytest.raises(InputError, match="group 'mine' has no finished run"):
         costs({"mine": failed})
-    known = RecordedRuns([*group(LORA, "lora"), *failed])
-    assert (len(known), known.failed) == (5, 5)
-    assert best_rates(known).loc["lora", "seeds"] == 5
+    index = RecordedRuns([*group(LORA, "lora"), *failed])
+    assert (len(index), index.failed) == (5, 5)
+    assert best_rates(index).loc["lora", "seeds"] == 5
 
 
 def test_groups_that_cannot_be_compared_are_named():
     with pytest.raises(InputError, match="group 'mine' mixes runs of different lr"):
         compare({"lora": group(LORA, "lora"), "mine": [*group(LORA), *group(LORA, lr=1e-3)]})
-    with pytest.raises(InputError, match="tested on different things"):
+    with pytest.raises(InputError, match="tested on different items"):
         compare({"lora": group(LORA, "lora"), "mine": group(LORA, task="entailment")})
     with pytest.raises(InputError, match="must be runs by name"):
         compare(group(LORA, "lora"))
     assert len(compare({"lora": iter(group(LORA, "lora")), 1: iter(group(LORA))})) == 2
 
 
-def test_the_very_rank_counts_and_the_default_init_needs_no_name():
+def test_only_the_exact_rank_counts_and_the_default_init_needs_no_name():
     runs = [run(rank=12), run(method="slora"), run(method="slora", init="kaiming", seed=1)]
     assert list(at_rate(1e-3, runs)) == ["slora"]
     assert len(at_each_rate("slora", runs, init="kaiming")["0.001"]) == 2
@@ -127,11 +127,11 @@ def test_the_very_rank_counts_and_the_default_init_needs_no_name():
 
 
 def test_the_best_rate_may_lose_a_seed_and_counts_seeds_not_runs():
-    good = [run(2e-3, s, validation=0.1) for s in range(4)] + [run(2e-3, 4, diverged=True)]
-    dull = [run(1e-3, s, validation=0.5) for s in range(5)]
-    assert best_rates([*good, *dull]).loc["lora", "rate"] == 2e-3
+    low = [run(2e-3, s, validation=0.1) for s in range(4)] + [run(2e-3, 4, diverged=True)]
+    high = [run(1e-3, s, validation=0.5) for s in range(5)]
+    assert best_rates([*low, *high]).loc["lora", "rate"] == 2e-3
     copies = [run(2e-3, 0, validation=0.1) for _ in range(5)] + [run(2e-3, s, validation=0.9) for s in (1, 2)]
-    assert best_rates([*copies, *dull]).loc["lora", ["rate", "seeds"]].tolist() == [1e-3, 5]
+    assert best_rates([*copies, *high]).loc["lora", ["rate", "seeds"]].tolist() == [1e-3, 5]
 
 
 def test_runs_of_another_shape_are_counted_task_by_task():
@@ -143,7 +143,7 @@ def test_runs_of_another_shape_are_counted_task_by_task():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (lambda: at_best("no such folder"), "no such folder"),
         (lambda: at_best([1]), "must be a store"),
@@ -153,8 +153,8 @@ def test_runs_of_another_shape_are_counted_task_by_task():
         (lambda: RecordedRuns([run()]).by_rank_and_rate("word-problems", "typo"), "typo"),
     ],
 )
-def test_what_is_no_run_is_named(wrong, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_input_of_a_selection_is_named(wrong, message):
+    with pytest.raises(InputError, match=message):
         wrong()
 
 
@@ -165,12 +165,12 @@ def test_several_records_of_one_seed_count_once():
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("options", "message"),
     [({"metric": "bleu"}, "metric='bleu'"), ({"baseline": "lorra"}, "lorra"), ({"confidence": 95}, "confidence=95")],
 )
-def test_bad_questions_are_named(asked, said):
-    with pytest.raises(InputError, match=said):
-        compare({"lora": group(LORA, "lora")}, **asked)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        compare({"lora": group(LORA, "lora")}, **options)
 
 
 def test_a_group_without_runs_is_named():
@@ -180,7 +180,7 @@ def test_a_group_without_runs_is_named():
 
 def test_how_soon_a_loss_is_reached():
     line = falling(0, lambda i: 1.0 - i / 100)
-    # the mean of ten losses is that of their middle: at most 0.5 when 54.5 steps are their middle's … 55
+    # the mean of ten losses on a line is the loss 4.5 steps before the last one: 1 - (i - 4.5) / 100 <= 0.5
     assert steps_to(line, 0.5) == 55
     assert steps_to(line, 2.0) == 10
     assert steps_to(falling(0, lambda i: 1.0), 0.5) is None
@@ -193,7 +193,7 @@ def test_how_soon_a_loss_is_reached():
         learning({"a": [line]}, 0)
 
 
-def test_the_front_holds_what_nothing_beats():
+def test_the_front_holds_the_rows_that_no_other_dominates():
     frame = pd.DataFrame(
         {"accuracy": [0.9, 0.9, 0.5, 0.4, math.nan], "trainable": [100, 200, 10, 10, 1]}, index=list("abcde")
     )
@@ -204,29 +204,29 @@ def test_the_front_holds_what_nothing_beats():
         pareto(frame, ["speed"], [])
 
 
-def test_what_ran_together_is_not_ranked_by_time_and_memory():
+def test_runs_that_raced_are_not_ranked_by_time_and_memory():
     alone = [replace(r, seconds=1.0, trainable=9) for r in group(LORA, "lora")]
     raced = [replace(r, seconds=9.0, trainable=9, together=5) for r in group(LORA, "slora")]
     assert costs({"lora": alone, "slora": raced})["pareto"].tolist() == [True, True]
     assert costs({"lora": alone, "slora": [replace(r, together=1) for r in raced]})["pareto"].tolist() == [True, False]
 
 
-def test_a_default_that_is_spelt_out_is_the_default_and_other_test_items_are_refused():
+def test_a_default_may_be_spelt_out_and_other_test_items_are_refused():
     plain = group(LORA, "lora")
     spelt = [replace(r, config=replace(r.config, alpha=8.0, difficulty="medium")) for r in plain[:2]]
     assert compare({"lora": [*spelt, *plain[2:]], "slora": group(LORA, "slora")}).loc["slora", "pairs"] == 5
     fewer = [replace(r, config=replace(r.config, test_rows=50)) for r in group(LORA, "slora")]
-    with pytest.raises(InputError, match=r"tested on different things.*'slora': .* test_rows=50"):
+    with pytest.raises(InputError, match=r"tested on different items.*'slora': .* test_rows=50"):
         compare({"lora": plain, "slora": fewer})
 
 
-def test_runs_on_fewer_rows_are_no_part_of_the_others_valley():
+def test_runs_on_fewer_rows_are_left_out_of_a_valley():
     runs = [run(seed=s) for s in range(3)] + [run(seed=0, loss=0.1, train_rows=100)]
-    known = RecordedRuns(runs)
-    assert known.left_out == 1
-    assert known.best("word-problems", "lora", 8).loss.middle == 1.0
-    assert left_out(known) == "1 of another shape than most"
-    with pytest.raises(InputError, match=r"it holds runs of embedded: say model='embedded'"):
+    index = RecordedRuns(runs)
+    assert index.left_out == 1
+    assert index.best("word-problems", "lora", 8).loss.middle == 1.0
+    assert describe_left_out(index) == "1 of another shape than most"
+    with pytest.raises(InputError, match=r"it holds runs of embedded: pass model='embedded'"):
         at_best(runs, model="another/model")
 
 
@@ -239,7 +239,7 @@ def test_costs_are_medians_with_their_front():
 def test_the_rates_of_one_method_are_groups_too():
     runs = [run(lr, seed) for lr in (1e-3, 2e-4) for seed in range(2)]
     groups = at_each_rate("lora", RecordedRuns(runs))
-    assert {name: len(found) for name, found in groups.items()} == {"0.0002": 2, "0.001": 2}
+    assert {name: len(runs) for name, runs in groups.items()} == {"0.0002": 2, "0.001": 2}
     assert compare(groups, "0.0002").loc["0.001", "pairs"] == 2
     with pytest.raises(InputError, match="no run of slora"):
         at_each_rate("slora", RecordedRuns(runs))

@@ -1,4 +1,4 @@
-"""What a start does before the first step, and in it."""
+"""What a start does to the model before the first step, and in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nlora_lab.analysis.initial_step import first_step, step0_meter
+from nlora_lab.analysis.initial_step import first_step, initial_change
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.charts import method_bars
@@ -16,9 +16,9 @@ TEXT = "Ana has 12 pears. She finds 5 more."
 
 
 def test_only_the_released_start_changes_the_model():
-    assert step0_meter("nlora", TEXT) == step0_meter("slora", TEXT) == 0
-    assert step0_meter("nlora-released", TEXT) > 0.01
-    assert step0_meter("nlora-released", TEXT) == step0_meter("nlora-released", TEXT)
+    assert initial_change("nlora", TEXT) == initial_change("slora", TEXT) == 0
+    assert initial_change("nlora-released", TEXT) > 0.01
+    assert initial_change("nlora-released", TEXT) == initial_change("nlora-released", TEXT)
 
 
 def test_the_first_step_is_what_adam_does_to_b_alone_in_lora(embedded):
@@ -37,25 +37,25 @@ def test_the_first_step_is_what_adam_does_to_b_alone_in_lora(embedded):
     assert first_step("lora", TEXT, rank=4, lr=2e-3) == pytest.approx(2 * step, rel=0.01)
 
 
-def test_sizes_of_the_first_step_are_in_the_order_the_notebook_tells():
+def test_sizes_of_the_first_step_are_in_the_order_that_notebook_04_states():
     sizes = {name: first_step(name, TEXT) for name in ("lora", "nlora-balanced", "nlora")}
     assert sizes["lora"] < sizes["nlora-balanced"] / 10 < sizes["nlora"] / 100
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "message"),
     [
         (lambda: first_step("loraa", TEXT), "loraa"),
-        (lambda: first_step("full", TEXT), "full has no adapter"),
+        (lambda: first_step("full", TEXT), "method='full' has no adapter"),
         (lambda: first_step("lora", TEXT, lr=-1), "lr=-1"),
         (lambda: first_step("lora", TEXT, lr=math.nan), "lr=nan"),
         (lambda: first_step("lora", TEXT, rank=200), "rank=200"),
-        (lambda: step0_meter("lora", ""), "text=''"),
+        (lambda: initial_change("lora", ""), "text=''"),
         (lambda: method_bars({"loraa": 1.0}), "loraa"),
     ],
 )
-def test_bad_input_is_named(call, words):
-    with pytest.raises(InputError, match=words):
+def test_bad_input_is_named(call, message):
+    with pytest.raises(InputError, match=message):
         call()
 
 

@@ -17,7 +17,7 @@ OPENED = pytest.StashKey[list[Notebook]]()
 
 @pytest.fixture(scope="package")
 def context() -> Iterator[BrowserContext]:
-    """One browser for all tests: its cache spares every page but the first the scripts' download."""
+    """One browser for all tests. Thanks to its cache only the first page downloads the scripts."""
     if missing := why_no_browser():
         give_up(missing)
     with open_browser() as browser:
@@ -25,7 +25,7 @@ def context() -> Iterator[BrowserContext]:
 
 
 def give_up(missing: str) -> NoReturn:
-    """Skip where there is no browser, but never where the tests decide what is published."""
+    """Skip without a browser, but never where the tests decide what is published."""
     if os.environ.get("CI") == "true":
         pytest.fail(missing, pytrace=False)
     pytest.skip(missing)
@@ -41,7 +41,7 @@ def server(context: BrowserContext, tmp_path_factory: pytest.TempPathFactory) ->
 def open_notebook(
     context: BrowserContext, server: JupyterServer, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Notebook]]:
-    """Opens a notebook of the cells given; afterwards its page must have asked nothing of other hosts."""
+    """Opens a notebook of these cells. At the end its page must not have sent a request to another host."""
     opened: list[Notebook] = []
     request.node.stash[OPENED] = opened
 
@@ -64,6 +64,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.when == "call" and report.failed:
         for notebook in item.stash.get(OPENED, []):
             if not notebook.page.is_closed():
-                seen = [f"picture: {notebook.screenshot('failed')}", *notebook.errors]
-                report.sections.append(("the page", "\n".join(seen)))
+                lines = [f"picture: {notebook.screenshot('failed')}", *notebook.errors]
+                report.sections.append(("the page", "\n".join(lines)))
     return report

@@ -1,8 +1,8 @@
-"""One notebook open in one tab, and what a person does there: run cells, move sliders, press buttons, look.
+"""A notebook open in a browser tab, with what a person does in it: run cells, move sliders, press buttons, look.
 
-What a person sees and touches goes through the page itself (labels, keys, what plotly has drawn);
-JupyterLab's own objects, which the server exposes as ``jupyterapp``, are used only for what its menus do
-and for knowing when a kernel is ready.
+What a person sees and touches goes through the page itself: labels, keys, and what plotly has drawn. JupyterLab's own
+objects, which the server exposes as ``jupyterapp``, are used only for what its menus do and to know when a kernel is
+ready.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLAGS = (
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 T = TypeVar("T")
 
-# The notebook shown, its cells, and what of them the tests ask for; every call's script begins with this.
+# Functions for the scripts below: the shown notebook, its kernel, its cells, and running a command.
 _TOOLS = """
 const panel = () => window.jupyterapp?.shell?.currentWidget;
 const kernel = () => panel()?.sessionContext?.session?.kernel;
@@ -44,7 +44,7 @@ const run = command => {
 
 
 def why_no_browser() -> str | None:
-    """What is missing to open a page, or None."""
+    """Say what is missing to open a page, or return None."""
     try:
         import playwright.sync_api  # noqa: F401
     except ImportError:
@@ -54,7 +54,7 @@ def why_no_browser() -> str | None:
 
 def find_browser() -> str | None:
     """The path of an installed Chromium or Chrome."""
-    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 @contextmanager
@@ -71,9 +71,10 @@ def open_browser() -> Iterator[Browser]:
 
 
 class Notebook:
-    """A notebook of these code cells, open in a tab of its own.
+    """A notebook of code cells, open in its own tab.
 
-    ``requests`` are the addresses the page has asked for so far, ``errors`` what its scripts did not catch.
+    ``requests`` are the addresses that the page has requested so far. ``errors`` are the errors that its scripts did
+    not catch.
     """
 
     def __init__(self, context: BrowserContext, server: JupyterServer, name: str, cells: list[str]) -> None:
@@ -97,12 +98,12 @@ class Notebook:
         self._ready()
 
     def reload(self) -> None:
-        """Reload the page, without saving first, and wait until it has found its kernel again."""
+        """Reload the page without saving, and wait until it is connected to its kernel again."""
         self.page.reload()
         self._ready()
 
     def close(self) -> None:
-        """Close the tab; the kernel goes on."""
+        """Close the tab. The kernel keeps running."""
         self.page.close()
 
     def save(self) -> None:
@@ -110,7 +111,7 @@ class Notebook:
         self._command("docmanager:save", 30)
 
     def restart_kernel(self) -> None:
-        """Restart the kernel by the menu, and confirm."""
+        """Restart the kernel through the menu, and confirm."""
         self._evaluate("before => { run('kernelmenu:restart') }")
         self.page.get_by_role("button", name="Confirm Kernel Restart").or_(
             self.page.locator(".jp-Dialog .jp-mod-warn")
@@ -119,19 +120,19 @@ class Notebook:
         self._ready()
 
     def outside(self) -> list[str]:
-        """What the page has asked of other hosts."""
+        """The requests of the page to other hosts."""
         hosts = {url: urlsplit(url).hostname for url in self.requests}
         return [url for url, host in hosts.items() if host not in (None, HOST)]
 
     def screenshot(self, what: str = "page", width: int = SIZE["width"], height: int = SIZE["height"]) -> Path:
-        """A picture of the page, under the notebook's name."""
+        """Save a picture of the page under the notebook's name."""
         ARTEFACTS.mkdir(exist_ok=True)
         path = ARTEFACTS / f"{self._name}-{what}-{width}.png"
         before = self.page.viewport_size or SIZE
         changed = (width, height) != (before["width"], before["height"])
         if changed:
             self.page.set_viewport_size({"width": width, "height": height})
-            self.page.wait_for_timeout(1500)  # plotly fits itself in anew
+            self.page.wait_for_timeout(1500)  # plotly adapts to the new size
         self.page.screenshot(path=path)
         if changed:
             self.page.set_viewport_size({"width": before["width"], "height": before["height"]})
@@ -147,7 +148,7 @@ class Notebook:
             self.text(index)
 
     def run(self, source: str, seconds: float = 60, keep: bool = False) -> str:
-        """Run one more cell at the end, wait for it, and return what it printed; it goes away unless kept."""
+        """Run one more cell at the end, wait for it, and return what it printed. ``keep`` leaves the cell there."""
         index = self._evaluate(
             """source => {
                 const end = cells().length;
@@ -165,14 +166,14 @@ class Notebook:
                 self._evaluate("index => panel().content.model.sharedModel.deleteCell(index)", index)
 
     def text(self, index: int) -> str:
-        """What a cell has printed and its result as text; a cell that raised fails the test."""
+        """Return what a cell printed and its result as text. A cell that raised fails the test."""
         outputs = self._evaluate("index => cells()[index].model.outputs.toJSON()", index)
         for output in outputs:
-            assert output["output_type"] != "error", _plain("\n".join(output["traceback"]))
-        told = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
-        return "".join(part if isinstance(part, str) else "".join(part) for part in told).strip()
+            assert output["output_type"] != "error", _without_colours("\n".join(output["traceback"]))
+        texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+        return "".join(part if isinstance(part, str) else "".join(part) for part in texts).strip()
 
-    # --- widgets, the latest of those with the same label ---
+    # --- widgets: of several with the same label, the last one ---
 
     def slider(self, label: str) -> Locator:
         """A slider's handle."""
@@ -190,11 +191,11 @@ class Notebook:
             self.page.keyboard.press(key)
 
     def value(self, label: str) -> str:
-        """What a slider says it is at, to those who can't see it too."""
+        """The value that a slider announces, also to a screen reader."""
         return self.slider(label).get_attribute("aria-valuetext") or ""
 
     def press(self, label: str, key: str = "Enter") -> None:
-        """Press a button with the keyboard, as soon as it can be pressed."""
+        """Press a button with the keyboard, as soon as it is enabled."""
         from playwright.sync_api import expect
 
         button = self.button(label)
@@ -206,7 +207,7 @@ class Notebook:
     # --- figures ---
 
     def figures(self) -> list[list[dict[str, Any]]]:
-        """The data of every plotly figure on the page: its traces, each with what it draws."""
+        """The data of every plotly figure on the page: the traces, each with its points."""
         return self._evaluate(
             """() => [...document.querySelectorAll('.js-plotly-plot')].filter(gd => gd.data).map(gd =>
                 gd.data.map(t => ({
@@ -216,7 +217,7 @@ class Notebook:
         )
 
     def shown(self) -> Any:
-        """All that the figures show: data, and the labels, lines and ranges of their layout."""
+        """Everything that the figures show: data, and the labels, lines and ranges of their layout."""
         layouts = self._evaluate(
             """() => [...document.querySelectorAll('.js-plotly-plot')].filter(gd => gd.layout).map(gd =>
                 [gd.layout.annotations ?? [], gd.layout.shapes ?? [],
@@ -225,22 +226,22 @@ class Notebook:
         return self.figures(), layouts
 
     def wait_for_figure(self, seconds: float = 60) -> None:
-        """Wait until at least one plotly figure has been drawn and has its place on the page."""
+        """Wait until at least one plotly figure is drawn and has its place on the page."""
         self.page.wait_for_selector(".js-plotly-plot .main-svg", timeout=1000 * seconds)
-        self.page.wait_for_timeout(1000)  # half a second after its first drawing a lab fits the figure in
+        self.page.wait_for_timeout(1000)  # half a second after the first drawing a lab fits the figure to the page
 
     def until(self, condition: Callable[[], T], seconds: float, what: str) -> T:
-        """Ask again and again until the answer is true, and return it."""
+        """Check a condition until it is true, and return its value."""
         end = time.monotonic() + seconds
         while not (answer := condition()):
             assert time.monotonic() < end, f"{what}: not within {seconds:g} seconds"
-            self.page.wait_for_timeout(100)  # the browser's messages are heard meanwhile
+            self.page.wait_for_timeout(100)  # the browser's messages are handled meanwhile
         return answer
 
     # --- behind it ---
 
     def _ready(self) -> None:
-        """What is sent before the kernel is connected and idle is lost without a word."""
+        """Wait for the kernel: what is sent before it is connected and idle is lost silently."""
         self._wait_for("kernel()?.connectionStatus === 'connected' && kernel()?.status === 'idle'", 90)
         self._evaluate(
             "() => { const shell = window.jupyterapp.shell; if (!shell.leftCollapsed) shell.collapseLeft() }"
@@ -264,5 +265,5 @@ def _exactly(label: str) -> re.Pattern[str]:
     return re.compile(rf"^\s*{re.escape(label)}\s*$")
 
 
-def _plain(traceback: str) -> str:
+def _without_colours(traceback: str) -> str:
     return re.sub(r"\x1b\[[\d;]*m", "", traceback)

@@ -1,4 +1,4 @@
-"""A JupyterLab of its own: on loopback, behind a token, in an empty folder, blind to the user's settings."""
+"""A separate JupyterLab: on loopback, behind a token, in an empty folder, without the user's settings."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class JupyterServer:
             f"--ServerApp.root_dir={self.root}", "--LabApp.expose_app_in_browser=True",
             "--LabApp.extension_manager=readonly",
             "--KernelManager.shutdown_wait_time=1",
-            # if the tests are killed, nobody ends it: it then ends by itself
+            # if the tests are killed, the server ends by itself
             "--MappingKernelManager.cull_idle_timeout=600", "--ServerApp.shutdown_no_activity_timeout=900",
         ]  # fmt: skip
         with self._log.open("wb") as log:
-            # a session of its own, so that Ctrl-C reaches the tests first and they end it in order
+            # in its own session, so that Ctrl-C reaches the tests first and they end the server in order
             self._process = subprocess.Popen(
                 command, cwd=self.root, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
@@ -60,7 +60,7 @@ class JupyterServer:
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()  # which ends the kernels too
+        process.terminate()  # this ends the kernels too
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
@@ -68,24 +68,24 @@ class JupyterServer:
             process.wait()
 
     def address(self, name: str) -> str:
-        """The notebook's page, laid out as if it were opened for the first time."""
+        """The address of a notebook's page, laid out as if it were opened for the first time."""
         return f"http://{HOST}:{self.port}/lab/workspaces/{Path(name).stem}/tree/{name}?reset&token={self.token}"
 
     def write(self, name: str, cells: list[str]) -> None:
-        """Put a notebook of code cells into the folder."""
-        made = nbformat.v4.new_notebook(
+        """Write a notebook of code cells into the folder."""
+        notebook = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in cells],
             metadata={"kernelspec": KERNELSPEC},  # without it the page asks which kernel to start
         )
-        nbformat.write(made, self.root / name)
+        nbformat.write(notebook, self.root / name)
 
     def end_kernels(self) -> None:
-        """End every kernel, so that nothing a test left behind slows the next one down."""
+        """End every kernel, so that no test slows down the next one."""
         for session in self.api("GET", "sessions"):
             self.api("DELETE", f"sessions/{session['id']}")
 
     def api(self, method: str, path: str) -> Any:
-        """A call of the server's REST interface."""
+        """Call the server's REST interface."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=30)
         try:
             connection.request(method, f"/api/{path}", headers={"Authorization": f"token {self.token}"})
@@ -98,14 +98,16 @@ class JupyterServer:
         return json.loads(body) if body else None
 
     def _environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if k not in ELSEWHERE and not k.startswith(("JUPYTER", "IPYTHON"))}
-        own = {
+        inherited = {
+            k: v for k, v in os.environ.items() if k not in ELSEWHERE and not k.startswith(("JUPYTER", "IPYTHON"))
+        }
+        folders = {
             "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
             "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
         }  # fmt: skip
         return {
-            **kept,
-            **{name: str(self._folder / folder) for name, folder in own.items()},
+            **inherited,
+            **{name: str(self._folder / folder) for name, folder in folders.items()},
             "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel and the widgets' scripts of this environment, not others
             "JUPYTER_TOKEN": self.token,
             "NLORA_LAB_DEVICE": "cpu",
@@ -115,11 +117,11 @@ class JupyterServer:
         }
 
     def _quiet(self) -> None:
-        """No question about news from jupyter.org, which would lie over the page."""
+        """Switch off the question about news from jupyter.org, which would cover the page."""
         settings = self._folder / "settings" / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
-        told = {"fetchNews": "false", "checkForUpdates": False}
-        (settings / "notification.jupyterlab-settings").write_text(json.dumps(told))
+        values = {"fetchNews": "false", "checkForUpdates": False}
+        (settings / "notification.jupyterlab-settings").write_text(json.dumps(values))
 
     def _wait(self, seconds: float) -> None:
         assert self._process is not None

@@ -1,4 +1,4 @@
-"""FineTuneLab as a student meets it: Run, Stop and the sliders by keyboard, a page that goes away, a kernel too."""
+"""FineTuneLab as a student uses it: Run, Stop and the sliders by keyboard, a reloaded page, a restarted kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-FEW, MANY = 60, 900  # steps: soon over; not over before it is stopped
+FEW, MANY = 60, 900  # steps: a run that ends soon, and one that does not end before it is stopped
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def lengths(notebook):
 
 
 def run_until_it_grows(notebook, key="Enter", times=3):
-    """Presses Run and sees one curve grow, and grow again."""
-    seen = [lengths(notebook)]
+    """Press Run, and wait until a curve has grown several times."""
+    samples = [lengths(notebook)]
 
     def grown():
-        seen.append(lengths(notebook))
-        more = [sum(b.get(uid, 0) > a[uid] for a, b in pairwise(seen) if uid in a) for uid in seen[-1]]
+        samples.append(lengths(notebook))
+        more = [sum(b.get(uid, 0) > a[uid] for a, b in pairwise(samples) if uid in a) for uid in samples[-1]]
         return max(more, default=0) >= times
 
     notebook.press("Run", key)
@@ -44,8 +44,8 @@ def until_stopped(notebook):
     notebook.until(lambda: notebook.run("print(lab.running)") == "False", 20, "the run ends")
 
 
-def kept(notebook):
-    """Of every run: the steps that were kept, and whether it was stopped; waits for the last one."""
+def kept_steps(notebook):
+    """The number of steps of every run, and whether it was stopped. Waits for the last run."""
     return notebook.run("print(*[(len(r.steps), r.stopped) for r in lab.wait()])", 120)
 
 
@@ -56,7 +56,7 @@ def test_run_by_keyboard_draws_while_other_cells_run(open_lab):
     run_until_it_grows(notebook)
     notebook.screenshot("during")
     assert notebook.run("print(6 * 7, lab.running)") == "42 True"
-    assert kept(notebook) == f"({FEW}, False)"
+    assert kept_steps(notebook) == f"({FEW}, False)"
     notebook.screenshot("after")
     notebook.screenshot("after", width=900)
 
@@ -86,14 +86,14 @@ def test_runs_outlive_their_page(open_lab):
     notebook = open_lab(FEW)
     run_until_it_grows(notebook)
     notebook.reload()
-    assert kept(notebook) == f"({FEW}, False)"
+    assert kept_steps(notebook) == f"({FEW}, False)"
 
     notebook.run("lab", keep=True)
     notebook.wait_for_figure()
     run_until_it_grows(notebook)
     notebook.close()
     notebook.open()
-    assert kept(notebook) == f"({FEW}, False) ({FEW}, False)"
+    assert kept_steps(notebook) == f"({FEW}, False) ({FEW}, False)"
 
     notebook.run("lab", keep=True)
     notebook.wait_for_figure()

@@ -1,4 +1,4 @@
-"""A missing browser must not pass for a working page."""
+"""A missing browser must not count as a working page."""
 
 from __future__ import annotations
 

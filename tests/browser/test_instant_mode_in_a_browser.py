@@ -1,4 +1,4 @@
-"""What the page shows is what the kernel has, after every change of the controls: nothing is lost on the way."""
+"""After every change of the controls the page shows what the kernel has: no message is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 LAB = "import nlora_lab as nl\nlab = nl.FineTuneLab()\nlab"
-# of every trace: its name, how many points it has, where it ends
+# of every trace: its name, its number of points, its last value
 IN_KERNEL = """
 import json
 print(json.dumps([[t.name, len(t.x or ()), (list(t.y or ()) or [None])[-1]] for t in lab._figure.widget.data]))
@@ -40,15 +40,15 @@ def same(a, b):
 
 
 def settled(notebook, what):
-    """The page shows what the kernel has, within the time a slow machine may need."""
-    wanted = in_kernel(notebook)
-    notebook.until(lambda: same(on_page(notebook), wanted), 20, f"the page shows the figure after {what}")
-    return wanted
+    """Wait until the page shows what the kernel has, and return that."""
+    traces = in_kernel(notebook)
+    notebook.until(lambda: same(on_page(notebook), traces), 20, f"the page shows the figure after {what}")
+    return traces
 
 
 CHANGES = (
     "lab.method.value = ('lora', 'slora')",
-    "lab.method.value = ('full', 'lora', 'nlora', 'pissa')",  # one of them before those that were there
+    "lab.method.value = ('full', 'lora', 'nlora', 'pissa')",  # the first one comes before those that were shown
     "lab.lr.value = 5e-3",
     "lab.lr.value = 1e-5",
     "lab.task.value = 'entailment'",
@@ -58,11 +58,11 @@ CHANGES = (
 
 
 def test_the_page_follows_every_control(lab):
-    seen = [settled(lab, "opening")]
+    shown = [settled(lab, "opening")]
     for change in CHANGES:
         lab.run(change)
-        seen.append(settled(lab, change))
-    assert all(a != b for a, b in pairwise(seen))
+        shown.append(settled(lab, change))
+    assert all(a != b for a, b in pairwise(shown))
     lab.screenshot("four-methods")
     lab.screenshot("four-methods", width=900)
     before, reading = on_page(lab), lab.value("learning rate")

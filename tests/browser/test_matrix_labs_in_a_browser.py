@@ -1,4 +1,4 @@
-"""NystromLab and SpectrumLab as a student meets them: Run All, the keyboard, a reloaded page."""
+"""NystromLab and SpectrumLab as a student uses them: Run All, the keyboard, a reloaded page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def move(notebook, key):
-    """Moves the rank by keyboard until the figure shows something else; returns that."""
+    """Move the rank by keyboard until the figure shows something else, and return that."""
     before, at = notebook.figures(), notebook.value("rank r")
     notebook.move("rank r", key)
     notebook.until(lambda: notebook.figures() != before, 30, "the figure follows the slider")
@@ -31,7 +31,7 @@ def test_the_rank_moves_the_figure_and_after_a_reload_again(open_notebook, lab):
     move(notebook, "ArrowRight")
     notebook.save()
     notebook.reload()
-    assert notebook.run("print(lab.rank.value)") == "9"  # the kernel went on
+    assert notebook.run("print(lab.rank.value)") == "9"  # the kernel kept running
     notebook.run_all()
     notebook.wait_for_figure()
     assert notebook.run("print(lab.rank.value)") == "8"

@@ -1,29 +1,26 @@
-"""The named recipes and the commands about them."""
+"""The named recipes, and the commands that show and estimate them."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 
 import pytest
 
-from nlora_lab.cli.recipes import add_recipes
+from nlora_lab.analysis.selection import best_rates
+from nlora_lab.cli.main import main
 from nlora_lab.core.errors import InputError
 from nlora_lab.estimates.recipes import RECIPES
 from nlora_lab.runs.config import RunConfig
 
 
-def told(capsys, *words):
-    parser = argparse.ArgumentParser()
-    add_recipes(parser.add_subparsers(required=True))
-    options = parser.parse_args(words)
-    assert options.command(options) == 0
+def command_output(capsys, *words):
+    assert main(list(words)) == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_every_recipe_makes_runs_and_says_where_it_is_from(name):
+def test_every_recipe_makes_runs_and_names_its_source(name):
     recipe = RECIPES[name]
     assert recipe.name == name
     runs = recipe.configs(["lora", "slora", "nlora", "inttune"])
@@ -33,7 +30,7 @@ def test_every_recipe_makes_runs_and_says_where_it_is_from(name):
         assert word in str(recipe)
 
 
-def test_an_unknown_name_lists_the_known():
+def test_an_unknown_name_lists_the_known_ones():
     for name in ("paper", 3, None):
         with pytest.raises(InputError, match=r"paper-gsm8k, .*laptop"):
             RECIPES[name]
@@ -41,7 +38,7 @@ def test_an_unknown_name_lists_the_known():
     assert RECIPES.get("paper") is None
 
 
-def test_the_mapping_and_its_settings_are_read_only():
+def test_recipes_are_read_only():
     with pytest.raises(TypeError):
         RECIPES["mine"] = RECIPES["laptop"]
     with pytest.raises(TypeError):
@@ -58,21 +55,25 @@ def test_both_readings_of_the_papers_batch_see_every_row_once(name, batch):
     assert "16" in RECIPES[name].note
 
 
-def test_a_method_takes_its_own_rate_unless_told_otherwise():
-    laptop = RECIPES["laptop"]
-    assert [run.lr for run in laptop.configs()] == [1.6e-2, 8e-3, 2e-4]
-    assert laptop.config("dora").lr == 2e-4
-    assert laptop.config("lora", lr=1e-3, steps=7) == RunConfig(lr=1e-3, steps=7)
-    with pytest.raises(InputError, match="learning_rate"):
-        laptop.config("lora", learning_rate=1e-3)
+def test_the_laptop_recipe_has_the_best_recorded_rates():
+    assert dict(RECIPES["laptop"].rates) == best_rates()["rate"].to_dict()
+
+
+def test_a_method_takes_its_own_rate_unless_another_is_named():
+    colab = RECIPES["colab-gsm8k"]
+    assert [run.lr for run in colab.configs()] == [1e-3, 5e-4, 2e-4]
+    assert colab.config("dora").lr == 2e-4
+    assert RECIPES["laptop"].config("lora", lr=1e-3, steps=7) == RunConfig(lr=1e-3, steps=7)
+    with pytest.raises(InputError, match="field='learning_rate' is not known"):
+        colab.config("lora", learning_rate=1e-3)
 
 
 @pytest.mark.parametrize("name", ["colab-gsm8k", "colab-sst2"])
 @pytest.mark.parametrize("method", ["lora", "nlora"])
 def test_the_colab_recipes_fit_a_t4_within_a_quarter_of_an_hour(name, method):
-    found = RECIPES[name].estimate(method, "T4")
-    assert found.fits
-    assert found.seconds + found.evaluation_seconds < 15 * 60
+    estimate = RECIPES[name].estimate(method, "T4")
+    assert estimate.fits
+    assert estimate.seconds + estimate.evaluation_seconds < 15 * 60
 
 
 def test_the_paper_does_not_fit_a_t4_and_the_laptop_is_measured_here():
@@ -80,21 +81,22 @@ def test_the_paper_does_not_fit_a_t4_and_the_laptop_is_measured_here():
     assert RECIPES["laptop"].estimate().device.startswith("CPU")
 
 
-def test_another_model_is_not_estimated_by_the_recipes_shapes():
+def test_another_model_is_not_estimated_by_the_recipes_architecture():
     small = RECIPES["colab-gsm8k"].estimate("lora", "T4", model="embedded")
     assert small.weights < 4 * 2**20
 
 
 def test_the_commands_list_show_and_estimate(capsys):
-    listed = told(capsys, "recipes")
-    assert all(name in listed for name in RECIPES)
-    assert RECIPES["laptop"].note in told(capsys, "recipes", "laptop")
-    assert len(json.loads(told(capsys, "recipes", "--json"))["recipes"]) == len(RECIPES)
+    listing = command_output(capsys, "recipes")
+    assert all(name in listing for name in RECIPES)
+    assert RECIPES["laptop"].note in command_output(capsys, "recipes", "laptop")
+    assert len(json.loads(command_output(capsys, "recipes", "--json"))["recipes"]) == len(RECIPES)
 
-    text = told(capsys, "estimate", "--recipe", "paper-gsm8k", "--method", "nlora", "--device", "T4")
-    assert "323,485,696 numbers train" in text
+    text = command_output(capsys, "estimate", "--recipe", "paper-gsm8k", "--method", "nlora", "--device", "T4")
+    assert "323,485,696 trainable parameters" in text
     assert "It will not fit" in text
-    found = json.loads(told(capsys, "estimate", "--method", "lora,nlora", "--rank", "4", "--json"))["estimates"]
-    assert [row["method"] for row in found] == ["lora", "nlora"]
-    assert found[0]["trained"] == RECIPES["laptop"].estimate("lora", rank=4).trained
-    assert found[0]["fits"] is True
+    output = command_output(capsys, "estimate", "--method", "lora,nlora", "--rank", "4", "--json")
+    rows = json.loads(output)["estimates"]
+    assert [row["method"] for row in rows] == ["lora", "nlora"]
+    assert rows[0]["trained"] == RECIPES["laptop"].estimate("lora", rank=4).trained
+    assert rows[0]["fits"] is True

@@ -316,7 +316,7 @@ def test_only_the_layers_asked_for(place):
 def test_dropout_and_full_fine_tuning_refused(place):
     run = nl.fine_tune(config(place, "Bert", "nlora", "mrpc", dropout=0.1))
     assert not run.diverged
-    with pytest.raises(InputError, match="no adapter to drop"):
+    with pytest.raises(InputError, match="no adapter to apply it to"):
         config(place, "Llama", "full", dropout=0.1)
 
 

@@ -65,7 +65,7 @@ def test_two_are_kept_and_a_damaged_one_is_passed_over(undisturbed, tmp_path):
     assert [f.name for f in folders] == ["step-00000004", "step-00000005"]
     state = folders[-1] / "state.pt"
     state.write_bytes(state.read_bytes()[:-1000])  # half of it was written
-    assert len(CheckpointFolder(tmp_path, CFG).newest().steps) == 4
+    assert len(CheckpointFolder(tmp_path, CFG).newest().run.steps) == 4
     assert histories(fine_tune(CFG, checkpoints=tmp_path)) == histories(undisturbed)
 
 
@@ -105,7 +105,7 @@ def test_ctrl_c_on_the_command_line_leaves_a_checkpoint(tmp_path):
     assert child.returncode == 130
     (row,) = json.loads(out)["runs"]
     assert row["stopped"]
-    assert len(CheckpointFolder(tmp_path, cfg).newest().steps) == row["steps"] > 0
+    assert len(CheckpointFolder(tmp_path, cfg).newest().run.steps) == row["steps"] > 0
 
 
 SLOW = """
@@ -138,7 +138,7 @@ def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_one_before(undi
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    assert len(CheckpointFolder(folder, CFG).newest().steps) == 2
+    assert len(CheckpointFolder(folder, CFG).newest().run.steps) == 2
     made = []
     rest = fine_tune(CFG, lambda step: made.append(step.step), checkpoints=folder, every=2)
     assert made == [3, 4, 5, 6]

@@ -23,8 +23,8 @@ from nlora_lab.training.distributed import (
     check_processes,
     count_targets,
     make_accelerator,
-    part_of,
     parts_of,
+    share_of_rows,
     split,
 )
 from nlora_lab.training.loop import fine_tune
@@ -162,9 +162,9 @@ def test_rows_to_measure_are_shared_out_once_each(rows, monkeypatch):
     for index in range(3):
         state = {"num_processes": 3, "process_index": index, "distributed_type": "MULTI_GPU"}
         monkeypatch.setattr(PartialState, "_shared_state", state)
-        parts.append(part_of(rows))
+        parts.append(share_of_rows(rows))
     assert [row for part in parts for row in part] == list(range(rows))
-    assert part_of(2) is None
+    assert share_of_rows(2) is None
 
 
 def test_who_is_alone_or_goes_in_step_measures_all(monkeypatch):
@@ -172,4 +172,4 @@ def test_who_is_alone_or_goes_in_step_measures_all(monkeypatch):
 
     for state in ({}, {"num_processes": 1}, {"num_processes": 2, "distributed_type": "FSDP"}):
         monkeypatch.setattr(PartialState, "_shared_state", state)
-        assert part_of(10) is None
+        assert share_of_rows(10) is None

@@ -13,14 +13,13 @@ import torch
 from factories import recorded_run as run
 
 import nlora_lab as nl
-from nlora_lab.labs import words
-from nlora_lab.labs.fine_tune import TABS, FineTuneLab
-from nlora_lab.labs.inside import InsidePanel
+from nlora_lab.labs.fine_tuning import FineTuneLab
+from nlora_lab.labs.tabs import InsidePanel, is_right
+from nlora_lab.labs.view import TABS
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.store import RunStore
 from nlora_lab.training import export as exports
-from nlora_lab.training import races as racing
-from nlora_lab.training import setup as building
+from nlora_lab.training import setup
 from nlora_lab.training.recorder import InsideRecorder
 
 ALIKE = {"steps": 40, "batch_size": 16}
@@ -29,16 +28,16 @@ ALIKE = {"steps": 40, "batch_size": 16}
 @pytest.fixture
 def store(tmp_path):
     """Two methods with valleys of their own, one more rank, one more init, two seeds."""
-    kept = RunStore(tmp_path / "recorded")
+    recorded = RunStore(tmp_path / "recorded")
     heights = {1e-3: 0.5, 2e-3: 0.2, 5e-3: 0.1, 1e-2: 0.9}
     for lr, loss in heights.items():
         for seed in (0, 1):
-            kept.add(run(lr, seed, loss + 0.01 * seed, accuracy=1 - loss, **ALIKE))
-        kept.add(run(lr / 10, 0, loss, method="nlora", **ALIKE))
-        kept.add(run(lr, 0, loss * 2, rank=4, **ALIKE))
-        kept.add(run(lr, 0, loss * 3, method="slora", init="identity", **ALIKE))
-    kept.pack()
-    return kept
+            recorded.add(run(lr, seed, loss + 0.01 * seed, accuracy=1 - loss, **ALIKE))
+        recorded.add(run(lr / 10, 0, loss, method="nlora", **ALIKE))
+        recorded.add(run(lr, 0, loss * 2, rank=4, **ALIKE))
+        recorded.add(run(lr, 0, loss * 3, method="slora", init="identity", **ALIKE))
+    recorded.pack()
+    return recorded
 
 
 @pytest.fixture
@@ -48,10 +47,8 @@ def lab(store):
 
 def curves(lab):
     """What the page shows on the left: the names of recorded curves, and where each ends."""
-    traces = lab._figure.widget.data
-    return {
-        t.name.removesuffix(", recorded"): t.y[-1] for t in traces[3::4] if t.name and "recorded" in t.name and len(t.x)
-    }
+    lines = [t for t in lab._figure.widget.data if t.xaxis in (None, "x") and t.fill is None and t.x is not None]
+    return {t.name.removesuffix(", recorded"): t.y[-1] for t in lines if t.name and "recorded" in t.name and len(t.x)}
 
 
 def test_moving_the_rate_redraws_at_once(lab):
@@ -59,9 +56,10 @@ def test_moving_the_rate_redraws_at_once(lab):
     assert curves(lab) == {"LoRA": pytest.approx(0.205)}
     lab.lr.value = 5e-4
     assert curves(lab) == {"NLoRA": pytest.approx(0.1)}
-    assert list(lab._figure.widget.data[0].x) == [5e-4, 5e-4]
+    cursors = [t for t in lab._figure.widget.data if t.name == "the slider's rate"]
+    assert [list(t.x) for t in cursors] == [[5e-4, 5e-4]] * 2
     assert lab.recorded("lora") is None
-    assert "not recorded: press Run" in lab._numbers.value
+    assert "not recorded: press Run" in lab._tabs.rates.value
 
 
 def test_rank_and_init_choose_other_recordings(lab):
@@ -79,13 +77,34 @@ def test_rank_and_init_choose_other_recordings(lab):
     assert any("press Run" in a.text for a in lab._figure.widget.layout.annotations)
 
 
-def test_the_table_tells_median_range_seeds_and_the_own_best(lab):
+def test_after_every_change_the_widget_is_the_figure_drawn_afresh(lab):
+    import plotly.graph_objects as go
+
+    def content(figure):
+        shown = json.loads(figure.to_json())
+        return [{k: v for k, v in t.items() if k != "uid"} for t in shown["data"]], shown["layout"]
+
+    changes = (
+        ("lr", 2e-3),
+        ("lr", 5e-4),
+        ("own_rates", True),
+        ("method", ("lora", "slora")),
+        ("rank", 4),
+        ("lr", 1e-2),
+    )
+    for control, value in (*changes, ("method", ("pissa",)), ("method", ("lora", "nlora")), ("own_rates", False)):
+        getattr(lab, control).value = value
+        traces, layout = lab.drawing().plotly()
+        assert content(lab._figure.widget) == content(go.Figure(traces, layout)), (control, value)
+
+
+def test_the_table_shows_median_range_seeds_and_the_best_rate(lab):
     lab.lr.value = 2e-3
-    told = lab._numbers.value
-    assert "0.205 (0.200–0.210)" in told
-    assert ">2<" in told  # seeds
-    assert "5e-3" in told  # LoRA's own best
-    assert "5e-4" in told  # NLoRA's
+    table = lab._tabs.rates.value
+    assert "0.205 (0.200–0.210)" in table
+    assert ">2<" in table  # seeds
+    assert "5e-3" in table  # LoRA's own best
+    assert "5e-4" in table  # NLoRA's
 
 
 def test_each_at_its_own_best_rate(lab):
@@ -104,13 +123,13 @@ def test_what_is_trained_is_what_the_slider_reads(lab):
 def test_answers_before_and_now(lab):
     lab._tabs.selected_index = TABS.index("answers")
     lab.task.value = "word-problems"
-    assert "before tuning" in lab._answers.value
-    assert "So she has 10." in lab._answers.value
-    assert lab._answers.value.count("right: ") == 3
+    assert "before tuning" in lab._tabs.answers.value
+    assert "So she has 10." in lab._tabs.answers.value
+    assert lab._tabs.answers.value.count("right: ") == 3
 
 
 @pytest.mark.parametrize(
-    ("said", "answer", "right"),
+    ("text", "answer", "right"),
     [
         (" 2+2=4. The answer is 4.", "4", True),
         (" The answer is 14.", "4", False),
@@ -118,8 +137,8 @@ def test_answers_before_and_now(lab):
         ("", "no", False),
     ],
 )
-def test_an_answer_is_marked(said, answer, right):
-    assert words.is_right(said, {"answer": answer}) is right
+def test_an_answer_is_marked(text, answer, right):
+    assert is_right(text, {"answer": answer}) is right
 
 
 def trained(lab, *methods, steps=3):
@@ -132,14 +151,14 @@ def trained(lab, *methods, steps=3):
 @pytest.fixture(scope="module")
 def busy():
     """A lab with three runs of different methods: trained once, read by several tests."""
-    made = FineTuneLab(figures="plotly", recorded=RunStore("no such folder"))
-    trained(made, "lora", "nlora", "pissa")
-    return made
+    lab = FineTuneLab(figures="plotly", recorded=RunStore("no such folder"))
+    trained(lab, "lora", "nlora", "pissa")
+    return lab
 
 
 def test_what_happens_inside_was_recorded(busy):
     busy._tabs.selected_index = TABS.index("inside")
-    assert [e.inside.snapshots[-1].step for e in busy.entries] == [3, 3, 3]
+    assert [e.inside.snapshots[-1].step for e in busy._list.entries] == [3, 3, 3]
     figure = busy.inside._figure.widget
     assert len(figure.data) >= 8
     busy.inside.layer.value = busy.inside.layer.options[1]
@@ -147,66 +166,65 @@ def test_what_happens_inside_was_recorded(busy):
     assert busy.inside.layer.disabled
     assert busy.inside._figure.widget.data[0].type == "heatmap"
     busy.inside.view.value = ""
-    assert busy.inside.run.options[0][0] == busy.entries[-1].name
+    assert busy.inside.run.options[0][0] == busy._list.entries[-1].name
 
 
 def test_a_run_is_named_hidden_pinned_and_deleted(busy):
     lab = FineTuneLab(figures="plotly", recorded=RunStore("no such folder"))
-    lab.entries = [replace(entry) for entry in busy.entries]
-    lab._redraw()
+    lab._list.entries = [replace(entry) for entry in busy._list.entries]
+    lab._update()
     count = len(lab._figure.widget.data)
-    row = lab._rows.children[0]
+    row = lab._tabs.rows.children[0]
     row.children[2].value = "my first"
     assert "<b>my first</b>" in [a.text for a in lab._figure.widget.layout.annotations]
     lab.hide(0)
     assert len(lab._figure.widget.data) == count - 2
-    assert lab._rows.children[0].children[4].value is True
+    assert lab._tabs.rows.children[0].children[4].value is True
     lab.hide(0, False)
     assert len(lab._figure.widget.data) == count
     lab.rename(2, "the last")
     lab.pin(2)
-    assert lab._rows.children[0].children[2].value == "the last"  # pinned ones come first
+    assert lab._tabs.rows.children[0].children[2].value == "the last"  # pinned ones come first
     lab.delete(0)
-    assert [e.name for e in lab.entries] == [lab.entries[0].name, "the last"]
+    assert [e.name for e in lab._list.entries] == [lab._list.entries[0].name, "the last"]
     lab.clear.click()
-    assert [e.name for e in lab.entries] == ["the last"]
+    assert [e.name for e in lab._list.entries] == ["the last"]
     assert lab.clear.disabled
-    with pytest.raises(nl.InputError, match="run 7 is not here; the lab has 1 runs"):
+    with pytest.raises(nl.InputError, match="number=7 is not a run of this lab, which has 1 runs; choose from 0 to 0"):
         lab.rename(7, "x")
 
 
-def test_nothing_can_be_deleted_while_something_trains_whatever_is_said_from_python(busy, monkeypatch):
+def test_nothing_can_be_deleted_while_something_trains(busy, monkeypatch):
     lab = FineTuneLab(figures="image", recorded=RunStore("no such folder"))
-    lab.entries = [replace(entry) for entry in busy.entries]
-    monkeypatch.setattr(lab._live_race, "running", True)
-    lab.changed()
+    lab._list.entries = [replace(entry) for entry in busy._list.entries]
+    monkeypatch.setattr(lab._race, "running", True)
+    lab._update()
     lab.hide(0)
     lab.pin(1)
     lab.rename(2, "the last")
-    assert [row.children[-1].disabled for row in lab._rows.children] == [True] * 3
-    monkeypatch.setattr(lab._live_race, "running", False)
-    lab.changed()
-    assert [row.children[-1].disabled for row in lab._rows.children] == [False] * 3
+    assert [row.children[-1].disabled for row in lab._tabs.rows.children] == [True] * 3
+    monkeypatch.setattr(lab._race, "running", False)
+    lab._update()
+    assert [row.children[-1].disabled for row in lab._tabs.rows.children] == [False] * 3
 
 
-def test_recorded_runs_are_looked_for_where_there_is_a_folder(tmp_path):
+def test_the_store_of_recorded_runs_must_be_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for wrong in ("recodred", tmp_path / "none", tmp_path / "file", "", 3):
-        with pytest.raises(nl.InputError, match=r"the store '.*' is no folder"):
+        with pytest.raises(nl.InputError, match=r"store='.*' is not a folder"):
             FineTuneLab(figures="image", recorded=wrong)
     assert len(FineTuneLab(figures="image", recorded=tmp_path).recordings) == 0
 
 
-def test_why_a_recording_ended_is_said_in_the_panel(busy):
+def test_the_panel_shows_why_a_recording_ended(busy):
     panel = InsidePanel("image")
-    good, bad = (replace(busy.entries[i]) for i in (0, 1))
-    bad.inside = InsideRecorder()
+    good, bad = busy._list.entries[0], replace(busy._list.entries[1], inside=InsideRecorder())
     bad.inside._taken, bad.inside.failed = list(good.inside.snapshots), "after 7 updates: Error: <no memory>"
     panel.show([good, bad])
-    assert panel.run.value == id(bad)
+    assert panel.run.value == id(bad.run)
     assert "ended after 7 updates: Error: &lt;no memory&gt;" in panel._failed.value
     assert panel._failed in panel.widget.children
-    panel.run.value = id(good)
+    panel.run.value = id(good.run)
     assert panel._failed.value == ""
     bad.inside._taken = []  # nothing at all to draw
     panel.show([bad])
@@ -217,19 +235,19 @@ def test_why_a_recording_ended_is_said_in_the_panel(busy):
 def test_runs_are_compared_side_by_side(busy):
     assert busy.compare(np.int64(0), np.int32(2)).equals(busy.compare(0, 2))
     for wrong in (np.int64(3), np.bool_(True), True, 0.0, "0"):
-        with pytest.raises(nl.InputError, match="is not here; the lab has 3 runs"):
+        with pytest.raises(nl.InputError, match="is not a run of this lab, which has 3 runs"):
             busy.compare(wrong)
     frame = busy.compare(0, 2)
     assert list(frame.columns) == ["LoRA", "NLoRA"]
     assert list(frame.loc["trainable"]) == [78_848, 80_640]
     busy._tabs.selected_index = TABS.index("runs")
-    assert "Tick two or more" in busy._compared.value
-    for row in (busy._rows.children[0], busy._rows.children[2]):
+    assert "Tick two or more" in busy._tabs.comparison.value
+    for row in (busy._tabs.rows.children[0], busy._tabs.rows.children[2]):
         row.children[0].value = True
-    assert "method" in busy._compared.value
-    assert "80,640" in busy._compared.value
-    assert "seed<" not in busy._compared.value  # the same in both
-    for row in busy._rows.children:
+    assert "method" in busy._tabs.comparison.value
+    assert "80,640" in busy._tabs.comparison.value
+    assert "seed<" not in busy._tabs.comparison.value  # the same in both
+    for row in busy._tabs.rows.children:
         row.children[0].value = False
 
 
@@ -246,12 +264,12 @@ def test_losses_and_records_are_exported(busy, tmp_path):
 
 
 def test_a_record_keeps_the_name_given_in_the_lab_and_stays_a_record(busy, tmp_path):
-    name = busy.entries[1].name
+    name = busy._list.entries[1].name
     busy.rename(1, "wide")
     (file,) = busy.export("json", tmp_path / "runs.json")
     busy.rename(1, name)
     records = json.loads(file.read_text())
-    assert [r["name"] for r in records] == [busy.entries[0].name, "wide", busy.entries[2].name]
+    assert [r["name"] for r in records] == [busy._list.entries[0].name, "wide", busy._list.entries[2].name]
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     assert [r.config for r in RunStore(tmp_path / "store")] == [r.config for r in busy.runs]
@@ -261,9 +279,9 @@ def test_a_record_keeps_the_name_given_in_the_lab_and_stays_a_record(busy, tmp_p
 def test_a_tilde_is_the_home_folder(busy, tmp_path, monkeypatch, kind):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    (made,) = busy.export(kind, "~/mine", 0)
-    assert made.relative_to(tmp_path / "mine") is not None
-    assert made.exists()
+    (path,) = busy.export(kind, "~/mine", 0)
+    assert path.relative_to(tmp_path / "mine") is not None
+    assert path.exists()
     with pytest.raises(nl.InputError, match="path='~nobody-of-this-name/mine' cannot be found"):
         busy.export(kind, "~nobody-of-this-name/mine", 0)
 
@@ -277,10 +295,10 @@ def test_exported_adapters_are_the_tuned_model(busy, tmp_path, form):
         tuned, _ = exports.tuned_model(busy.runs[number])
         loaded = PeftModel.from_pretrained(nl.load_model()[0], str(folder)).eval()
         with torch.no_grad():
-            wanted, got, base = tuned(ids).logits, loaded(ids).logits, nl.load_model()[0](ids).logits
-        moved = (wanted - base).norm() / base.norm()
+            expected, logits, base = tuned(ids).logits, loaded(ids).logits, nl.load_model()[0](ids).logits
+        moved = (expected - base).norm() / base.norm()
         assert moved > 1e-4
-        assert (got - wanted).norm() / base.norm() < 0.02 * moved
+        assert (logits - expected).norm() / base.norm() < 0.02 * moved
         if form == "lora":
             assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
@@ -296,7 +314,7 @@ def test_full_fine_tuning_is_exported_as_a_model_and_has_no_lora(tmp_path):
 
 
 def test_what_cannot_be_exported_is_named(busy, tmp_path):
-    with pytest.raises(nl.InputError, match="weights of this run are not here"):
+    with pytest.raises(nl.InputError, match="only the record of this run is available, not its trained weights"):
         exports.save_adapter(run(), tmp_path)
     with pytest.raises(nl.InputError, match="kind='xml'"):
         busy.export("xml", tmp_path)
@@ -305,7 +323,9 @@ def test_what_cannot_be_exported_is_named(busy, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(nl.InputError, match="cannot be written"):
         busy.export("csv", tmp_path / "file" / "x.csv")
-    busy._export_clicked("csv", str(tmp_path / "file"))
+    row = busy._tabs.export_row
+    row.kind.value, row.place.value = "csv", str(tmp_path / "file")
+    row.write.click()
     assert "cannot be written" in busy._controls.status.value
 
 
@@ -318,7 +338,7 @@ def test_finished_runs_are_kept_on_disk_too(tmp_path):
     assert {r.config.method for r in RunStore(tmp_path / "mine")} == {"lora", "slora"}
 
 
-def test_a_store_that_cannot_be_written_costs_a_word_and_no_run(tmp_path):
+def test_a_store_that_cannot_be_written_costs_a_message_and_no_run(tmp_path):
     (tmp_path / "file").write_text("")
     lab = FineTuneLab(figures="image", store=tmp_path / "file")
     assert len(trained(lab, "lora")) == 1
@@ -327,17 +347,17 @@ def test_a_store_that_cannot_be_written_costs_a_word_and_no_run(tmp_path):
 
 
 def test_nan_in_the_first_step_is_a_result(monkeypatch):
-    from nlora_lab.training import batched_trainer as heat
+    from nlora_lab.training.batched import trainer
 
-    real, looked = heat.mean_losses, []
+    real, calls = trainer.mean_losses, []
 
     def broken(logits, labels, adapters):
         losses = real(logits, labels, adapters)
-        bad = [1.0 if looked else math.nan, *[1.0] * (adapters - 1)]  # the first adapter's first loss
-        looked.append(adapters)
+        bad = [1.0 if calls else math.nan, *[1.0] * (adapters - 1)]  # the first adapter's first loss
+        calls.append(adapters)
         return losses * torch.tensor(bad)
 
-    monkeypatch.setattr(heat, "mean_losses", broken)
+    monkeypatch.setattr(trainer, "mean_losses", broken)
     lab = FineTuneLab(figures="plotly")
     runs = trained(lab, "lora", "slora")
     assert sorted(r.diverged for r in runs) == [False, True]
@@ -346,15 +366,14 @@ def test_nan_in_the_first_step_is_a_result(monkeypatch):
     assert f"{gone.config.label} diverged" in lab._controls.status.value
 
 
-def test_out_of_memory_is_told_with_a_remedy_and_nothing_is_lost(monkeypatch):
+def test_out_of_memory_comes_with_a_remedy_and_loses_nothing(monkeypatch):
     lab = FineTuneLab(figures="image")
     trained(lab, "lora")
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(racing.training, "build", full)
-    monkeypatch.setattr(building, "build", full)
+    monkeypatch.setattr(setup, "build", full)
     runs = trained(lab, "slora")
     assert [bool(r.error) for r in runs] == [False, True]
     assert "out of memory on CPU" in lab._controls.status.value
@@ -365,13 +384,13 @@ def test_out_of_memory_is_told_with_a_remedy_and_nothing_is_lost(monkeypatch):
 
 def test_stop_before_the_first_step_starts_nothing_more(monkeypatch):
     lab = FineTuneLab(figures="image")
-    real = building.build
+    real = setup.build
 
     def stop_then_build(*args):
         lab.stop.click()
         return real(*args)
 
-    monkeypatch.setattr(building, "build", stop_then_build)
+    monkeypatch.setattr(setup, "build", stop_then_build)
     runs = trained(lab, "lora", "slora", steps=50)
     assert all(r.stopped and len(r.steps) <= 1 for r in runs)
     assert "Stopped" in lab._controls.status.value
@@ -379,9 +398,9 @@ def test_stop_before_the_first_step_starts_nothing_more(monkeypatch):
 
 
 def test_an_entry_added_to_the_methods_is_in_the_lab(monkeypatch):
-    from nlora_lab.methods.table import _own
+    from nlora_lab.methods.table import variant
 
-    mine = replace(METHODS["nlora"], name="mine", label="My start", build=_own("nlora", pivots="qr", balance=True))
+    mine = variant("nlora", "mine", "My start", pivots="qr", balance=True)
     monkeypatch.setitem(METHODS, "mine", mine)
     lab = FineTuneLab(figures="image")
     (only,) = trained(lab, "mine")

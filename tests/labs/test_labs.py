@@ -7,23 +7,21 @@ import base64
 import math
 import threading
 import time
+from dataclasses import FrozenInstanceError
 
 import pytest
 
 import nlora_lab as nl
 from nlora_lab.labs import figures
-from nlora_lab.labs.fine_tune import FineTuneLab
-from nlora_lab.plots.lab import LabDrawing
-from nlora_lab.plots.runs import curve
+from nlora_lab.labs.fine_tuning import FineTuneLab
+from nlora_lab.plots.lab import LabDrawing, curve
 from nlora_lab.runs.run import Step
-from nlora_lab.training import loop as training
+from nlora_lab.training import measurement, setup
 
 
 @pytest.fixture(params=["plotly", "image"])
 def lab(request):
-    made = FineTuneLab(figures=request.param)
-    made.steps.value, made.task.value = 3, "entailment"
-    return made
+    return small(FineTuneLab(figures=request.param))
 
 
 def small(lab, steps=3):
@@ -43,7 +41,7 @@ def test_run_trains_what_the_controls_say(lab):
     assert not lab.run.disabled
     assert lab.stop.disabled
     assert not lab.clear.disabled
-    assert all("SLoRA" in row.children[2].value or "NLoRA" in row.children[2].value for row in lab._rows.children)
+    assert all("SLoRA" in row.children[2].value or "NLoRA" in row.children[2].value for row in lab._tabs.rows.children)
     assert list(lab.table()["method"]) == ["slora", "nlora"]
     assert repr(lab) == "FineTuneLab: 2 runs"
 
@@ -69,7 +67,7 @@ def test_runs_stay_until_cleared(lab):
 def test_stop_is_obeyed_and_keeps_the_partial_run():
     lab = small(FineTuneLab("lora", figures="plotly"), steps=500)
     lab.run.click()
-    until(lambda: any(len(steps) >= 3 for _, steps in lab._live_race.curves.values()))
+    until(lambda: any(len(steps) >= 3 for _, steps in lab._race.curves.values()))
     started = time.monotonic()
     lab.stop.click()
     (run,) = lab.wait()
@@ -105,7 +103,7 @@ def test_two_labs_at_once():
 def test_an_interrupt_while_waiting_stops_and_keeps(monkeypatch):
     lab = small(FineTuneLab("lora", figures="image"), steps=500)
     lab.run.click()
-    until(lambda: lab._live_race.curves)
+    until(lambda: lab._race.curves)
     real = threading.Thread.join
     calls = []
 
@@ -130,7 +128,7 @@ def test_errors_are_shown_in_words_and_raised_by_wait(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("out of <memory>")
 
-    monkeypatch.setattr(training, "build", broken)
+    monkeypatch.setattr(setup, "build", broken)
     lab.method.value = "lora"
     lab.run.click()
     with pytest.raises(RuntimeError, match="out of"):
@@ -147,13 +145,13 @@ def test_an_unknown_model_is_refused_at_once():
 
 def test_stop_while_the_first_run_is_measured_leaves_no_accuracy(monkeypatch):
     lab = small(FineTuneLab(("lora", "slora"), figures="image"))
-    real = training.finish
+    real = measurement.measure_result
 
     def stop_then_measure(*args):
         lab.stop.click()
         return real(*args)
 
-    monkeypatch.setattr(training, "finish", stop_then_measure)
+    monkeypatch.setattr(measurement, "measure_result", stop_then_measure)
     lab.run.click()
     first, second = lab.wait()
     assert (first.config.method, second.config.method) == ("lora", "slora")
@@ -253,10 +251,10 @@ def test_only_what_differs_is_sent_and_the_figure_is_the_drawing_after_every_cha
         traces, layout = drawing.plotly()
         assert len(figure.widget.data) == len(traces)
         assert [a.text for a in figure.widget.layout.annotations] == [a["text"] for a in layout["annotations"]]
-        for drawn, wanted in zip(figure.widget.data, traces, strict=True):
-            assert list(drawn.x) == list(wanted["x"])
-            assert list(drawn.y) == list(wanted["y"])
-            assert drawn.line.color == wanted.get("line", {}).get("color")
+        for drawn, trace in zip(figure.widget.data, traces, strict=True):
+            assert list(drawn.x) == list(trace["x"])
+            assert list(drawn.y) == list(trace["y"])
+            assert drawn.line.color == trace.get("line", {}).get("color")
     sent = []
     figure.widget._send_update_msg = lambda *args, **kwargs: sent.append(args)
     figure.draw(LabDrawing([], live[:1], 5e-3, 10, "metric"))
@@ -304,23 +302,47 @@ def test_it_shows_a_panel_a_picture_and_a_line(lab):
 def test_the_figure_grows_while_training(monkeypatch):
     lab = small(FineTuneLab(("lora", "slora"), figures="plotly"), steps=8)
     lab._figure._throttle.every = 0.0
-    lengths = []
+    lengths, methods = [], []
     grow = lab._figure.grow
 
     def watch(*args):
         grow(*args)
         lengths.append([len(t.x) for t in lab._figure.widget.data[-4:]])
+        methods.append(lab._view.methods)
 
     lab._figure.grow = watch
     lab.run.click()
     lab.wait()
-    assert lengths[0] == [50, 1, 1] or lengths[0][-1] == 1
-    assert [n[-1] for n in lengths[1::2]] == list(range(1, 9))  # both curves grow together, on one base
-    assert [n[-3] for n in lengths[1::2]] == list(range(1, 9))
+    # the first two steps draw a line for both curves; then they grow together, on one base
+    assert [n[-1] for n in lengths[::2]] == list(range(2, 9))
+    assert [n[-3] for n in lengths[::2]] == list(range(2, 9))
+    assert all(m is methods[0] for m in methods)  # a step looks up no recorded run
+
+
+def test_curves_that_the_figure_does_not_show_yet_change_nothing_in_it():
+    figure = figures.PlotlyFigure(LabDrawing([], [], 1e-3, 10))
+    before = [t.to_plotly_json() for t in figure.widget.data]
+    live = [curve(nl.RunConfig(method="lora"), [Step(1, 1.0, 1.0, 1.0)], "LoRA")]
+    drawing = LabDrawing([], live, 1e-3, 10)
+    figure.grow(drawing, drawing.growing())
+    assert [t.to_plotly_json() for t in figure.widget.data] == before
+
+
+def test_an_event_makes_one_view_that_does_not_change(monkeypatch):
+    lab = FineTuneLab(("lora", "slora", "nlora"), figures="image")
+    views = []
+    monkeypatch.setattr(lab._tabs, "draw", views.append)
+    lab.method.value = ("full", "pissa")
+    lab.lr.value = 1e-2
+    assert [v.settings.methods for v in views] == [("full", "pissa")] * 2
+    assert [v.settings.rate for v in views] == [2e-4, 1e-2]
+    assert lab._view is views[-1]
+    with pytest.raises(FrozenInstanceError):
+        lab._view.status = "changed"
 
 
 @pytest.mark.parametrize(
-    ("environment", "wanted", "picked"),
+    ("environment", "requested", "picked"),
     [
         ({}, "auto", "plotly"),
         ({"VSCODE_PID": "1"}, "auto", "image"),
@@ -328,12 +350,12 @@ def test_the_figure_grows_while_training(monkeypatch):
         ({"NLORA_LAB_FIGURES": "image"}, "plotly", "image"),
     ],
 )
-def test_figures_are_chosen_by_where_the_kernel_runs(monkeypatch, environment, wanted, picked):
+def test_figures_are_chosen_by_where_the_kernel_runs(monkeypatch, environment, requested, picked):
     for name in ("VSCODE_PID", "VSCODE_CWD", "NLORA_LAB_FIGURES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert figures.pick_figures(wanted) == picked
+    assert figures.pick_figures(requested) == picked
 
 
 def test_in_colab_it_trains_in_the_foreground_with_an_image(monkeypatch):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from nlora_lab.core.errors import InputError
 from nlora_lab.labs import figures
 from nlora_lab.labs.nystrom import NystromLab
-from nlora_lab.labs.panel import error_words
+from nlora_lab.labs.panel import format_error
 from nlora_lab.labs.spectrum import SpectrumLab
 from nlora_lab.labs.svd import SvdLab
 from nlora_lab.lowrank.cross import nystrom
@@ -42,7 +42,7 @@ def test_it_shows_what_nystrom_gives(lab, pivots, core, extra):
     expected = nystrom(embedded(LAYER), 9, pivots=pivots, core=core, oversample=extra, generator=generator)
     assert lab.error == pytest.approx(relative_error(embedded(LAYER), expected), rel=1e-4)
     assert torch.allclose(lab.approximation.product(), expected.product())
-    assert f"error {error_words(lab.error)}" in repr(lab)
+    assert f"error {format_error(lab.error)}" in repr(lab)
     assert lab.best < lab.error
 
 
@@ -108,7 +108,7 @@ def _small():
 def test_a_heat_map_shows_the_reproduced_rows_and_columns_as_empty():
     lab = NystromLab(_small(), figures="plotly")  # small enough to be shown entry by entry
     lab.rank.value = 10
-    W, approximation, residual = lab.drawing().heats
+    W, approximation, residual = lab.drawing().matrices
     assert not residual[:10].any()
     assert not residual[:, :10].any()
     assert residual[10:, 10:].any()

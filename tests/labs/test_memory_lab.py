@@ -19,13 +19,13 @@ def lab():
 
 
 def total(lab, method="nlora"):
-    return sum(lab.drawing().held[method].values())
+    return sum(lab.drawing().parts[method].values())
 
 
 def test_it_opens_on_a_model_that_does_not_fit_and_says_so(lab):
-    assert "fits: none" in lab.told()
-    assert set(lab.drawing().held) == {"lora", "nlora", "full"}
-    assert all(set(parts) == set(PARTS) for parts in lab.drawing().held.values())
+    assert "fits: none" in lab.summary()
+    assert set(lab.drawing().parts) == {"lora", "nlora", "full"}
+    assert all(set(parts) == set(PARTS) for parts in lab.drawing().parts.values())
     bundle = lab._repr_mimebundle_()
     assert {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
 
@@ -46,7 +46,7 @@ def test_each_control_moves_the_memory_in_its_direction(lab, control, value, gro
 def test_the_bars_are_the_estimates(lab):
     lab.rank.value, lab.parts.value = 16, 2
     for name, e in lab.estimates.items():
-        assert lab.drawing().held[name] == {part: getattr(e, part) for part in PARTS}
+        assert lab.drawing().parts[name] == {part: getattr(e, part) for part in PARTS}
         assert lab.drawing().peaks[name] == e.total
         assert lab.drawing().fits(name) is e.fits
         assert e.cfg.rank == 16

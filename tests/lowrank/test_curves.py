@@ -6,21 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import gaussian
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.cross import CORES, nystrom
-from nlora_lab.lowrank.curves import eliminate, error_curve
+from nlora_lab.lowrank.curves import error_curve, lu_without_pivoting
 from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.pivots import PIVOTS
 from nlora_lab.lowrank.svd import truncated_svd
 
 
-def gaussian(m: int, n: int, seed: int) -> torch.Tensor:
-    return torch.randn(m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def one_by_one(W, max_rank, **options):
-    """What the curve claims to be: each rank computed by itself."""
+    """The same curve, with each rank computed by itself."""
     errors = []
     for rank in range(1, max_rank + 1):
         if options.get("pivots") == "random":
@@ -93,10 +90,10 @@ def test_a_singular_leading_minor_does_not_end_the_elimination():
     W = gaussian(12, 12, 3)
     W[0, 0] = 0
     assert torch.allclose(error_curve(W, 9), one_by_one(W, 9), rtol=1e-7)
-    assert [len(t) for t in eliminate(W)] == [0, 0]
+    assert [len(t) for t in lu_without_pivoting(W)] == [0, 0]
     W[0, 0] = 1
-    L, D = eliminate(W)
-    assert torch.allclose(L @ D, W, atol=1e-9)
+    L, U = lu_without_pivoting(W)
+    assert torch.allclose(L @ U, W, atol=1e-9)
 
 
 def test_the_best_possible_curve_is_that_of_the_svd():

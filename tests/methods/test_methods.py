@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 from factories import ARCHITECTURES, VARIANTS, adapted, base_model
 
 import nlora_lab as nl
+from nlora_lab.methods.attachment import attach
 from nlora_lab.methods.parameters import parameter_table, trainable_parameters
-from nlora_lab.methods.table import METHODS
-from nlora_lab.plots.style import MPL_DASH
+from nlora_lab.methods.table import METHODS, variant
+from nlora_lab.plots.matplotlib_renderer import DASHES
 
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB
 BLINDNESS = {
@@ -25,35 +27,30 @@ XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.95
 
 
 def lab(colour, blindness):
-    """CIELAB of a hex colour as somebody with this colour vision sees it."""
+    """Return CIELAB of a hex colour as somebody with this colour vision sees it."""
     rgb = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)], dtype=torch.float64)
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    seen = (torch.tensor(BLINDNESS[blindness], dtype=torch.float64) @ linear).clamp(0, 1)
-    x, y, z = torch.tensor(XYZ, dtype=torch.float64) @ seen / torch.tensor([0.9505, 1.0, 1.089], dtype=torch.float64)
+    visible = (torch.tensor(BLINDNESS[blindness], dtype=torch.float64) @ linear).clamp(0, 1)
+    x, y, z = torch.tensor(XYZ, dtype=torch.float64) @ visible / torch.tensor([0.9505, 1.0, 1.089], dtype=torch.float64)
     fx, fy, fz = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (x, y, z))
     return torch.tensor([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)])
 
 
-def test_every_entry_is_whole():
-    assert list(METHODS) == [m.name for m in METHODS.values()]
-    assert {
-        "full", "lora", "rslora", "dora", "pissa", "olora", "lora-xs", "slora", "nlora", "nlora-pivoted",
-        "nlora-core", "nlora-balanced", "nlora-released", "inttune",
-    } == set(METHODS)  # fmt: skip
-    for method in METHODS.values():
-        assert method.label
-        assert method.trains
-        assert method.start
-        assert method.dash in MPL_DASH
-    assert [m.name for m in METHODS.values() if m.writes_base] == ["pissa", "olora"]
-    assert [m.name for m in METHODS.values() if m.step0 == "changed"] == ["nlora-released"]
+def test_both_renderers_can_draw_every_dash():
+    assert {method.dash for method in METHODS.values()} <= set(DASHES)
+
+
+def test_what_freezes_the_base_leaves_its_weights_alone():
+    for name, method in METHODS.items():
+        model, base = adapted("llama", (name, None)), base_model("llama")
+        weights = [p for n, p in model.named_parameters() if "lora_" not in n]
+        untouched = all(torch.equal(p, q) for p, q in zip(weights, base.parameters(), strict=True))
+        assert method.freezes_base == (untouched and not any(p.requires_grad for p in weights)), name
 
 
 @pytest.mark.parametrize("blindness", list(BLINDNESS))
 def test_colours_tell_methods_apart_together_with_the_dash(blindness):
-    pairs = list(itertools.combinations(METHODS.values(), 2))
-    assert len(pairs) == 91
-    for a, b in pairs:
+    for a, b in itertools.combinations(METHODS.values(), 2):
         distance = float((lab(a.colour, blindness) - lab(b.colour, blindness)).norm())
         assert distance > (20 if a.dash == b.dash else 7), (a.name, b.name, distance)
     for method in METHODS.values():  # readable as a line on a white page
@@ -107,10 +104,10 @@ def test_the_table_counts_what_attaching_trains(architecture, variant):
         assert counted.trainable[0] == trainable_parameters(adapted(architecture, variant))
 
 
-def test_a_table_of_some_modules_and_from_every_kind_of_source(tmp_path):
+def test_a_table_of_named_modules_and_from_every_kind_of_source(tmp_path):
     model = base_model("llama")
-    some = parameter_table(model, 4, ["q_proj", "v_proj"], ["lora", "inttune"])
-    assert list(some.trainable) == [2 * 4 * (64 + 48), 4 * 16]
+    table = parameter_table(model, 4, ["q_proj", "v_proj"], ["lora", "inttune"])
+    assert list(table.trainable) == [2 * 4 * (64 + 48), 4 * 16]
     assert list(parameter_table(model, 4, r".*\.1\.mlp\.up_proj", ["lora"]).trainable) == [4 * 80]
     model.config.save_pretrained(tmp_path)
     sources = (model, model.config, tmp_path, str(tmp_path))
@@ -132,12 +129,39 @@ def test_what_no_table_can_be_made_of_is_named(tmp_path):
         parameter_table(model, 4, ["embed_tokens"])
     with pytest.raises(nl.InputError, match="method='lorra'"):
         parameter_table(model, 4, methods=["lorra"])
-    with pytest.raises(nl.InputError, match="carries an adapter already"):
+    with pytest.raises(nl.InputError, match="has an adapter already"):
         parameter_table(adapted("llama", ("slora", None)), 4)
     with pytest.raises(nl.ModelError, match="no architecture can be built"):
         parameter_table(tmp_path)
-    with pytest.raises(nl.ModelError, match="int is no model"):
+    with pytest.raises(nl.ModelError, match="int is not a config"):
         parameter_table(3)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-thing"}))
     with pytest.raises(nl.ModelError, match="no architecture can be built"):
         parameter_table(tmp_path)
+
+
+def test_attach_takes_a_method_that_is_not_in_the_table():
+    method = variant("nlora", "mine", "My start", pivots="cross")
+    model = attach(base_model("llama"), method, np.int64(3), task_type=None)
+    config = model.peft_config["default"]
+    assert (config.pivots, config.r, type(config.r)) == ("cross", 3, int)
+    with pytest.raises(nl.InputError, match="method='mine' is not known"):
+        attach(base_model("llama"), "mine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("lorra", "mine", "Mine"), {}, "method='lorra'"),
+        (("full", "mine", "Mine"), {"dropout": 0.1}, "full has no options"),
+        (("nlora", "my start", "Mine"), {}, "name='my start'"),
+        (("nlora", "mine", "Mine"), {"colour": "red"}, "colour='red'"),
+        (("nlora", "mine", "Mine"), {"dash": "wavy"}, "dash='wavy'"),
+        (("nlora", "mine", "Mine"), {"train": "N"}, "train='N' changes what is trained"),
+        (("nlora", "mine", "Mine"), {"pivot": "cross"}, "mine: pivot='cross' is not an option"),
+        (("nlora", "mine", "Mine"), {"pivots": "best"}, "pivots='best'"),
+    ],
+)
+def test_a_bad_variant_is_named(arguments, options, message):
+    with pytest.raises(nl.InputError, match=message):
+        variant(*arguments, **options)

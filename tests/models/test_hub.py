@@ -1,7 +1,7 @@
 """Models and data by hub id, against a hub on loopback.
 
-Everything that talks to it is a ``check_`` function; one process of its own runs them all, because the hub's
-client reads its address when it is imported.
+Every function that talks to this hub is called ``check_…``. A separate process runs them all, because the hub's client
+reads its address when it is imported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 CHECKS = (
     "load_by_id_and_again_without_a_network", "load_a_revision", "refusals_are_one_line_with_a_remedy",
     "names_are_known_before_any_weight", "a_scan_fetches_one_shard_at_a_time", "a_scan_without_keeping",
-    "an_interrupted_scan_goes_on", "a_network_that_goes_away", "broken_checkpoints", "a_cached_model_without_a_network",
+    "an_interrupted_scan_resumes", "a_network_that_goes_away", "broken_checkpoints", "a_cached_model_without_a_network",
     "a_dataset",
 )  # fmt: skip
 
@@ -81,7 +81,7 @@ def fill(hub, place):
     hub.add("lab/sums", sums, kind="dataset")
 
 
-# --- in the process of its own ---
+# --- in the separate process ---
 
 
 def requests():
@@ -93,9 +93,9 @@ def requests():
 
 
 def fetched(hub_id, commit, method="GET"):
-    """How often each of the three shards was asked for."""
-    seen = requests()
-    return [seen.get(f"{method} /{hub_id}/resolve/{commit}/{file}", 0) for file in SHARDS]
+    """How often each of the three shards was requested."""
+    counts = requests()
+    return [counts.get(f"{method} /{hub_id}/resolve/{commit}/{file}", 0) for file in SHARDS]
 
 
 @contextlib.contextmanager
@@ -136,10 +136,10 @@ def kept_rows(cache):
     return len(list((cache / "spectra").rglob("*.json")))
 
 
-def raises(what, call, *args, **kwargs):
+def raises(message, call, *args, **kwargs):
     from nlora_lab.core.errors import ModelError
 
-    with pytest.raises(ModelError, match=what) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         call(*args, **kwargs)
     assert "\n" not in str(caught.value)
 
@@ -194,53 +194,53 @@ def check_refusals_are_one_line_with_a_remedy(place):
 
 
 def check_names_are_known_before_any_weight(place):
-    from nlora_lab.models.weights import weights
-    from nlora_lab.spectra.scanning import find, spectrum
+    from nlora_lab.models.weights import find_weight, list_weights
+    from nlora_lab.spectra.scanning import spectrum
 
     commit = commit_of(place / "names")
-    found = {w.name: w.shape for w in weights("lab/names")}
-    assert found == {w.name: w.shape for w in weights(EMBEDDED)}
+    listed = {w.name: w.shape for w in list_weights("lab/names")}
+    assert listed == {w.name: w.shape for w in list_weights(EMBEDDED)}
     assert fetched("lab/names", commit) == [0, 0, 0]
     assert fetched("lab/names", commit, "RANGE") == [1, 1, 1]
     name = "model.layers.2.mlp.up_proj"
     assert torch.equal(spectrum("lab/names", name), spectrum(EMBEDDED, name))
-    holds = json.loads((place / "names" / "model.safetensors.index.json").read_text())["weight_map"][f"{name}.weight"]
-    assert fetched("lab/names", commit) == [int(file == holds) for file in SHARDS]
-    assert find("lab/gpt2", "transformer.h.0.attn.c_attn").shape == (96, 32)
-    assert tuple(find("lab/gpt2", "transformer.h.0.attn.c_attn").read().shape) == (96, 32)
+    index = json.loads((place / "names" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert fetched("lab/names", commit) == [int(file == index[f"{name}.weight"]) for file in SHARDS]
+    assert find_weight("lab/gpt2", "transformer.h.0.attn.c_attn").shape == (96, 32)
+    assert tuple(find_weight("lab/gpt2", "transformer.h.0.attn.c_attn").read().shape) == (96, 32)
 
 
 def check_a_scan_fetches_one_shard_at_a_time(place):
-    from nlora_lab.models.weights import weights
+    from nlora_lab.models.weights import list_weights
     from nlora_lab.spectra.scanning import scan
 
     commit, cache = commit_of(place / "stream"), place / "rows-stream"
-    at = [SHARDS.index(w.shard.name) for w in weights("lab/stream")]
+    at = [SHARDS.index(w.shard.name) for w in list_weights("lab/stream")]
     assert sorted(set(at)) == [0, 1, 2]
     so_far = []
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), watching(lambda n: so_far.append(fetched("lab/stream", commit))):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), watching(lambda n: so_far.append(fetched("lab/stream", commit))):
         first = scan("lab/stream", (4,), cache=cache, progress=True)
     assert so_far == [[int(i <= shard) for i in range(3)] for shard in at]
-    assert "downloading model-00002-of-00003.safetensors (1.2 MB)" in said.getvalue()
+    assert "downloading model-00002-of-00003.safetensors (1.2 MiB)" in stderr.getvalue()
     assert fetched("lab/stream", commit) == [1, 1, 1]
     local = scan(EMBEDDED, (4,), cache=False)
     assert first.sort_values("name").reset_index(drop=True).equals(local.sort_values("name").reset_index(drop=True))
 
-    def asked():
+    def shard_requests():
         return sum(many for path, many in requests().items() if path.endswith(tuple(SHARDS)))
 
-    before = asked()
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    before = shard_requests()
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr):
         assert scan("lab/stream", (4,), cache=cache, progress=False).equals(first)
-    assert asked() == before
-    assert said.getvalue() == ""
+    assert shard_requests() == before
+    assert stderr.getvalue() == ""
     assert scan("lab/again", (4,), cache=cache).equals(first)  # the same files under another id: headers only
     assert fetched("lab/again", commit) == [0, 0, 0]
-    for spoilt in ("[]", "3", '[["a", 1]]'):
+    for damaged in ("[]", "3", '[["a", 1]]'):
         (document,) = (cache / "hub").glob("lab--stream-*.json")
-        document.write_text(spoilt)
+        document.write_text(damaged)
         assert scan("lab/stream", (4,), cache=cache).equals(first)
 
 
@@ -257,19 +257,19 @@ def check_a_scan_without_keeping(place):
     with no_network():
         assert scan("lab/spare", (4,), cache=cache).equals(first)
     assert fetched("lab/spare", commit) == [1, 1, 1]
-    spectrum("lab/spare", first.name[0])  # the reader's own download
-    (own,) = weight_files("lab/spare")
+    spectrum("lab/spare", first.name[0])  # an earlier download of the user
+    (earlier,) = weight_files("lab/spare")
     scan("lab/spare", (4,), cache=False, keep=False)
     assert fetched("lab/spare", commit) == [2, 2, 2]
-    assert weight_files("lab/spare") == [own]
+    assert weight_files("lab/spare") == [earlier]
 
 
-def check_an_interrupted_scan_goes_on(place):
-    from nlora_lab.models.weights import weights
+def check_an_interrupted_scan_resumes(place):
+    from nlora_lab.models.weights import list_weights
     from nlora_lab.spectra.scanning import scan
 
     commit = commit_of(place / "stopped")
-    in_first = [w.shard.name for w in weights("lab/stopped")].count(SHARDS[0])
+    in_first = [w.shard.name for w in list_weights("lab/stopped")].count(SHARDS[0])
 
     def stop(n):
         if n == in_first + 1:
@@ -289,11 +289,11 @@ def check_an_interrupted_scan_goes_on(place):
 
 
 def check_a_network_that_goes_away(place):
-    from nlora_lab.models.weights import weights
+    from nlora_lab.models.weights import list_weights
     from nlora_lab.spectra.scanning import scan
 
     cache = place / "rows-leaving"
-    in_first = [w.shard.name for w in weights("lab/leaving")].count(SHARDS[0])
+    in_first = [w.shard.name for w in list_weights("lab/leaving")].count(SHARDS[0])
     lost = r"model-00002-of-00003\.safetensors could not be downloaded: .* out of reach"
     with contextlib.ExitStack() as stack:
         stack.enter_context(watching(lambda n: stack.enter_context(no_network()) if n == in_first - 1 else None))
@@ -304,13 +304,13 @@ def check_a_network_that_goes_away(place):
 
 def check_broken_checkpoints(place):
     from nlora_lab.models.loading import load_model
-    from nlora_lab.models.weights import weights
+    from nlora_lab.models.weights import list_weights
     from nlora_lab.spectra.scanning import scan
 
-    in_first = [w.shard.name for w in weights("lab/cut")].count(SHARDS[0])
+    in_first = [w.shard.name for w in list_weights("lab/cut")].count(SHARDS[0])
     raises(r"cannot be read from .*00002.*delete the file", scan, "lab/cut", (4,), cache=place / "rows-cut")
     assert kept_rows(place / "rows-cut") == in_first
-    raises(r"names model-00003-of-00003\.safetensors, which is not there", scan, "lab/hole")
+    raises(r"names model-00003-of-00003\.safetensors, which is missing", scan, "lab/hole")
     with no_network():
         raises("'lab/hole' is not in the cache and the hub is out of reach", scan, "lab/hole")
     raises(r"weight file of 'lab/cut' is truncated", load_model, "lab/cut")
@@ -337,18 +337,18 @@ def check_a_dataset(place):
 
 
 def main(place):
-    """Run every check and print what went wrong with which, as the last line."""
-    found = {}
+    """Run every check and print the traceback of each, "" for a success, as the last line."""
+    tracebacks = {}
     for check in CHECKS:
         try:
             globals()[f"check_{check}"](Path(place))
-            found[check] = ""
+            tracebacks[check] = ""
         except BaseException:  # a KeyboardInterrupt that should not have come this far too
-            found[check] = traceback.format_exc()
-    print(json.dumps(found))
+            tracebacks[check] = traceback.format_exc()
+    print(json.dumps(tracebacks))
 
 
-# --- and its outcome ---
+# --- the outcome of each check ---
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +358,7 @@ def outcome(tmp_path_factory):
         fill(hub, place)
         run = subprocess.run(
             [sys.executable, "-c", f"import test_hub; test_hub.main({str(place)!r})"],
-            cwd=ROOT / "tests", env=environment(hub, place), capture_output=True, text=True, timeout=300,
+            cwd=ROOT / "tests" / "models", env=environment(hub, place), capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])

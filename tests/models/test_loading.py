@@ -23,7 +23,7 @@ def copy(tmp_path):
     return shutil.copytree(EMBEDDED, tmp_path / "model")
 
 
-def test_the_embedded_model_is_small_and_whole(embedded):
+def test_the_embedded_model_is_small_and_complete(embedded):
     model, tokenizer = embedded
     assert sum(p.numel() for p in model.parameters()) == 917_632
     assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -115,9 +115,9 @@ def test_nan_in_a_weight_is_named(copy):
 
 def test_a_checkpoint_with_missing_tensors_is_refused(copy):
     weights = load_file(copy / "model.safetensors")
-    kept = {k: v for k, v in weights.items() if ".layers.2." not in k}
-    assert 0 < len(kept) < len(weights)
-    save_file(kept, copy / "model.safetensors", metadata={"format": "pt"})
+    remaining = {k: v for k, v in weights.items() if ".layers.2." not in k}
+    assert 0 < len(remaining) < len(weights)
+    save_file(remaining, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lack 9 tensors, model\.layers\.2"):
         load_model(str(copy))
 
@@ -233,7 +233,7 @@ def test_a_classifier_of_each_architecture(saved, name, head):
     assert all(torch.equal(body[key], causal[f"{model.base_model_prefix}.{key}"]) for key in known)
 
 
-def test_a_head_in_the_weights_is_kept_if_it_fits_and_made_anew_if_not(saved):
+def test_a_head_in_the_weights_is_used_if_it_fits_and_drawn_if_not(saved):
     folder = saved("Bert", "SequenceClassification", num_labels=3)
     stored = load_file(f"{folder}/model.safetensors")
     same, other = seeded(folder, head=3), seeded(folder, head=2)
@@ -258,12 +258,12 @@ def test_only_the_head_may_be_missing_or_of_another_size(saved, head):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_an_encoder_is_no_language_model(saved, name):
-    with pytest.raises(ModelError, match=r"is no causal language model .* choose a classification task"):
+def test_an_encoder_is_not_a_language_model(saved, name):
+    with pytest.raises(ModelError, match=r"is not a causal language model .* choose a classification task"):
         load_model(saved(name))
 
 
-def test_an_encoder_that_was_turned_into_a_decoder_is_one(saved):
+def test_an_encoder_configured_as_a_decoder_is_a_language_model(saved):
     model, _ = load_model(saved("Roberta", "CausalLM", is_decoder=True))
     assert type(model).__name__ == "RobertaForCausalLM"
 
@@ -272,10 +272,10 @@ def test_a_type_without_a_classifier_is_named():
     from transformers import GitConfig
 
     with pytest.raises(ModelError, match="no classifier for the type 'git'"):
-        models._check_kind("x", GitConfig(), 2)
+        models._check_type("x", GitConfig(), 2)
 
 
-def test_an_encoder_needs_a_padding_token_and_no_end(saved):
+def test_an_encoder_needs_a_padding_token_and_no_end_token(saved):
     config = Path(saved("Bert")) / "tokenizer_config.json"
     tokens = json.loads(config.read_text())
     del tokens["eos_token"]
@@ -287,7 +287,7 @@ def test_an_encoder_needs_a_padding_token_and_no_end(saved):
         load_model(str(config.parent), head=2)
 
 
-def test_a_causal_classifier_without_padding_pads_with_the_end(saved):
+def test_a_causal_classifier_without_a_padding_token_pads_with_the_end_token(saved):
     config = Path(saved("Llama")) / "tokenizer_config.json"
     tokens = json.loads(config.read_text())
     del tokens["pad_token"]
@@ -296,7 +296,7 @@ def test_a_causal_classifier_without_padding_pads_with_the_end(saved):
     assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id is not None
 
 
-def test_the_dtype_is_the_one_asked_for_whatever_was_stored(saved):
+def test_the_requested_dtype_overrides_the_stored_one(saved):
     folder = saved("Llama")
     half = load_model(folder, dtype="bfloat16")[0]
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
@@ -310,7 +310,7 @@ def test_the_dtype_is_the_one_asked_for_whatever_was_stored(saved):
         load_model(folder, dtype="bfloat16")
 
 
-def test_nan_is_found_piece_by_piece():
+def test_nan_is_detected_piece_by_piece():
     for at in (0, 2**24 - 1, 2**24, 2**24 + 2):
         weight = torch.zeros(1, 2**24 + 3, dtype=torch.bfloat16)
         assert models._is_finite(weight)
@@ -318,7 +318,7 @@ def test_nan_is_found_piece_by_piece():
         assert not models._is_finite(weight)
 
 
-def test_the_attention_asked_for(saved):
+def test_the_requested_attention_is_used(saved):
     folder = saved("Llama")
     for attention in ("sdpa", "eager"):
         assert load_model(folder, attention=attention)[0].config._attn_implementation == attention
@@ -346,12 +346,12 @@ def test_flash_attention_needs_its_package_and_a_card(monkeypatch, package, card
         ({"revision": "v1"}, "for models on the hub only"), ({"revision": ""}, "revision=''"),
     ],
 )  # fmt: skip
-def test_an_option_that_is_none_is_named(options, names):
+def test_a_bad_option_is_named(options, names):
     with pytest.raises(InputError, match=names):
         load_model(**options)
 
 
-def test_a_new_head_is_not_reported_as_a_fault(saved, capsys):
+def test_a_new_head_is_not_reported_as_missing(saved, capsys):
     from transformers.utils import logging
 
     before = logging.get_verbosity()

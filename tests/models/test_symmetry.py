@@ -38,7 +38,7 @@ def test_the_function_stays_the_spectra_stay_and_the_leading_block_moves(change,
 
 
 @pytest.mark.parametrize("permute", [permute_neurons, permute_heads])
-def test_what_cannot_be_permuted_is_named(permute):
+def test_a_model_or_layer_that_cannot_be_permuted_is_named(permute):
     for model, layer, words in (
         (tiny_llama(), 2, "2 layers"),
         (tiny_llama(), -1, "layer=-1"),

@@ -1,4 +1,4 @@
-"""Reading the paper: its numbers are data, what follows is computed, and every verdict comes from a rule."""
+"""The paper's figures are data, what follows from them is computed, and every verdict comes from a rule."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from factories import falling
 from factories import recorded_run as run
 
 from nlora_lab import paper
-from nlora_lab.analysis import selection as choosing
+from nlora_lab.analysis import selection
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.svd import truncated_svd
 from nlora_lab.methods.table import METHODS
-from nlora_lab.paper import checks, evidence, printed
-from nlora_lab.paper.book import COLUMNS, KINDS
-from nlora_lab.paper.starts import _decaying
+from nlora_lab.paper import evidence, measured_claims, reported_claims, reported_figures, verdicts
+from nlora_lab.paper.claim_ledger import COLUMNS
+from nlora_lab.paper.start_costs import _decaying_matrix
+from nlora_lab.paper.verdicts import KINDS
 from nlora_lab.runs.config import SHARED_RATE
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.shipped import recorded_runs
@@ -40,44 +41,44 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def whole(shipped):
+def full_ledger(shipped):
     return paper.ledger(shipped)
 
 
-def made(method, change=0.0, lr=SHARED_RATE, seeds=5, **asked):
-    """Five runs whose accuracies are those of LoRA and a change, one number or one a seed."""
+def runs_of(method, change=0.0, lr=SHARED_RATE, seeds=5, **options):
+    """Runs with the accuracies of LoRA plus a change: one number for all seeds, or one per seed."""
     changes = change if isinstance(change, list) else [change] * 5
-    return [run(lr, s, accuracy=BASE[s] + changes[s], method=method, **asked) for s in range(seeds)]
+    return [run(lr, s, accuracy=BASE[s] + changes[s], method=method, **options) for s in range(seeds)]
 
 
-def down(step, method, lr=SHARED_RATE, **asked):
-    """Five runs whose loss falls under the target at about this step, with a scatter of each method's own."""
+def falling_runs(step, method, lr=SHARED_RATE, **options):
+    """Five runs whose loss falls below the target at about this step, with a scatter that depends on the method."""
     scatter = len(method)
     return [
-        falling(s, lambda i, s=s: 1.0 if i < step + s * scatter % 3 else 0.0, method=method, lr=lr, **asked)
+        falling(s, lambda i, s=s: 1.0 if i < step + s * scatter % 3 else 0.0, method=method, lr=lr, **options)
         for s in range(5)
     ]
 
 
-# --- the printed numbers ---
+# --- the reported figures ---
 
 
-def test_every_table_is_as_wide_as_its_head_and_has_a_source():
-    tables = [printed.GSM8K, printed.INTTUNE, *printed.FIGURE_4.values()]
+def test_every_reported_table_matches_its_columns_and_has_a_source():
+    tables = [reported_figures.GSM8K, reported_figures.INTTUNE, *reported_figures.FIGURE_4.values()]
     for table in tables:
         assert table.source
         assert table.table().shape == (len(table.rows), len(table.columns))
-    assert printed.FIGURE_4["MATH"].table().loc["slora", "128"] == 10.6
+    assert reported_figures.FIGURE_4["MATH"].table().loc["slora", "128"] == 10.6
 
 
 def test_thirty_three_percent_is_fourteen_points():
-    found = paper.headline()
-    assert found["relative"].round(2).tolist() == found["said"].tolist() == [33.52, 36.41]
-    assert found["points"].round(2).tolist() == [14.18, 15.40]
-    assert (found["z"] > 7).all()
+    table = paper.headline()
+    assert table["relative"].round(2).tolist() == table["reported"].tolist() == [33.52, 36.41]
+    assert table["points"].round(2).tolist() == [14.18, 15.40]
+    assert (table["z"] > 7).all()
 
 
-def test_sixteen_questions_are_no_difference():
+def test_sixteen_questions_are_within_chance():
     apart = paper.difference(57.70, 56.48)
     assert (apart.questions, round(apart.z, 2), round(apart.p, 2)) == (16, 0.63, 0.53)
     assert apart.error == pytest.approx(100 * math.sqrt(0.571 * 0.429 / 1319), rel=1e-3)
@@ -88,40 +89,40 @@ def test_sixteen_questions_are_no_difference():
 
 
 @pytest.mark.parametrize(("first", "second"), [(57.70, 56.48), (30.0, 20.0)])
-def test_so_many_questions_find_it_in_four_of_five_cases(first, second):
+def test_the_number_of_questions_needed_gives_the_power(first, second):
     n = paper.questions_needed(first, second)
     rng = np.random.default_rng(0)
     a, b = (rng.binomial(n, share / 100, 20_000) / n for share in (first, second))
     pooled = (a + b) / 2
-    found = (a - b) / np.sqrt(2 * pooled * (1 - pooled) / n) > 1.96
-    assert found.mean() == pytest.approx(0.8, abs=0.015)
+    detected = (a - b) / np.sqrt(2 * pooled * (1 - pooled) / n) > 1.96
+    assert detected.mean() == pytest.approx(0.8, abs=0.015)
     with pytest.raises(InputError, match="different"):
         paper.questions_needed(first, first)
 
 
-def test_the_bars_cell_by_cell():
-    found = paper.cells()
-    assert len(found) == 16
-    assert found["at_least"].groupby(level="task").sum().to_dict() == {"GSM8K": 5, "MATH": 8}
-    assert (found["at_least"] & found["clear"]).sum() == 10
-    assert not found.loc[("MATH", 32), "clear"]  # 0.6 apart, twice what one bar may be off
+def test_figure_4_is_compared_cell_by_cell():
+    table = paper.cells()
+    assert len(table) == 16
+    assert table["at_least"].groupby(level="task").sum().to_dict() == {"GSM8K": 5, "MATH": 8}
+    assert (table["at_least"] & table["clear"]).sum() == 10
+    assert not table.loc[("MATH", 32), "clear"]  # they are 0.6 apart, twice the error of one bar
 
 
-def test_parameters_are_counted():
-    found = paper.parameters()
-    assert found["trainable"].tolist() == [319_815_680, 323_485_696, 323_485_696, 3_670_016]
-    assert found["beyond"]["slora"] == 32 * 7 * 128**2
-    assert found["share"]["inttune"] == pytest.approx(1.1475, abs=1e-4)
+def test_parameters_of_llama_are_counted():
+    table = paper.parameters()
+    assert table["trainable"].tolist() == [319_815_680, 323_485_696, 323_485_696, 3_670_016]
+    assert table["beyond"]["slora"] == 32 * 7 * 128**2
+    assert table["share"]["inttune"] == pytest.approx(1.1475, abs=1e-4)
 
 
-def test_two_ways_to_average():
-    found = paper.averages().loc["inttune, r = 128"]
-    assert found.tolist() == [pytest.approx(7.46, abs=0.005), pytest.approx(4.42, abs=0.005), 3]
+def test_both_averages_of_inttune():
+    row = paper.averages().loc["inttune, r = 128"]
+    assert row.tolist() == [pytest.approx(7.46, abs=0.005), pytest.approx(4.42, abs=0.005), 3]
     assert paper.mean_of_relative([2, 110], [1, 100]) == pytest.approx(55)
     assert paper.relative_of_means([2, 110], [1, 100]) == pytest.approx(100 * 11 / 101)
 
 
-def test_the_sizes_of_n_are_those_that_torch_draws():
+def test_the_scales_of_n_are_those_that_torch_draws():
     N = torch.empty(128, 128)
     torch.manual_seed(0)
     torch.nn.init.kaiming_uniform_(N, a=math.sqrt(5))
@@ -132,22 +133,22 @@ def test_the_sizes_of_n_are_those_that_torch_draws():
 # --- what a start costs ---
 
 
-def test_starts_are_timed_in_turn_and_their_errors_are_those_of_the_library():
+def test_start_times_report_the_errors_of_the_library():
     state = torch.get_rng_state()
-    found = paper.start_times((96, 64), rank=8, rounds=2)
+    table = paper.start_times((96, 64), rank=8, rounds=2)
     assert torch.equal(state, torch.get_rng_state())
-    assert list(found.index) == ["Nyström", "randomised SVD", "QR", "full SVD"]
-    assert list(found.columns) == ["milliseconds", "low", "high", "times", "error"]
-    assert (found["low"] <= found["milliseconds"]).all()
-    assert found["times"]["Nyström"] == 1
-    W = _decaying((96, 64), 0)
+    assert list(table.index) == ["Nyström", "randomised SVD", "QR", "full SVD"]
+    assert list(table.columns) == ["milliseconds", "low", "high", "times", "error"]
+    assert (table["low"] <= table["milliseconds"]).all()
+    assert table["times"]["Nyström"] == 1
+    W = _decaying_matrix((96, 64), 0)
     assert torch.linalg.svdvals(W) == pytest.approx(1 / torch.arange(1, 65).sqrt(), rel=1e-4)
-    assert found["error"]["full SVD"] == pytest.approx(relative_error(W, truncated_svd(W, 8)), rel=1e-4)
-    assert found["error"]["Nyström"] == pytest.approx(relative_error(W, nystrom(W, 8)), rel=1e-3)
-    assert found["error"].min() == found["error"]["full SVD"]
-    for asked in ({"rank": 65}, {"rank": 0}, {"rounds": 0}):
-        with pytest.raises(InputError):
-            paper.start_times((96, 64), **{"rank": 8, **asked})
+    assert table["error"]["full SVD"] == pytest.approx(relative_error(W, truncated_svd(W, 8)), rel=1e-4)
+    assert table["error"]["Nyström"] == pytest.approx(relative_error(W, nystrom(W, 8)), rel=1e-3)
+    assert table["error"].min() == table["error"]["full SVD"]
+    for name, value in (("rank", 65), ("rank", 0), ("rounds", 0)):
+        with pytest.raises(InputError, match=f"{name}={value} must be a whole number from 1 to"):
+            paper.start_times((96, 64), **{"rank": 8, name: value})
 
 
 # --- what the runs say ---
@@ -156,61 +157,63 @@ def test_starts_are_timed_in_turn_and_their_errors_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("change", "seeds", "verdict"),
     [
-        (MORE, 5, evidence.REPRODUCED),
-        ([-m for m in MORE], 5, evidence.OPPOSITE),
-        (RANDOM, 5, evidence.SAME),
-        (MORE, 4, evidence.FEW),
+        (MORE, 5, verdicts.REPRODUCED),
+        ([-m for m in MORE], 5, verdicts.OPPOSITE),
+        (RANDOM, 5, verdicts.SAME),
+        (MORE, 4, verdicts.FEW),
     ],
 )
 def test_a_verdict_is_what_the_seeds_allow(change, seeds, verdict):
-    runs = RecordedRuns([*made("lora"), *made("slora", change, seeds=seeds)])
-    found = paper.beside("slora", rate=SHARED_RATE, runs=runs)
-    assert found["verdict"].to_dict() == {"word-problems": verdict}
-    assert found["pairs"].tolist() == [seeds]
+    runs = RecordedRuns([*runs_of("lora"), *runs_of("slora", change, seeds=seeds)])
+    table = paper.compare_methods("slora", rate=SHARED_RATE, runs=runs)
+    assert table["verdict"].to_dict() == {"word-problems": verdict}
+    assert table["pairs"].tolist() == [seeds]
 
 
-def test_at_its_own_rate_and_at_the_shared_one_may_differ():
-    runs = [*made("lora", [-0.3] * 5, validation=0.9), *made("lora", lr=1e-2, validation=0.1)]
-    runs += [*made("lora", lr=5e-2, validation=0.5), *made("nlora", [-m for m in MORE], validation=0.3)]
-    runs += [r for lr in (1e-4, 5e-4) for r in made("nlora", lr=lr, validation=0.5)]
-    known = RecordedRuns(runs)
-    assert paper.beside("nlora", rate=SHARED_RATE, runs=known)["verdict"].tolist() == [evidence.REPRODUCED]
-    own = paper.beside("nlora", runs=known).loc["word-problems"]
-    assert own[["rate", "their_rate", "verdict"]].tolist() == [SHARED_RATE, 1e-2, evidence.OPPOSITE]
+def test_the_verdict_at_the_shared_rate_may_differ_from_that_at_the_best_rates():
+    runs = [*runs_of("lora", [-0.3] * 5, validation=0.9), *runs_of("lora", lr=1e-2, validation=0.1)]
+    runs += [*runs_of("lora", lr=5e-2, validation=0.5), *runs_of("nlora", [-m for m in MORE], validation=0.3)]
+    runs += [r for lr in (1e-4, 5e-4) for r in runs_of("nlora", lr=lr, validation=0.5)]
+    recorded = RecordedRuns(runs)
+    assert paper.compare_methods("nlora", rate=SHARED_RATE, runs=recorded)["verdict"].tolist() == [verdicts.REPRODUCED]
+    own = paper.compare_methods("nlora", runs=recorded).loc["word-problems"]
+    assert own[["rate", "their_rate", "verdict"]].tolist() == [SHARED_RATE, 1e-2, verdicts.OPPOSITE]
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "change", "edge", "verdict"),
     [
-        ((5e-3, 2e-2), (5e-3, 2e-2), MORE, "", evidence.REPRODUCED),
-        ((), (5e-3, 2e-2), MORE, "ours", evidence.REPRODUCED),  # it could only be better still
-        ((5e-3, 2e-2), (5e-3,), MORE, "theirs", evidence.EDGE),
-        ((), (5e-3, 2e-2), [-m for m in MORE], "ours", evidence.EDGE),
-        ((5e-3, 2e-2), (2e-2,), RANDOM, "theirs", evidence.EDGE),
-        ((2e-2,), (2e-2,), [-m for m in MORE], "both", evidence.EDGE),
+        ((5e-3, 2e-2), (5e-3, 2e-2), MORE, "", verdicts.REPRODUCED),
+        ((), (5e-3, 2e-2), MORE, "ours", verdicts.REPRODUCED),  # a better rate could only raise it further
+        ((5e-3, 2e-2), (5e-3,), MORE, "theirs", verdicts.EDGE),
+        ((), (5e-3, 2e-2), [-m for m in MORE], "ours", verdicts.EDGE),
+        ((5e-3, 2e-2), (2e-2,), RANDOM, "theirs", verdicts.EDGE),
+        ((2e-2,), (2e-2,), [-m for m in MORE], "both", verdicts.EDGE),
     ],
 )
-def test_no_verdict_where_a_better_rate_could_turn_it(ours, theirs, change, edge, verdict):
-    runs = [*made("lora", lr=1e-2, validation=0.1), *made("slora", change, lr=1e-2, validation=0.1)]
-    runs += [r for lr in theirs for r in made("lora", lr=lr, validation=0.5)]
-    runs += [r for lr in ours for r in made("slora", lr=lr, validation=0.5)]
-    row = paper.beside("slora", runs=RecordedRuns(runs)).loc["word-problems"]
+def test_no_verdict_where_a_better_rate_could_reverse_it(ours, theirs, change, edge, verdict):
+    runs = [*runs_of("lora", lr=1e-2, validation=0.1), *runs_of("slora", change, lr=1e-2, validation=0.1)]
+    runs += [r for lr in theirs for r in runs_of("lora", lr=lr, validation=0.5)]
+    runs += [r for lr in ours for r in runs_of("slora", lr=lr, validation=0.5)]
+    row = paper.compare_methods("slora", runs=RecordedRuns(runs)).loc["word-problems"]
     assert (row["edge"], row["verdict"]) == (edge, verdict)
 
 
-def test_several_rivals_raise_the_bar_and_a_pair_does_not():
+def test_p_is_adjusted_for_all_rivals():
     near = [0.1, 0.3, 0.05, 0.2, 0.02]
-    runs = RecordedRuns([r for m in ("lora", *evidence.RIVALS) for r in made(m, 0.0 if m == "lora" else near)])
-    among = paper.beside("slora", rate=SHARED_RATE, runs=runs)["p"]["word-problems"]
-    alone = paper.beside("slora", rate=SHARED_RATE, runs=RecordedRuns([*made("lora"), *made("slora", near)]))["p"]
+    runs = RecordedRuns([r for m in ("lora", *evidence.RIVALS) for r in runs_of(m, 0.0 if m == "lora" else near)])
+    among = paper.compare_methods("slora", rate=SHARED_RATE, runs=runs)["p"]["word-problems"]
+    alone = paper.compare_methods(
+        "slora", rate=SHARED_RATE, runs=RecordedRuns([*runs_of("lora"), *runs_of("slora", near)])
+    )["p"]
     assert among == pytest.approx(4 * alone["word-problems"])
 
 
-def test_no_runs_no_rows():
+def test_without_runs_the_tables_are_empty():
     for frame in (
-        paper.beside("slora", runs=RecordedRuns([])),
-        paper.sooner(runs=RecordedRuns([])),
-        paper.own_rates("nlora", RecordedRuns([])),
+        paper.compare_methods("slora", runs=RecordedRuns([])),
+        paper.compare_convergence(runs=RecordedRuns([])),
+        paper.best_rate_by_task("nlora", RecordedRuns([])),
         paper.by_rank(RecordedRuns([])),
         paper.step0_changes(RecordedRuns([])),
     ):
@@ -219,47 +222,55 @@ def test_no_runs_no_rows():
     with pytest.raises(InputError, match="kaiming"):
         paper.starts_of_n(runs=RecordedRuns([]))
     with pytest.raises(InputError, match="lorra"):
-        paper.beside("lorra", runs=RecordedRuns([]))
+        paper.compare_methods("lorra", runs=RecordedRuns([]))
 
 
-def test_how_soon_is_paired_and_never_counts_as_all_steps():
-    runs = RecordedRuns([*down(1000, "lora"), *down(40, "nlora"), *down(1000, "slora")])
-    found = paper.sooner(rate=SHARED_RATE, runs=runs)
-    nlora = found.loc[("word-problems", "nlora")]
-    assert nlora["verdict"] == evidence.REPRODUCED
+def test_convergence_is_paired_and_a_run_that_misses_the_loss_counts_with_all_its_steps():
+    runs = RecordedRuns([*falling_runs(1000, "lora"), *falling_runs(40, "nlora"), *falling_runs(1000, "slora")])
+    table = paper.compare_convergence(rate=SHARED_RATE, runs=runs)
+    nlora = table.loc[("word-problems", "nlora")]
+    assert nlora["verdict"] == verdicts.REPRODUCED
     assert (nlora["missed"], nlora["their_missed"], nlora["their_steps"]) == (0, 5, 250)
     assert 40 <= nlora["steps"] <= 50
-    slora = found.loc[("word-problems", "slora")]
-    assert (slora["difference"], slora["verdict"]) == (0, evidence.NEITHER)
-    turned = paper.sooner(rate=SHARED_RATE, runs=RecordedRuns([*down(40, "lora"), *down(60, "nlora")]))
-    assert turned["verdict"].tolist() == [evidence.OPPOSITE]
-    few = paper.sooner(rate=SHARED_RATE, runs=RecordedRuns([*down(40, "lora")[:2], *down(60, "nlora")]))
-    assert few["verdict"].tolist() == [evidence.FEW]
+    slora = table.loc[("word-problems", "slora")]
+    assert (slora["difference"], slora["verdict"]) == (0, verdicts.NEITHER)
+    turned = paper.compare_convergence(
+        rate=SHARED_RATE, runs=RecordedRuns([*falling_runs(40, "lora"), *falling_runs(60, "nlora")])
+    )
+    assert turned["verdict"].tolist() == [verdicts.OPPOSITE]
+    few = paper.compare_convergence(
+        rate=SHARED_RATE, runs=RecordedRuns([*falling_runs(40, "lora")[:2], *falling_runs(60, "nlora")])
+    )
+    assert few["verdict"].tolist() == [verdicts.FEW]
 
 
-def test_a_best_rate_is_settled_inside_its_valley_with_five_seeds():
+def test_a_best_rate_is_settled_inside_the_rates_tried_with_five_seeds():
     def valley(losses, rates=(1e-4, SHARED_RATE, 5e-4), seeds=5, scatter=0.01):
-        """Losses at rates; those of the first rate scatter most."""
+        """The verdict for these losses at these rates. The losses of the first rate scatter most."""
         runs = [
             replace(r, metrics={**r.metrics, "validation_loss": loss + (0.003 * i or scatter) * (-1) ** seed})
             for i, (lr, loss) in enumerate(zip(rates, losses, strict=True))
-            for seed, r in enumerate(made("nlora", lr=lr, seeds=seeds))
+            for seed, r in enumerate(runs_of("nlora", lr=lr, seeds=seeds))
         ]
-        return paper.own_rates("nlora", RecordedRuns(runs))["verdict"].tolist()
+        return paper.best_rate_by_task("nlora", RecordedRuns(runs))["verdict"].tolist()
 
-    assert valley((0.5, 0.1, 0.4)) == [evidence.REPRODUCED]
-    assert valley((0.1, 0.4, 0.5)) == [evidence.EDGE]
-    assert valley((0.5, 0.1, 0.4), seeds=3) == [evidence.FEW]
-    assert valley((0.5, 0.4, 0.6), scatter=0.2) == [evidence.SAME]
-    assert valley((0.9, 0.5, 0.1, 0.4), (1e-4, SHARED_RATE, 5e-4, 1e-3)) == [evidence.OTHERWISE]
+    assert valley((0.5, 0.1, 0.4)) == [verdicts.REPRODUCED]
+    assert valley((0.1, 0.4, 0.5)) == [verdicts.EDGE]
+    assert valley((0.5, 0.1, 0.4), seeds=3) == [verdicts.FEW]
+    assert valley((0.5, 0.4, 0.6), scatter=0.2) == [verdicts.SAME]
+    assert valley((0.9, 0.5, 0.1, 0.4), (1e-4, SHARED_RATE, 5e-4, 1e-3)) == [verdicts.OTHERWISE]
 
 
-def test_starts_of_n_are_compared_with_kaiming_at_the_rate_asked_for():
-    runs = [*made("slora"), *made("slora", [-m for m in MORE], init="identity"), *made("slora", lr=1e-2, init="xavier")]
+def test_starts_of_n_are_compared_with_kaiming_at_the_given_rate():
+    runs = [
+        *runs_of("slora"),
+        *runs_of("slora", [-m for m in MORE], init="identity"),
+        *runs_of("slora", lr=1e-2, init="xavier"),
+    ]
     at_shared = paper.starts_of_n(rate=SHARED_RATE, runs=RecordedRuns(runs))
     assert list(at_shared.index) == ["kaiming", "identity"]
     assert set(paper.starts_of_n(runs=RecordedRuns(runs)).index) == {"kaiming", "identity", "xavier"}
-    runs += [run for lr in (1e-4, 5e-4) for run in made("slora", lr=lr, validation=9.0)]
+    runs += [run for lr in (1e-4, 5e-4) for run in runs_of("slora", lr=lr, validation=9.0)]
     ends = paper.starts_of_n(runs=RecordedRuns(runs))["edge"]
     assert not ends["kaiming"]
     assert ends["identity"]
@@ -268,116 +279,113 @@ def test_starts_of_n_are_compared_with_kaiming_at_the_rate_asked_for():
 @pytest.mark.parametrize(
     ("changes", "verdict"),
     [
-        ([[-m for m in MORE]] * 2, evidence.REPRODUCED),
-        ([[-m for m in MORE], RANDOM], evidence.SAME),
-        ([[-m for m in MORE], MORE], f"{evidence.OTHERWISE}: 1 better"),
-        ([], evidence.FEW),
+        ([[-m for m in MORE]] * 2, verdicts.REPRODUCED),
+        ([[-m for m in MORE], RANDOM], verdicts.SAME),
+        ([[-m for m in MORE], MORE], f"{verdicts.OTHERWISE}: 1 better"),
+        ([], verdicts.FEW),
     ],
 )
 def test_the_best_start_is_better_than_every_other(changes, verdict):
     others = zip(changes, ("identity", "xavier"), strict=False)
-    runs = [*made("slora"), *(r for change, init in others for r in made("slora", change, init=init))]
-    found = checks._kaiming(SHARED_RATE, RecordedRuns(runs))
-    assert found.verdict == verdict
+    runs = [*runs_of("slora"), *(r for change, init in others for r in runs_of("slora", change, init=init))]
+    finding = measured_claims._check_kaiming(SHARED_RATE, RecordedRuns(runs))
+    assert finding.verdict == verdict
 
 
-def test_what_moves_before_training_is_read_from_the_records():
+def test_the_change_before_training_is_read_from_the_records():
     def changed(method, change):
-        one = run(SHARED_RATE, method=method)
-        return type(one)(
-            **{**{f: getattr(one, f) for f in one.__dataclass_fields__}, "metrics": {"step0_change": change}}
-        )
+        return replace(run(SHARED_RATE, method=method), metrics={"step0_change": change})
 
-    found = checks._unchanged(RecordedRuns([changed("nlora", 0.0), changed("nlora-released", 0.04)]))
-    assert found.verdict == checks.DIFFER
-    assert "up to 4.0%" in found.measured
-    same = checks._unchanged(RecordedRuns([changed("nlora", 0.0), changed("nlora-released", 0.0)]))
-    assert same.verdict != checks.DIFFER
-    assert checks._unchanged(RecordedRuns([changed("nlora", 0.0)])).verdict == evidence.NO_RUNS
+    finding = measured_claims._check_unchanged(RecordedRuns([changed("nlora", 0.0), changed("nlora-released", 0.04)]))
+    assert finding.verdict == verdicts.DIFFER
+    assert "up to 4.0%" in finding.evidence
+    same = measured_claims._check_unchanged(RecordedRuns([changed("nlora", 0.0), changed("nlora-released", 0.0)]))
+    assert same.verdict != verdicts.DIFFER
+    assert measured_claims._check_unchanged(RecordedRuns([changed("nlora", 0.0)])).verdict == verdicts.NO_RUNS
 
 
-def test_our_ranks_are_counted_and_one_seed_settles_nothing():
+def test_ranks_are_counted_and_one_seed_settles_nothing():
     def at(seeds):
-        runs = [r for rank in (1, 8) for m in ("lora", "slora") for r in made(m, rank=rank, seeds=seeds)]
-        runs += [*made("nlora", -0.1, rank=1, seeds=seeds), *made("nlora", 0.1, rank=8, seeds=seeds)]
-        return checks._our_ranks(RecordedRuns(runs))
+        runs = [r for rank in (1, 8) for m in ("lora", "slora") for r in runs_of(m, rank=rank, seeds=seeds)]
+        runs += [*runs_of("nlora", -0.1, rank=1, seeds=seeds), *runs_of("nlora", 0.1, rank=8, seeds=seeds)]
+        return measured_claims._check_rank_by_rank(RecordedRuns(runs))
 
-    assert at(1).verdict == evidence.FEW
-    assert at(1).measured.startswith("in 1 of 2 ranks")
-    assert at(5).verdict == evidence.OTHERWISE
+    assert at(1).verdict == verdicts.FEW
+    assert at(1).evidence.startswith("in 1 of 2 ranks")
+    assert at(5).verdict == verdicts.OTHERWISE
 
 
 def test_one_verdict_for_several_tasks():
-    assert evidence.together({}) == evidence.NO_RUNS
-    assert evidence.together({"a": "x", "b": "x"}) == "x"
-    assert evidence.together({"a": "x", "b": "y"}) == "a: x; b: y"
+    assert verdicts.combine_verdicts({}) == verdicts.NO_RUNS
+    assert verdicts.combine_verdicts({"a": "x", "b": "x"}) == "x"
+    assert verdicts.combine_verdicts({"a": "x", "b": "y"}) == "a: x; b: y"
 
 
 # --- the ledger ---
 
 
-def test_every_claim_has_a_row_with_everything_in_it(whole):
-    assert tuple(whole.columns) == COLUMNS
-    assert len(whole) == len(paper.claims()) >= 30
-    assert whole["claim"].is_unique
-    assert (whole.map(len) > 0).all(axis=None)
+def test_every_claim_has_a_complete_row(full_ledger):
+    assert tuple(full_ledger.columns) == COLUMNS
+    assert len(full_ledger) == len(paper.claims()) >= 30
+    assert full_ledger["claim"].is_unique
+    assert (full_ledger.map(len) > 0).all(axis=None)
     assert {claim.kind for claim in paper.claims()} == set(KINDS)
 
 
-def test_the_claims_of_the_abstract_are_all_there(whole):
-    said = " ".join(whole["says"])
+def test_the_ledger_has_every_claim_of_the_abstract(full_ledger):
+    statements = " ".join(full_ledger["says"])
     for words in ("33.52%", "36.41%", "3.67M", "7.45%", "1.25%", "slow convergence", "Singular Value Decomposition"):
-        assert words in said
+        assert words in statements
     for method in ("SLoRA", "NLoRA", "NLoRA as released", "IntTune"):
-        for setting in checks.SETTINGS:
-            assert f"{method} above LoRA, {setting}" in set(whole["claim"])
+        for setting in measured_claims.SETTINGS:
+            assert f"{method} above LoRA, {setting}" in set(full_ledger["claim"])
 
 
-def test_what_needs_no_run_has_the_verdict_it_has(shipped):
-    found = paper.ledger(shipped, kind="printed").set_index("claim")["verdict"]
-    assert found["the gain over LoRA"] == "correct as printed: relative"
-    assert found["NLoRA above LoRA on GSM8K"] == checks.APART
-    assert found["NLoRA above SLoRA on GSM8K"] == checks.CHANCE
-    assert found["what N adds"] == checks.CORRECT
-    assert found["IntTune's share"] == checks.ROUNDED
-    assert found["IntTune's average"] == "correct as printed: mean of relative changes"
-    assert found["Kaiming against Gaussian"] == checks.CONFOUNDED
+def test_verdicts_on_reported_figures(shipped):
+    table = paper.ledger(shipped, kind="printed").set_index("claim")["verdict"]
+    assert table["the gain over LoRA"] == "correct as printed: relative"
+    assert table["NLoRA above LoRA on GSM8K"] == verdicts.APART
+    assert table["NLoRA above SLoRA on GSM8K"] == verdicts.CHANCE
+    assert table["what N adds"] == verdicts.CORRECT
+    assert table["IntTune's share"] == verdicts.ROUNDED
+    assert table["IntTune's average"] == "correct as printed: mean of relative changes"
+    assert table["Kaiming against Gaussian"] == verdicts.CONFOUNDED
     elsewhere = paper.ledger(shipped, kind="elsewhere")
-    assert set(elsewhere["verdict"]) == {checks.UNTESTABLE}
+    assert set(elsewhere["verdict"]) == {verdicts.UNTESTABLE}
     with pytest.raises(InputError, match="kind='all'"):
         paper.ledger(shipped, kind="all")
 
 
 def test_verdicts_follow_the_printed_numbers(monkeypatch):
-    monkeypatch.setattr(printed, "ADDED", 4e6)
-    monkeypatch.setattr(printed, "INTTUNE_SHARE", 1.15)
-    monkeypatch.setattr(printed, "INTTUNE_GAIN", 4.42)
+    monkeypatch.setattr(reported_figures, "ADDED_PARAMETERS", 4e6)
+    monkeypatch.setattr(reported_figures, "INTTUNE_SHARE", 1.15)
+    monkeypatch.setattr(reported_figures, "INTTUNE_GAIN", 4.42)
     none = RecordedRuns([])
-    assert checks._added(none).verdict == checks.NOT_SO
-    assert checks._share(none).verdict == checks.CORRECT
-    assert checks._average(none).verdict == "correct as printed: relative change of means"
+    assert reported_claims._check_added(none).verdict == verdicts.NOT_SO
+    assert reported_claims._check_share(none).verdict == verdicts.CORRECT
+    assert reported_claims._check_average(none).verdict == "correct as printed: relative change of means"
 
 
 def test_without_runs_nothing_is_settled():
-    found = paper.ledger(RecordedRuns([]), kind="runs").set_index("claim")["verdict"]
-    assert set(found.drop("Nyström's start is cheap")) == {evidence.NO_RUNS}
+    table = paper.ledger(RecordedRuns([]), kind="runs").set_index("claim")["verdict"]
+    assert set(table.drop("Nyström's start is cheap")) == {verdicts.NO_RUNS}
 
 
-def test_a_ledger_of_other_runs_says_other_things():
-    runs = [r for task in TASKS for r in [*made("lora", task=task), *made("slora", MORE, task=task)]]
-    found = paper.ledger(RecordedRuns(runs), kind="runs").set_index("claim")
-    row = found.loc["SLoRA above LoRA, at the shared 2e-4"]
-    assert row["verdict"] == evidence.REPRODUCED
-    assert row["found"].startswith("word-problems +4.2 points (+3.2 to +5.2; 5 seeds; p = 0.00036); entailment")
-    turned = [r for task in TASKS for r in [*made("slora", task=task), *made("lora", MORE, task=task)]]
-    found = paper.ledger(RecordedRuns(turned[:5] + turned[5:10]), kind="runs").set_index("claim")
-    row = found.loc["SLoRA above LoRA, at the shared 2e-4"]
-    assert row["verdict"] == f"word-problems: {evidence.OPPOSITE}; entailment: {evidence.NO_RUNS}"
+def test_the_ledger_of_other_runs_has_other_verdicts():
+    runs = [r for task in TASKS for r in [*runs_of("lora", task=task), *runs_of("slora", MORE, task=task)]]
+    table = paper.ledger(RecordedRuns(runs), kind="runs").set_index("claim")
+    row = table.loc["SLoRA above LoRA, at the shared 2e-4"]
+    assert row["verdict"] == verdicts.REPRODUCED
+    assert row["evidence"].startswith("word-problems +4.2 points (+3.2 to +5.2; 5 seeds; p = 0.00036); entailment")
+    turned = [r for task in TASKS for r in [*runs_of("slora", task=task), *runs_of("lora", MORE, task=task)]]
+    table = paper.ledger(RecordedRuns(turned[:5] + turned[5:10]), kind="runs").set_index("claim")
+    row = table.loc["SLoRA above LoRA, at the shared 2e-4"]
+    assert row["verdict"] == f"word-problems: {verdicts.OPPOSITE}; entailment: {verdicts.NO_RUNS}"
 
 
-def test_every_command_runs_and_shows_something(whole, shipped, monkeypatch, capsys):
-    monkeypatch.setattr(choosing, "recordings_of", lambda wanted, model: shipped)  # read once
-    commands = sorted(set(whole["command"]))
+def test_every_command_of_the_ledger_prints_something(full_ledger, shipped, monkeypatch, capsys):
+    monkeypatch.setattr(selection, "recorded_runs", lambda store, model: shipped)  # reading the store takes long
+    commands = sorted(set(full_ledger["command"]))
     assert len(commands) >= 15
     for command in commands:
         words = shlex.split(command)
@@ -386,15 +394,15 @@ def test_every_command_runs_and_shows_something(whole, shipped, monkeypatch, cap
         assert len(capsys.readouterr().out) > 20, command
 
 
-def test_a_sheet_is_markdown_whatever_stands_in_it():
+def test_cells_of_a_markdown_table_are_escaped():
     frame = pd.DataFrame({"claim": ["a|b", "<i>"], "command": ["x | y", "z"]})
-    text = paper.sheet(frame, ["claim", "command"])
+    text = paper.to_markdown(frame, ["claim", "command"])
     assert text.splitlines() == [
         "| claim | command |", "|---|---|", "| a\\|b | `x \\| y` |", "| &lt;i&gt; | `z` |",
     ]  # fmt: skip
     assert repr(text) == text._repr_markdown_() == text
     with pytest.raises(InputError, match="column='verdict'"):
-        paper.sheet(frame, ["verdict"])
+        paper.to_markdown(frame, ["verdict"])
 
 
 def test_the_plan_is_a_script_and_says_that_it_is_a_plan(tmp_path):
@@ -405,13 +413,14 @@ def test_the_plan_is_a_script_and_says_that_it_is_a_plan(tmp_path):
     subprocess.run(["bash", "-n", tmp_path / "plan.sh"], check=True)
 
 
-def test_differences_are_drawn_with_and_without_seeds_enough():
-    runs = [r for task in TASKS for r in [*made("lora", task=task), *made("slora", MORE, task=task)]]
-    known = RecordedRuns([*runs, *made("nlora", seeds=1)])
+def test_differences_are_drawn_with_enough_and_with_too_few_seeds():
+    runs = [r for task in TASKS for r in [*runs_of("lora", task=task), *runs_of("slora", MORE, task=task)]]
+    recorded = RecordedRuns([*runs, *runs_of("nlora", seeds=1)])
     frames = {
-        s: {m: paper.beside(m, rate=SHARED_RATE, runs=known) for m in ("slora", "nlora")} for s in ("shared", "own")
+        s: {m: paper.compare_methods(m, rate=SHARED_RATE, runs=recorded) for m in ("slora", "nlora")}
+        for s in ("shared", "own")
     }
-    drawn = paper.differences(frames)
+    drawn = paper.plot_differences(frames)
     assert drawn._repr_png_().startswith(b"\x89PNG")
     assert repr(drawn) == "points more than LoRA, shared and own: SLoRA, NLoRA"
     assert METHODS["slora"].label in repr(drawn)

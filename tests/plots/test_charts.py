@@ -1,22 +1,21 @@
 from __future__ import annotations
 
-import io
 import math
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 import torch
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.formatting import format_duration
-from nlora_lab.core.progress import ProgressLine
 from nlora_lab.methods.table import METHODS
-from nlora_lab.plots.approximations import APPROXIMATIONS, error_range, error_traces, line_of, rank_ticks
-from nlora_lab.plots.charts import chart
-from nlora_lab.plots.layers import error_text
+from nlora_lab.plots.approximations import APPROXIMATIONS, error_limits, error_panel, line_of
+from nlora_lab.plots.charts import chart, heatmap, method_bars
+from nlora_lab.plots.figure import round_ticks, spread
+from nlora_lab.plots.lab import run_names
+from nlora_lab.plots.layer_maps import error_text
+from nlora_lab.plots.matplotlib_renderer import DASHES
 from nlora_lab.plots.matrices import thumbnail
-from nlora_lab.plots.runs import run_names
-from nlora_lab.plots.style import MPL_DASH, spread
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Step
 
@@ -36,53 +35,16 @@ def test_names_tell_runs_apart_and_say_no_more():
 
 def test_every_method_has_its_own_hue_and_every_dash_can_be_drawn():
     assert len({m.colour for m in METHODS.values()}) == len(METHODS)  # see test_methods.py for how far apart
-    assert {m.dash for m in METHODS.values()} == set(MPL_DASH)
+    assert {m.dash for m in METHODS.values()} == set(DASHES)
 
 
 def test_labels_are_moved_apart_and_keep_their_order():
-    placed = spread([0.0, 0.01, 0.02, 1.0], gap=0.1)
+    placed = spread([0.0, 0.01, 0.02, 1.0], [0.1] * 4)
     assert placed == sorted(placed)
     assert all(b - a >= 0.099 for a, b in pairwise(placed))
     assert placed[3] == pytest.approx(1.0)
-    assert spread([], 0.1) == []
-
-
-def test_durations_and_the_progress_line():
-    assert [format_duration(s) for s in (0.4, 59.6, 200, 7500)] == ["0 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
-    log = io.StringIO()
-    line = ProgressLine(4, log, quiet=0)
-    line.advance("one")
-    line.skip(2)
-    line.advance("two")
-    assert "one  25 %" in log.getvalue()
-    assert log.getvalue().splitlines()[-1] == "two  100 %  0 s left"
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_in_a_terminal_the_line_rewrites_itself():
-    screen = Terminal()
-    line = ProgressLine(2, screen)
-    line.advance("done", by=2)
-    line.say("a line that stays")
-    assert "\n" not in screen.getvalue().partition("a line")[0]
-    assert screen.getvalue().endswith("\ra line that stays\n")
-
-
-class Gone(io.StringIO):
-    def write(self, text):
-        raise BrokenPipeError
-
-
-def test_progress_that_nobody_reads_never_ends_a_run():
-    line = ProgressLine(2, Gone(), quiet=0)
-    line.say("hello")
-    line.advance("one")
-    line.advance("two")
-    assert line.done == 2
+    assert spread([0.0, 5.0, 0.1], [1.0, 1.0, 3.0]) == pytest.approx([-0.95, 5.0, 1.05])
+    assert spread([], []) == []
 
 
 def test_a_thumbnail_keeps_the_largest_entry_of_each_block_with_its_sign():
@@ -98,14 +60,16 @@ def test_a_thumbnail_keeps_the_largest_entry_of_each_block_with_its_sign():
 
 def test_errors_beyond_the_axis_are_drawn_at_its_edge_and_labels_do_not_collide():
     lines = [line_of("svd", [0.5, 1e-9]), line_of("nystrom", [1e7, math.nan]), line_of("cross", [1.0, 1.1e-9])]
-    traces, labels = error_traces(lines, 1, "x", "y")
-    low, high = error_range(lines)
-    drawn = [v for t in traces[2:] for v in t.y if v == v]
-    assert all(low <= math.log10(v) <= high for v in drawn)
-    heights = sorted(a["y"] for a in labels if a["y"] == a["y"])
+    panel = error_panel(lines, 1, 1.4, "errors", (0, 1), (0, 1))
+    low, high = error_limits(lines)
+    drawn = [v for mark in panel.marks[2:] for v in mark.y if v == v]
+    assert all(low <= v <= high for v in drawn)
+    heights = sorted(math.log10(label.y) for label in panel.labels)
+    assert len(heights) == 3
     assert all(b - a > 0.05 for a, b in pairwise(heights))
-    assert rank_ticks(64) == [0, 20, 40, 60]
-    assert rank_ticks(3) == [0, 1, 2, 3]
+    assert list(round_ticks(0, 64)) == [0, 20, 40, 60]
+    assert list(round_ticks(0, 3)) == [0, 1, 2, 3]
+    assert error_panel([], 1, 1.4, "errors", (0, 1), (0, 1)).labels == []
 
 
 def test_approximations_differ_in_hue_and_dash():
@@ -125,6 +89,36 @@ def test_a_chart_is_a_picture_with_a_line_of_text():
     )
     assert repr(drawn) == "error against rank: flat, falling"
     assert drawn._repr_png_().startswith(b"\x89PNG")
-    assert chart({"a": [1.0, 2.0]}, x=[10, 20]).png() != chart({"a": [1.0, 2.0]}).png()
+    (panel,) = drawn.description.panels
+    assert list(panel.x.ticks) == [1, 2, 3]  # no tick between whole numbers
+    assert [(mark.name, list(mark.x)) for mark in panel.marks] == [("flat", [1, 2, 3]), ("falling", [1, 2, 3])]
+    assert len({mark.colour for mark in panel.marks}) == len({mark.dash for mark in panel.marks}) == 2
+    assert chart({"a": [1.0, 2.0]}, x=[0.5, 20]).description.panels[0].x.ticks is None
     with pytest.raises(InputError, match="a: 2 values and 3 places"):
-        chart({"a": [1.0, 2.0]}, x=[1, 2, 3]).png()
+        chart({"a": [1.0, 2.0]}, x=[1, 2, 3])
+
+
+def test_a_bar_of_nothing_is_left_out_and_named():
+    (panel,) = method_bars({"lora": 1e-3, "nlora": 0.0}, xlabel="size").description.panels
+    low, high = panel.x.limits
+    assert low < 1e-3 < high
+    assert [(label.text, label.x) for label in panel.labels] == [("0.001", 1e-3), ("0", low)]
+    assert panel.marks[0].colours == [METHODS["lora"].colour, METHODS["nlora"].colour]
+    assert method_bars({"lora": 0.0}).png().startswith(b"\x89PNG")
+
+
+def test_a_heatmap_leaves_holes():
+    frame = pd.DataFrame({2e-4: [0.1, math.nan], 1e-2: [0.5, math.inf]}, index=[1, 8])
+    picture = heatmap(frame, title="LoRA", xlabel="learning rate", ylabel="rank", log=True)
+    assert repr(picture) == "LoRA, rank × learning rate"
+    (panel,) = picture.description.panels
+    assert (panel.x.names, panel.y.names) == (["0.0002", "0.01"], ["1", "8"])
+    (mark,) = panel.marks
+    assert mark.texts == [["0.1", "0.5"], ["", "∞"]]
+    assert mark.levels[0] == pytest.approx([math.log(0.1), math.log(0.5)])
+    assert all(map(math.isnan, mark.levels[1]))
+    assert mark.colours == "viridis"  # dark is low, and low is good
+    assert heatmap(frame, high_is_good=True).description.panels[0].marks[0].colours == "viridis_r"
+    assert picture.png().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="no number"):
+        heatmap(pd.DataFrame())

@@ -11,8 +11,7 @@ import pytest
 from factories import recorded_run as run
 
 from nlora_lab.methods.table import METHODS
-from nlora_lab.plots.lab import LabDrawing, RecordedLine
-from nlora_lab.plots.runs import curve
+from nlora_lab.plots.lab import LabDrawing, RecordedLine, curve
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.run import Step
@@ -31,6 +30,10 @@ def line(method="lora", lr=2e-3, **changes):
     return RecordedLine(METHODS[method].label, method, valley, here, here and known.curve(here))
 
 
+def by_panel(traces):
+    return [[t for t in traces if t["yaxis"] == y] for y in ("y", "y2", "y3")]
+
+
 VALLEY = [(1e-3, 3.0), (2e-3, 2.0), (5e-3, 1.0), (1e-2, 4.0)]
 
 
@@ -39,15 +42,17 @@ def test_four_traces_a_recorded_method_and_two_a_live_run():
     traces, layout = LabDrawing([line(), line("slora")], [live], 2e-3, 250).plotly()
     assert len(traces) == 2 + 4 * 2 + 2 + 2
     go.Figure(traces, layout)  # plotly accepts every name and value
-    assert traces[0]["x"] == traces[1]["x"] == [2e-3, 2e-3]
-    band, middle, losses, accuracies = traces[2:6]
+    left, (cursor, losses, *_), (same, accuracies, *_) = by_panel(traces)
+    assert cursor["x"] == same["x"] == [2e-3, 2e-3]
+    band, middle = left[:2]
     assert len(band["x"]) == 2 * len(middle["x"])
     assert losses["x"] == accuracies["x"] == [1e-3, 2e-3, 5e-3, 1e-2]
     assert losses["y"] == pytest.approx([0.6, 0.4, 0.2, 0.8])  # medians of three seeds
     assert losses["error_y"]["array"] == pytest.approx([0.3, 0.2, 0.1, 0.4])
     assert losses["marker"]["size"] == [5, 10, 5, 5]  # the slider's rate stands out
     assert accuracies["y"] == [50.0] * 4
-    assert {t["line"]["color"] for t in traces[3:6]} == {band["fillcolor"]} == {METHODS["lora"].colour}
+    hues = {t["line"]["color"] for t in (middle, losses, accuracies)}
+    assert hues == {band["fillcolor"]} == {METHODS["lora"].colour}
     texts = [a["text"] for a in layout["annotations"]]
     assert texts.count("LoRA") == 2  # at the curve's end and under the valley
     assert "<b>NLoRA</b>" in texts
@@ -64,7 +69,7 @@ def test_a_finished_run_is_a_mark_at_its_rate_and_a_diverged_one_a_cross_at_the_
     done = curve(RunConfig(lr=5e-3), steps(), "mine", accuracy=0.75, final_loss=0.2)
     gone = curve(RunConfig(lr=1e-1), steps(3), "gone", note="diverged")
     traces, layout = LabDrawing([], [done, gone], 1e-3, 10).plotly()
-    losses, accuracies = traces[2:4]
+    _, (_, losses), (_, accuracies) = by_panel(traces)
     assert losses["x"] == accuracies["x"] == [5e-3, 1e-1]
     assert losses["y"] == [0.2, pytest.approx(10 ** layout["yaxis"]["range"][1])]
     assert losses["marker"]["symbol"] == ["diamond", "x"]
@@ -75,9 +80,10 @@ def test_a_diverged_point_is_at_the_top_of_the_axis():
     known = RecordedRuns([run(1e-3, loss=0.1), run(2e-3, diverged=True)])
     drawn = RecordedLine("LoRA", "lora", known.valley("word-problems", "lora", 8), None, None)
     traces, layout = LabDrawing([drawn], [], 1e-3, 10).plotly()
-    assert traces[4]["y"][1] == pytest.approx(10 ** layout["yaxis2"]["range"][1])
-    assert traces[4]["marker"]["symbol"] == ["circle", "x"]
-    assert traces[5]["y"] == [50.0, 0.0]  # as a comparison counts it
+    _, (_, losses, _), (_, accuracies, _) = by_panel(traces)
+    assert losses["y"][1] == pytest.approx(10 ** layout["yaxis2"]["range"][1])
+    assert losses["marker"]["symbol"] == ["circle", "x"]
+    assert accuracies["y"] == [50.0, 0.0]  # as a comparison counts it
     assert LabDrawing([drawn], [], 1e-3, 10).png().startswith(b"\x89PNG")
 
 
@@ -94,7 +100,7 @@ def test_odd_histories_can_be_drawn(odd):
 
 def test_nothing_says_what_to_do():
     traces, layout = LabDrawing([], [], 1e-3, 10).plotly()
-    assert len(traces) == 4
+    assert len(traces) == 4 + 1  # plotly draws the axes on the left for a trace only
     assert any("press Run" in a["text"] for a in layout["annotations"])
 
 

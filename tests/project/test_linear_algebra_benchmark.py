@@ -1,4 +1,4 @@
-"""The benchmark of the linear algebra runs, and its columns are what they say; not that anything is fast."""
+"""The benchmark of the linear algebra runs, and its columns hold what they say. Nothing here tests speed."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def told(rows):
+def record(rows):
     return json.loads(json.dumps(bench.record(rows, quick=True), allow_nan=False))
 
 
-def test_every_row_is_there(told):
-    counts = Counter(row["name"] for row in told["rows"])
+def test_the_record_has_every_row(record):
+    counts = Counter(row["name"] for row in record["rows"])
     assert counts == {"svd": 2, "svd_lowrank": 2, "floor": 2, "curve": 1, "spectra": 3, "memory": 2, "slider": 1}
-    assert told["cpus"] >= 1
-    assert told["device"].startswith("CPU")
+    assert record["cpus"] >= 1
+    assert record["device"].startswith("CPU")
 
 
-def test_figures_are_finite_and_positive(told):
-    for row in told["rows"]:
+def test_figures_are_finite_and_positive(record):
+    for row in record["rows"]:
         figures = [*row["ours"], *(row["peer"] or []), row["ours_figure"], *row["ours_quartiles"]]
         assert all(math.isfinite(v) and v > 0 for v in figures), row["what"]
 
 
-def test_the_ratio_is_what_its_row_says(told):
-    for row in told["rows"]:
+def test_the_ratio_is_what_its_row_says(record):
+    for row in record["rows"]:
         ours, peer, ratio = row["ours_figure"], row["peer_figure"], row["ratio"]
         if row["kind"] == "faster":
             assert ratio == pytest.approx(peer / ours, rel=1e-4)
@@ -74,7 +74,7 @@ def test_the_table_has_a_line_for_each_row(rows):
     assert {line.count("|") for line in lines} == {7}
 
 
-def test_ours_and_the_peer_take_turns():
+def test_this_package_and_the_peer_take_turns():
     calls = []
     times = bench.alternate(lambda: calls.append("a"), lambda: calls.append("b"), 2)
     assert "".join(calls) == "ababab"
@@ -82,11 +82,11 @@ def test_ours_and_the_peer_take_turns():
 
 
 def test_the_stored_record_is_of_a_full_run():
-    stored = json.loads(bench.STORE.read_text(encoding="utf-8"))
+    stored = json.loads(bench.RECORD.read_text(encoding="utf-8"))
     assert not stored["quick"]
     assert {row["name"] for row in stored["rows"]} == set(bench.MEASUREMENTS)
 
 
 def test_the_readme_of_the_benchmarks_shows_the_record():
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    assert bench.stored(json.loads(bench.STORE.read_text(encoding="utf-8"))) in text
+    assert bench.stored_table(json.loads(bench.RECORD.read_text(encoding="utf-8"))) in text

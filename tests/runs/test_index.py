@@ -1,24 +1,32 @@
-"""Recorded runs as the lab asks for them."""
+"""The index of recorded runs, and the runs that ship with the package."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
+from factories import recorded_run as run
 from factories import some_run
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
-from nlora_lab.runs.config import SHARED_RATE, RunConfig
-from nlora_lab.runs.index import RecordedRuns, Spread, running_mean
+from nlora_lab.runs.config import SHARED_RATE
+from nlora_lab.runs.index import RecordedRuns
+from nlora_lab.runs.rate_points import Spread, running_mean
 from nlora_lab.runs.run import Step
 from nlora_lab.runs.shipped import base_answers, shipped_store
-from tools.record_grid import FIRST, LADDER, finalists, ranked, rates, recorded_grid, recorded_parts, whole_grid
 from nlora_lab.runs.store import RunStore, run_key
-from nlora_lab.tasks.generated import TASKS
-from nlora_lab.tasks.registry import first_items
-
-
+from nlora_lab.tasks.generated import TASKS, first_items
+from tools.record_grid import (
+    MAIN_METHODS,
+    RATE_LADDER,
+    best_rate_configs,
+    complete_grid,
+    fixed_grid,
+    grid_parts,
+    other_rank_configs,
+    recorded_rates,
+)
 
 
 def test_a_point_is_the_median_and_the_range_over_seeds():
@@ -40,8 +48,8 @@ def test_a_diverged_seed_counts_as_infinite_loss_and_no_right_answer():
 
 def test_the_slider_stands_for_the_nearest_recorded_rate_and_for_none_far_away():
     known = RecordedRuns(run(lr) for lr in (1e-3, 2e-3, 5e-3))
-    found = {lr: known.at("word-problems", "lora", 8, lr) for lr in (5e-4, 7e-4, 1.5e-3, 3e-3, 8e-3, 9e-3, 1e-1)}
-    assert {lr: p and p.lr for lr, p in found.items()} == {
+    points = {lr: known.at("word-problems", "lora", 8, lr) for lr in (5e-4, 7e-4, 1.5e-3, 3e-3, 8e-3, 9e-3, 1e-1)}
+    assert {lr: p and p.lr for lr, p in points.items()} == {
         5e-4: None, 7e-4: 1e-3, 1.5e-3: 2e-3, 3e-3: 2e-3, 8e-3: 5e-3, 9e-3: None, 1e-1: None,
     }  # fmt: skip
 
@@ -83,33 +91,33 @@ def test_the_running_mean_looks_back_only():
     assert running_mean([]) == []
 
 
-def test_the_grid_is_what_it_says():
-    grid = recorded_grid()
+def test_the_grid_has_every_task_and_method_at_its_rates():
+    grid = fixed_grid()
     assert len(set(grid)) == len(grid)
     for task in TASKS:
         for method in METHODS:
-            asked = {c.lr for c in grid if (c.task, c.method, c.rank, c.init, c.seed) == (task, method, 8, None, 0)}
-            assert asked == set(rates(method)) >= {SHARED_RATE}
-            assert len(asked) >= 7
-            assert asked <= set(LADDER)
+            tried = {c.lr for c in grid if (c.task, c.method, c.rank, c.init, c.seed) == (task, method, 8, None, 0)}
+            assert tried == set(recorded_rates(method)) >= {SHARED_RATE}
+            assert len(tried) >= 7
+            assert tried <= set(RATE_LADDER)
     assert {c.seed for c in grid if (c.rank, c.init) == (8, None)} == {0, 1, 2}
 
 
 def test_finalists_are_five_seeds_at_the_best_rate_and_three_beside_it():
     runs = [run(lr, validation=loss) for lr, loss in ((5e-3, 0.5), (1e-2, 0.2), (2e-2, 0.3))]
-    asked = [c for c in finalists(RecordedRuns(runs)) if c.lr != SHARED_RATE]
-    assert {(c.lr, c.seed) for c in asked} == {
+    configs = [c for c in best_rate_configs(RecordedRuns(runs)) if c.lr != SHARED_RATE]
+    assert {(c.lr, c.seed) for c in configs} == {
         *((1e-2, seed) for seed in range(5)), *((lr, seed) for lr in (5e-3, 2e-2) for seed in range(3)),
     }  # fmt: skip
-    assert {(c.task, c.method, c.rank, c.steps) for c in asked} == {("word-problems", "lora", 8, 250)}
+    assert {(c.task, c.method, c.rank, c.steps) for c in configs} == {("word-problems", "lora", 8, 250)}
 
 
 def test_a_start_of_n_and_rank_one_have_five_seeds_at_rates_of_their_own():
     start = {"method": "slora", "init": "identity"}
     runs = [run(lr, validation=loss, **start) for lr, loss in ((5e-3, 0.5), (2e-2, 0.1))]
     runs += [run(lr, validation=loss, rank=1) for lr, loss in ((2e-2, 0.4), (5e-2, 0.2), (1e-1, 0.3))]
-    asked = [c for c in finalists(RecordedRuns(runs)) if c.lr != SHARED_RATE]
-    assert {(c.method, c.rank, c.init, c.lr, c.seed) for c in asked} == {
+    configs = [c for c in best_rate_configs(RecordedRuns(runs)) if c.lr != SHARED_RATE]
+    assert {(c.method, c.rank, c.init, c.lr, c.seed) for c in configs} == {
         *(("slora", 8, "identity", 2e-2, seed) for seed in range(5)),
         ("slora", 8, "identity", 5e-2, 0),  # 2e-2 is the last one tried
         *(("lora", 1, None, 5e-2, seed) for seed in range(5)),
@@ -118,62 +126,62 @@ def test_a_start_of_n_and_rank_one_have_five_seeds_at_rates_of_their_own():
 
 def test_the_other_methods_are_tried_at_every_rank_near_their_best_rate():
     known = RecordedRuns(run(1e-2, validation=0.1, method=name) for name in METHODS)
-    asked = ranked(known)
-    assert {c.method for c in asked} == set(METHODS) - {*FIRST, "full"}
-    of_one = {(c.rank, c.lr, c.seed) for c in asked if c.method == "dora"}
+    configs = other_rank_configs(known)
+    assert {c.method for c in configs} == set(METHODS) - {*MAIN_METHODS, "full"}
+    of_one = {(c.rank, c.lr, c.seed) for c in configs if c.method == "dora"}
     assert of_one == {(1, 2e-2, 0), (2, 2e-2, 0), (4, 1e-2, 0), (16, 5e-3, 0), (32, 5e-3, 0)}
-    assert ranked(RecordedRuns([])) == []
-    odd = [run(rate, validation=0.1, method="dora") for rate in (4e-3, 1e2)]  # a store may hold rates of its own
-    assert {c.lr for c in ranked(RecordedRuns(odd[:1]))} == {2e-3, 5e-3, 1e-2}
-    assert {c.lr for c in ranked(RecordedRuns(odd[1:]))} == {2.0, 5.0}
+    assert other_rank_configs(RecordedRuns([])) == []
+    odd = [run(rate, validation=0.1, method="dora") for rate in (4e-3, 1e2)]  # not of the grid
+    assert {c.lr for c in other_rank_configs(RecordedRuns(odd[:1]))} == {2e-3, 5e-3, 1e-2}
+    assert {c.lr for c in other_rank_configs(RecordedRuns(odd[1:]))} == {2.0, 5.0}
 
 
-def test_all_that_is_asked_for_is_recorded():
+def test_the_complete_grid_is_recorded():
     store = shipped_store()
-    asked = whole_grid(store)
-    assert len({run_key(c) for c in asked}) == len(asked)
-    there = store.keys()
-    missing = [c.command for c in asked if run_key(c) not in there]
+    configs = complete_grid(store)
+    assert len({run_key(c) for c in configs}) == len(configs)
+    finished = store.keys()
+    missing = [c.command for c in configs if run_key(c) not in finished]
     assert not missing
 
 
 def test_the_parts_follow_the_finalists_until_they_stand_still(tmp_path):
     store = RunStore(tmp_path)
-    parts = recorded_parts(store)
-    assert len(next(parts)) < len(recorded_grid())
+    parts = grid_parts(store)
+    assert len(next(parts)) < len(fixed_grid())
 
     def of_lora():
         return [c for c in next(parts) if (c.task, c.method) == ("word-problems", "lora") and c.lr != SHARED_RATE]
 
     for lr, seed, loss in ((5e-3, 0, 0.5), (1e-2, 0, 0.2), (2e-2, 0, 0.3)):
         store.add(run(lr, seed, validation=loss, device="cpu"))
-    wanted = of_lora()
-    assert {c.lr for c in wanted} == {5e-3, 1e-2, 2e-2}
-    for cfg in wanted:  # with more seeds, 1e-2 is no longer the best
+    configs = of_lora()
+    assert {c.lr for c in configs} == {5e-3, 1e-2, 2e-2}
+    for cfg in configs:  # with more seeds, 2e-2 is the best rate
         store.add(run(cfg.lr, cfg.seed, validation={1e-2: 0.9, 2e-2: 0.3, 5e-3: 0.5}[cfg.lr], device="cpu"))
     assert {(c.lr, c.seed) for c in of_lora()} == {(2e-2, 3), (2e-2, 4), *((5e-2, s) for s in range(3))}
 
 
-def test_what_ships_opens_the_lab_on_a_valley_of_every_first_method():
+def test_the_shipped_runs_hold_a_valley_of_every_main_method():
     known = RecordedRuns(shipped_store())
     assert len(known) > 100
     for task in TASKS:
-        for method in FIRST:
+        for method in MAIN_METHODS:
             losses = [p.loss.middle for p in known.valley(task, method, 8)]
             assert len(losses) >= 7
             lowest = losses.index(min(losses))
-            assert 0 < lowest < len(losses) - 1, (task, method)  # the grid holds the valley's bottom, not a slope
-        assert set(rates("lora")) == {p.lr for p in known.valley(task, "lora", 8)}
+            assert 0 < lowest < len(losses) - 1, (task, method)  # the grid holds the bottom of the valley, not a slope
+        assert set(recorded_rates("lora")) == {p.lr for p in known.valley(task, "lora", 8)}
 
 
-def test_what_ships_says_where_it_is_from():
-    for run in shipped_store():
-        assert run.config.model == "embedded"
-        assert (run.config.steps, run.config.batch_size) == (250, 16)
-        assert run.device == "CPU, 1 thread, float32"
-        assert run.versions["torch"]
-        assert len(run.answers) == (0 if run.diverged else 3)
-        assert run.config.command.startswith("nlora-lab run --method ")
+def test_the_shipped_runs_name_their_origin():
+    for shipped in shipped_store():
+        assert shipped.config.model == "embedded"
+        assert (shipped.config.steps, shipped.config.batch_size) == (250, 16)
+        assert shipped.device == "CPU, 1 thread, float32"
+        assert shipped.versions["torch"]
+        assert len(shipped.answers) == (0 if shipped.diverged else 3)
+        assert shipped.config.command.startswith("nlora-lab run --method ")
 
 
 @pytest.mark.parametrize("task", list(TASKS))
@@ -183,9 +191,9 @@ def test_what_was_recorded_before_tuning_is_what_the_model_says(task):
     from nlora_lab.tasks.registry import load_task
 
     known = base_answers(task)
-    said = answers(*load_model(), load_task(task), "test", len(known.answers))
-    assert tuple(a.said for a in said) == known.answers
-    assert [a.prompt for a in said] == [item["prompt"] for item in first_items(task, 3)]
+    marked = answers(*load_model(), load_task(task), "test", len(known.answers))
+    assert tuple(a.text for a in marked) == known.answers
+    assert [a.prompt for a in marked] == [item["prompt"] for item in first_items(task, 3)]
 
 
 def test_tables_by_rank_and_by_init():

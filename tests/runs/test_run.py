@@ -1,5 +1,6 @@
+"""Runs, their records, and the config that decides a run."""
+
 from __future__ import annotations
-from factories import some_run
 
 import json
 import math
@@ -8,12 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from factories import some_run
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Run, Step, run_table
-
-
 
 
 def test_a_record_survives_the_disk(tmp_path):
@@ -38,7 +38,7 @@ def test_the_final_loss_is_the_mean_of_the_last_twenty():
     assert math.isnan(some_run(steps=()).final_loss)
 
 
-def test_the_table_has_one_row_a_run():
+def test_the_table_has_one_row_per_run():
     frame = run_table([some_run(), some_run(diverged=True)])
     assert list(frame["diverged"]) == [False, True]
     assert {"method", "trainable", "final_loss", "accuracy", "seconds", "peak_memory"} <= set(frame.columns)
@@ -70,7 +70,7 @@ def test_a_field_of_another_kind_is_named(field, value):
     record = json.loads(some_run().to_json())
     *inner, last = field.split(".")
     (record[inner[0]] if inner else record)[last] = value
-    with pytest.raises(InputError, match=rf"^{field}=.* in the record must be .*; mend it, or make the run again"):
+    with pytest.raises(InputError, match=rf"^{field}=.* in the record must be .*; correct it, or make the run again"):
         Run.from_json(json.dumps(record))
 
 
@@ -129,7 +129,7 @@ def test_every_bad_value_is_named(field, value):
     assert repr(value) in str(caught.value)
 
 
-def test_numbers_of_numpy_become_plain_ones():
+def test_numbers_of_numpy_become_pythons():
     cfg = RunConfig(rank=np.int64(4), seed=np.uint8(2), lr=np.float64(1e-3), dropout=np.float32(0.5), alpha=np.int32(8))
     assert cfg == RunConfig(rank=4, seed=2, lr=1e-3, dropout=0.5, alpha=8)
     assert {type(value) for value in asdict(cfg).values()} == {int, float, str, bool, type(None)}

@@ -1,7 +1,7 @@
-"""A random handful of the recorded runs, made again: the records are what this tree computes.
+"""A few of the recorded runs, made again: the records are what this code computes.
 
-At rates up to the method's best, where training is not chaotic: two runs on different numbers of threads agree there
-to rounding, and rounding is all that the tolerances leave room for.
+The rates go up to the method's best. Training is not chaotic there, so two runs on different numbers of threads agree
+to rounding, and the tolerances allow for no more than rounding.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from nlora_lab.tasks.generated import TASKS
 from nlora_lab.training.loop import fine_tune
 
 STEPS = 20  # of 250, but with the rate as recorded
-CHANCE = random.randrange(10**6)  # another handful each time; pytest shows it with a failure
+SEED = 1  # of the choice: raise it to try other runs
 
 
-def pick(number: int, wanted: Callable[[Run], bool]) -> list[Run]:
-    """Of the runs at rates that no task calls too high for the method, at rank 8 or at the run's own rank and start."""
-    runs, known = list(shipped_store()), recorded_runs(None)
+def pick(number: int, is_candidate: Callable[[Run], bool]) -> list[Run]:
+    """Choose from the runs at rates that are not above the method's best, on any task and at the run's own rank."""
+    runs, known = list(shipped_store()), recorded_runs()
     best = {m: [p.lr for t in TASKS if (p := known.best(t, m, 8)) is not None] for m in METHODS}
 
     def too_high(c: RunConfig) -> bool:
-        own = known.best(c.task, c.method, c.rank, c.init)
-        return own is None or c.lr > min([own.lr, *best[c.method]])
+        point = known.best(c.task, c.method, c.rank, c.init)
+        return point is None or c.lr > min([point.lr, *best[c.method]])
 
-    calm = [r for r in runs if not r.error and wanted(r) and not too_high(r.config)]
-    return random.Random(CHANCE).sample(sorted(calm, key=lambda r: r.config.command), number)
+    calm = [r for r in runs if not r.error and is_candidate(r) and not too_high(r.config)]
+    return random.Random(SEED).sample(sorted(calm, key=lambda r: r.config.command), number)
 
 
-def test_a_handful_of_recorded_runs_takes_the_same_course_again():
+def test_recorded_runs_take_the_same_course_again():
     for recorded in pick(3, lambda run: True):
         again = fine_tune(recorded.config, lambda step: step.step >= STEPS)
-        told = f"chance {CHANCE}: {recorded.config.command}"
-        assert len(again.steps) == STEPS, told
-        assert [s.loss for s in again.steps] == pytest.approx([s.loss for s in recorded.steps[:STEPS]], rel=2e-3), told
-        assert again.trainable == recorded.trainable, told
+        command, losses = recorded.config.command, [s.loss for s in recorded.steps[:STEPS]]
+        assert len(again.steps) == STEPS, command
+        assert [s.loss for s in again.steps] == pytest.approx(losses, rel=2e-3), command
+        assert again.trainable == recorded.trainable, command
 
 
 def test_one_recorded_run_comes_to_the_same_end():
     (recorded,) = pick(1, lambda run: run.config.task == "entailment" and run.config.lr <= 1e-3)
     again = fine_tune(recorded.config)
-    told = f"chance {CHANCE}: {recorded.config.command}"
-    assert again.final_loss == pytest.approx(recorded.final_loss, rel=0.03), told
-    assert again.metrics["validation_loss"] == pytest.approx(recorded.metrics["validation_loss"], rel=0.05), told
-    assert again.accuracy == pytest.approx(recorded.accuracy, abs=0.03), told
+    command = recorded.config.command
+    assert again.final_loss == pytest.approx(recorded.final_loss, rel=0.03), command
+    assert again.metrics["validation_loss"] == pytest.approx(recorded.metrics["validation_loss"], rel=0.05), command
+    assert again.accuracy == pytest.approx(recorded.accuracy, abs=0.03), command

@@ -1,7 +1,6 @@
-"""The store: whole records or none, one maker a run, and nothing to clean up after a crash."""
+"""The store: complete records or none, one maker per run, and nothing to clean up after a crash."""
 
 from __future__ import annotations
-from factories import ROOT
 
 import hashlib
 import json
@@ -14,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from factories import some_run
+from factories import ROOT, some_run
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
-from nlora_lab.runs import leases as claims
+from nlora_lab.runs import leases
 from nlora_lab.runs import store as stores
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.leases import Lease, scratch
@@ -71,8 +70,8 @@ def test_the_keys_of_recorded_runs_stay_what_they_were():
     runs = [Run.from_json(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     assert runs
     for cfg in (run.config for run in runs):
-        asked = {k: v for k, v in cfg.to_dict().items() if k != "device"}
-        assert run_key(cfg).endswith(hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8])
+        identity = {k: v for k, v in cfg.to_dict().items() if k != "device"}
+        assert run_key(cfg).endswith(hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8])
 
 
 def test_an_empty_store_needs_no_folder(store):
@@ -143,11 +142,13 @@ def test_a_run_that_is_packed_during_a_look_is_seen(store, monkeypatch):
         store.add(run)
         reader, glob = RunStore(store.path), Path.glob
 
-        def slow_glob(self, pattern, glob=glob):  # as if another packed right after the first look into the folder
-            found = list(glob(self, pattern))
+        def slow_glob(
+            self, pattern, glob=glob
+        ):  # as if another process packed right after the first look into the folder
+            files = list(glob(self, pattern))
             monkeypatch.setattr(Path, "glob", glob)
             RunStore(store.path).pack()
-            return iter(found)
+            return iter(files)
 
         monkeypatch.setattr(Path, "glob", slow_glob)
         assert look(reader)
@@ -159,20 +160,20 @@ def test_packing_keeps_what_it_cannot_read_at_that_moment(store, monkeypatch):
     store.add(some_run(config=RunConfig(method="mine", lr=1e-2)))
     store.pack()
     assert len(store) == 2
-    home = store.path / "word-problems" / "mine.jsonl"
+    packed = store.path / "word-problems" / "mine.jsonl"
     store.add(some_run(config=RunConfig(method="mine", lr=1e-1)))
-    parse, mine = stores.read_records, METHODS["mine"]
+    read, mine = stores.read_records, METHODS["mine"]
 
-    def forgetful(file):  # the method goes between the reading of the single record and that of its home
-        parsed = parse(file)
+    def forgetful(file):  # the method is removed between the reading of the single record and that of its packed file
+        parsed = read(file)
         METHODS.pop("mine", None)
         return parsed
 
-    monkeypatch.setattr(stores, "parse", forgetful)
+    monkeypatch.setattr(stores, "read_records", forgetful)
     with pytest.warns(UserWarning, match="mine"):
         assert store.pack() == 1
-    assert len(home.read_text().splitlines()) == 3
-    monkeypatch.setattr(stores, "parse", parse)
+    assert len(packed.read_text().splitlines()) == 3
+    monkeypatch.setattr(stores, "read_records", read)
     with pytest.warns(UserWarning, match="mine"):
         assert len(store) == 0
     METHODS["mine"] = mine
@@ -190,8 +191,8 @@ def test_a_store_may_be_at_home_and_must_be_a_folder(tmp_path, monkeypatch):
 
 
 def test_a_file_cut_short_is_named_and_left_out(store):
-    whole = store.add(some_run())
-    (store.path / "half.json").write_text(whole.read_text()[:300])
+    complete = store.add(some_run())
+    (store.path / "half.json").write_text(complete.read_text()[:300])
     with pytest.warns(UserWarning, match=r"half\.json, line 1: not a run record"):
         assert len(RunStore(store.path)) == 1
 
@@ -240,36 +241,36 @@ def test_a_crash_between_packing_and_deleting_doubles_nothing(store):
     assert len(RunStore(store.path)) == 1
 
 
-def test_only_one_of_many_gets_the_claim(store):
+def test_only_one_of_many_gets_the_lease(store):
     barrier, got = threading.Barrier(8), []
 
-    def claim():
+    def take_lease():
         barrier.wait()
-        with store.claim(CFG) as mine:
+        with store.lease(CFG) as mine:
             got.append(mine)
             barrier.wait()
 
-    threads = [threading.Thread(target=claim) for _ in range(8)]
+    threads = [threading.Thread(target=take_lease) for _ in range(8)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
     assert sorted(got) == [False] * 7 + [True]
-    assert not list(store.path.glob("*.claim"))
-    with store.claim(CFG) as mine:
+    assert not list(store.path.glob("*.lease"))
+    with store.lease(CFG) as mine:
         assert mine
 
 
-def test_a_finished_run_is_not_claimed_again(store):
+def test_a_finished_run_gets_no_second_lease(store):
     store.add(some_run(config=CFG))
-    with store.claim(CFG) as mine:
+    with store.lease(CFG) as mine:
         assert not mine
 
 
-def test_the_claim_of_a_killed_process_is_taken_over(store):
+def test_the_lease_of_a_killed_process_is_taken_over(store):
     code = (
-        "import sys, time; from nlora_lab.runs.leases import Claim; from pathlib import Path\n"
-        "print(Claim(Path(sys.argv[1]), 'k').take(), flush=True); time.sleep(60)"
+        "import sys, time; from nlora_lab.runs.leases import Lease; from pathlib import Path\n"
+        "print(Lease(Path(sys.argv[1]), 'k').take(), flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(store.path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
@@ -277,17 +278,17 @@ def test_the_claim_of_a_killed_process_is_taken_over(store):
         assert not Lease(store.path, "k").take()
         other.send_signal(signal.SIGKILL)
         other.wait()
-    claim = Lease(store.path, "k")
-    assert not claim.alive()
-    assert claim.take()
+    lease = Lease(store.path, "k")
+    assert not lease.alive()
+    assert lease.take()
     assert not Lease(store.path, "k").take()
-    claim.release()
+    lease.release()
     assert not list(store.path.iterdir())
 
 
-def test_a_claim_of_another_machine_lives_as_long_as_it_gives_signs(store):
+def test_a_lease_of_another_machine_lives_as_long_as_it_gives_signs(store):
     store.path.mkdir()
-    file = store.path / "k.1.claim"
+    file = store.path / "k.1.lease"
     file.write_text(json.dumps({"host": "elsewhere", "pid": 1, "born": 1.0}))
     assert not Lease(store.path, "k").take()
     old = file.stat().st_mtime - 1000
@@ -295,25 +296,25 @@ def test_a_claim_of_another_machine_lives_as_long_as_it_gives_signs(store):
     assert Lease(store.path, "k").take()
 
 
-def test_a_claim_outlives_a_clock_that_is_set(store, monkeypatch):
-    claim = Lease(store.path, "k")
-    assert claim.take()
-    born = claims._born
+def test_a_lease_outlives_a_clock_that_is_set(store, monkeypatch):
+    lease = Lease(store.path, "k")
+    assert lease.take()
+    born = leases._born
     for step, age, lives in ((1.0, 0, True), (1.0, 1000, True), (-3600.0, 0, True), (-3600.0, 1000, False)):
-        monkeypatch.setattr(claims, "_born", lambda pid, step=step: born(pid) + step)
-        file = store.path / "k.1.claim"
-        os.utime(file, (claims._now(store.path) - age,) * 2)
+        monkeypatch.setattr(leases, "_born", lambda pid, step=step: born(pid) + step)
+        file = store.path / "k.1.lease"
+        os.utime(file, (leases._now(store.path) - age,) * 2)
         assert Lease(store.path, "k").alive() == lives
-    monkeypatch.setattr(claims, "_born", lambda pid: 0.0)
+    monkeypatch.setattr(leases, "_born", lambda pid: 0.0)
     os.utime(file)
-    assert not Lease(store.path, "k").alive()  # dead is dead, however fresh
-    monkeypatch.setattr(claims, "_born", born)
-    claim.release()
+    assert not Lease(store.path, "k").alive()  # a dead holder counts as dead, however fresh its file is
+    monkeypatch.setattr(leases, "_born", born)
+    lease.release()
 
 
-def test_a_claim_cut_short_counts_by_its_age(store):
+def test_a_lease_cut_short_counts_by_its_age(store):
     store.path.mkdir()
-    (store.path / "k.1.claim").write_text("{")
+    (store.path / "k.1.lease").write_text("{")
     assert not Lease(store.path, "k").take()
 
 
@@ -324,7 +325,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
         store.check_writable()
     with pytest.raises(InputError, match="cannot be written"):
         store.add(some_run())
-    with pytest.raises(InputError, match="cannot be written"), store.claim(CFG):
+    with pytest.raises(InputError, match="cannot be written"), store.lease(CFG):
         pass
 
 
@@ -350,7 +351,7 @@ def test_what_a_killed_writer_left_half_written_is_taken_away_and_a_living_one_s
         file.touch()
     os.utime(old, (1e9, 1e9))
     assert len(list(tmp_path.iterdir())) == 5
-    (tmp_path / f"{run_key(CFG)}.1.claim").touch()  # its process was killed before it could sign
+    (tmp_path / f"{run_key(CFG)}.1.lease").touch()  # its process was killed before it could sign
     RunStore(tmp_path).add(some_run(config=CFG))
     RunStore(tmp_path).tidy()
     assert set(tmp_path.iterdir()) == {mine, foreign, tmp_path / f"{run_key(CFG)}.json"}

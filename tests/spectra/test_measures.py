@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from matrices import gaussian
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.spectra.measures import (
@@ -15,10 +16,6 @@ from nlora_lab.spectra.measures import (
     power_law,
     stable_rank,
 )
-
-
-def gaussian(m, n, seed=0):
-    return torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_ranks_of_a_projection_and_of_one_direction():

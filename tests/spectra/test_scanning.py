@@ -13,13 +13,13 @@ from torch import nn
 
 from nlora_lab.core.cache import Cache, cache_folder
 from nlora_lab.core.errors import InputError
-from nlora_lab.labs.spectrum import SpectrumLab
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.svd import truncated_svd
-from nlora_lab.models.weights import split_name, weights
+from nlora_lab.models.weights import find_weight, list_weights, split_name
 from nlora_lab.spectra import scanning as spectra
-from nlora_lab.spectra.scanning import content, find, scan, spectrum
+from nlora_lab.spectra.scan_cache import content_digest
+from nlora_lab.spectra.scanning import scan, spectrum
 
 EMBEDDED = ROOT / "data" / "embedded"
 
@@ -30,14 +30,14 @@ def gaussian(m, n, seed=0):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache of this test's own, empty."""
+    """An empty cache for one test."""
     monkeypatch.setenv("NLORA_LAB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def sharded(tmp_path):
-    """Two shards with an index, and things a scan has to leave out."""
+    """Two shards with an index, and tensors that a scan has to leave out."""
     folder = tmp_path / "sharded"
     folder.mkdir()
     first = {"model.layers.0.mlp.up_proj.weight": gaussian(30, 20, 1), "model.norm.weight": torch.ones(20)}
@@ -68,7 +68,7 @@ def test_the_embedded_model_as_name_folder_file_and_live_model_is_one(cache, emb
     assert {"mlp.down_proj", "self_attn.q_proj", "model.embed_tokens"} <= set(by_name.module)
 
 
-def test_every_number_is_what_it_says(cache):
+def test_every_number_against_its_definition(cache):
     W = load_file(EMBEDDED / "model.safetensors")["model.layers.2.mlp.down_proj.weight"]
     row = scan("embedded", (4, 8)).set_index(["layer", "module"]).loc[2, "mlp.down_proj"]
     w = W.double().numpy()
@@ -93,7 +93,7 @@ def test_every_number_is_what_it_says(cache):
     assert row["power_law"] == pytest.approx(-slope, rel=1e-4)
 
 
-def test_shards_are_read_in_order_and_what_is_no_weight_matrix_is_left_out(cache, sharded):
+def test_shards_are_read_in_order_and_other_tensors_are_left_out(cache, sharded):
     table = scan(sharded, (4, 25))
     assert list(table.module) == ["mlp.up_proj", "lm_head", "mlp.up_proj"]
     assert list(table.layer) == [0, -1, 1]
@@ -110,7 +110,7 @@ def test_a_rank_too_large_for_one_matrix_is_nan_and_for_all_an_error(cache, tmp_
         scan(tmp_path / "two.safetensors", (6,))
 
 
-def test_gpt2_is_turned_the_right_way_round(cache, tmp_path):
+def test_gpt2_has_its_weights_as_out_in(cache, tmp_path):
     torch.manual_seed(0)
     model = tiny_gpt2()
     model.save_pretrained(tmp_path)
@@ -118,7 +118,7 @@ def test_gpt2_is_turned_the_right_way_round(cache, tmp_path):
     assert (live.loc[0, "attn.c_attn"]["out"], live.loc[0, "attn.c_attn"]["in"]) == (96, 32)
     assert live.sort_index().equals(stored.sort_index())
     assert torch.equal(
-        find(tmp_path, "transformer.h.0.attn.c_attn").read(), model.transformer.h[0].attn.c_attn.weight.T
+        find_weight(tmp_path, "transformer.h.0.attn.c_attn").read(), model.transformer.h[0].attn.c_attn.weight.T
     )
 
 
@@ -152,7 +152,7 @@ def test_a_second_scan_reads_no_tensor(cache, sharded, monkeypatch):
         scan(sharded, (4,), cache=False)
 
 
-def test_a_stopped_scan_goes_on_where_it_was(cache, sharded, monkeypatch):
+def test_an_interrupted_scan_resumes(cache, sharded, monkeypatch):
     measured = []
 
     def stop_after_two(W, ranks, real=spectra.measure):
@@ -169,7 +169,7 @@ def test_a_stopped_scan_goes_on_where_it_was(cache, sharded, monkeypatch):
     assert len(measured) == 1
 
 
-def test_the_key_is_the_content_not_the_place(cache, sharded, tmp_path, monkeypatch):
+def test_the_cache_key_is_the_content_and_not_the_path(cache, sharded, tmp_path, monkeypatch):
     first = scan(sharded, (4,))
     moved = tmp_path / "moved"
     sharded.rename(moved)
@@ -184,19 +184,20 @@ def test_the_key_is_the_content_not_the_place(cache, sharded, tmp_path, monkeypa
     assert not scan(moved, (4,)).equals(first)
     assert calls == [1]
     W = gaussian(3, 4)
-    assert len({content(W), content(W.T), content(W.reshape(4, 3)), content(W.double()), content(W + 1e-6)}) == 5
+    different = (W, W.T, W.reshape(4, 3), W.double(), W + 1e-6)
+    assert len({content_digest(matrix) for matrix in different}) == 5
 
 
 def test_a_cache_that_cannot_be_used_changes_nothing(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     assert len(scan("embedded", (4,), cache=blocked)) == 29
-    spoilt = Cache(tmp_path / "spoilt")
-    spoilt.put("a", {"x": 1})
-    assert spoilt.get("a") == {"x": 1}
-    (tmp_path / "spoilt" / "a.json").write_text('{"x": ')
-    assert spoilt.get("a") is None
-    assert [p.name for p in (tmp_path / "spoilt").iterdir()] == ["a.json"]
+    damaged = Cache(tmp_path / "damaged")
+    damaged.put("a", {"x": 1})
+    assert damaged.get("a") == {"x": 1}
+    (tmp_path / "damaged" / "a.json").write_text('{"x": ')
+    assert damaged.get("a") is None
+    assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["a.json"]
 
 
 def test_infinite_condition_numbers_survive_the_cache(cache):
@@ -236,7 +237,7 @@ def test_pickles_are_refused_with_the_reason_and_the_remedy(tmp_path):
         (lambda p: (p / "model.safetensors.index.json").write_text("{}") and p, "index"),
         (
             lambda p: (p / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}') and p,
-            r"b\.safetensors, which is not there",
+            r"b\.safetensors, which is missing",
         ),
         (
             lambda p: (p / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}') and p,
@@ -254,7 +255,7 @@ def test_a_source_that_cannot_be_scanned_is_named(tmp_path, make, names):
         scan(make(tmp_path))
 
 
-def test_a_truncated_file_is_said_to_be_so(tmp_path, sharded):
+def test_a_truncated_file_is_named(tmp_path, sharded):
     file = sharded / "model-00001-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match="truncated"):
@@ -262,7 +263,7 @@ def test_a_truncated_file_is_said_to_be_so(tmp_path, sharded):
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_weight_with_nan_is_named_and_what_was_computed_is_kept(cache, tmp_path, bad):
+def test_a_weight_with_nan_is_named_and_earlier_rows_stay_cached(cache, tmp_path, bad):
     tensors = {"a.weight": gaussian(6, 5), "b.weight": gaussian(6, 5, 1)}
     tensors["b.weight"][2, 2] = bad
     save_file(tensors, tmp_path / "model.safetensors")
@@ -272,7 +273,7 @@ def test_a_weight_with_nan_is_named_and_what_was_computed_is_kept(cache, tmp_pat
 
 
 @pytest.mark.parametrize("ranks", [(), (0,), (2.0,), (True,), 8, ("8",)])
-def test_ranks_that_are_none_are_named(ranks):
+def test_bad_ranks_are_named(ranks):
     with pytest.raises(InputError, match="ranks"):
         scan("embedded", ranks)
 
@@ -293,58 +294,58 @@ def test_a_spectrum_by_name(cache):
         spectrum("embedded", "q_proj")
 
 
-def test_progress_goes_to_stderr_when_asked_or_when_it_takes_long(cache, capsys, monkeypatch):
+def test_progress_goes_to_stderr_on_request_or_when_the_scan_is_long(cache, capsys, monkeypatch):
     scan("embedded", (4,))
     assert capsys.readouterr() == ("", "")
     scan("embedded", (4,), progress=True)
     assert "scanned 29 of 29 matrices" in capsys.readouterr().err
-    monkeypatch.setattr(spectra, "LONG", 10)  # a long one tells without being asked
+    monkeypatch.setattr(spectra, "LONG_SCAN", 10)  # a long scan prints its progress by default
     scan("embedded", (4,))
     assert "scanned 29 of 29 matrices" in capsys.readouterr().err
 
 
-def test_nothing_is_read_before_it_is_asked_for(sharded):
-    found = weights(sharded)
-    assert [w.shape for w in found] == [(30, 20), (50, 20), (30, 20)]
-    assert found[2].read().dtype == torch.bfloat16
+def test_no_tensor_is_read_before_it_is_needed(sharded):
+    listed = list_weights(sharded)
+    assert [w.shape for w in listed] == [(30, 20), (50, 20), (30, 20)]
+    assert listed[2].read().dtype == torch.bfloat16
 
 
-# --- what an attack found ---
+# --- damaged caches and odd input ---
 
 
 def documents(cache, kind):
-    found = sorted((cache / kind).rglob("*.json"))
-    assert found
-    return found
+    paths = sorted((cache / kind).rglob("*.json"))
+    assert paths
+    return paths
 
 
 ROW = {"std": 1.0, "stable_rank": 1.0, "effective_rank": 1.0, "power_law": 1.0, "sigma_max": 1.0, "above_noise": 1}
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "damaged",
     ["{}", "[]", "null", '{"std": "abc"}', '{"std": [1]}', json.dumps(ROW), json.dumps({**ROW, "nystrom_r4": 1.0}),
      json.dumps({**ROW, "above_noise": None}), "[" * 100_000],
 )  # fmt: skip
-def test_a_spoilt_row_in_the_cache_is_measured_again(cache, sharded, spoilt):
+def test_a_damaged_row_in_the_cache_is_measured_again(cache, sharded, damaged):
     first = scan(sharded, (4,))
     for path in documents(cache, "spectra"):
-        path.write_text(spoilt)
+        path.write_text(damaged)
     assert scan(sharded, (4,)).equals(first)
     for path in documents(cache, "files"):
-        path.write_text(spoilt)
+        path.write_text(damaged)
     assert scan(sharded, (4,)).equals(first)
 
 
 @pytest.mark.parametrize("digests", [None, [], {"lm_head.weight": 3}, "x"])
-def test_a_spoilt_list_of_contents_is_made_again(cache, sharded, digests):
+def test_a_damaged_list_of_digests_is_written_again(cache, sharded, digests):
     first = scan(sharded, (4,))
     for path in documents(cache, "files"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "digests": digests}))
     assert scan(sharded, (4,)).equals(first)
 
 
-def test_many_ranks_are_kept_too(cache, sharded, monkeypatch):
+def test_many_ranks_are_cached_too(cache, sharded, monkeypatch):
     first = scan(sharded, range(1, 129))
     monkeypatch.setattr(spectra, "measure", lambda *_: pytest.fail("computed again"))
     assert scan(sharded, np.arange(1, 129)).equals(first)
@@ -357,6 +358,8 @@ def test_an_encoder_and_a_decoder_are_told_apart(cache, tmp_path):
     assert len(table[["layer", "module"]].drop_duplicates()) == 4
     assert set(table.module) == {"encoder.block.layer.0.q", "decoder.block.layer.0.q"}
     assert sorted(table.name) == sorted(names)
+    from nlora_lab.labs.spectrum import SpectrumLab
+
     lab = SpectrumLab(tmp_path, figures="image")
     assert len(lab.errors) == 4
 
@@ -383,10 +386,10 @@ def test_only_the_model_of_a_folder_is_read_and_only_what_its_index_lists(cache,
 @pytest.mark.parametrize("factor", [1e-30, 1e-25, 1e20, 1e30])
 def test_only_two_columns_depend_on_the_scale(factor):
     W = gaussian(20, 12)
-    here, there = spectra.measure(W, (4,)), spectra.measure(W * factor, (4,))
-    for name, value in here.items():
+    plain, scaled = spectra.measure(W, (4,)), spectra.measure(W * factor, (4,))
+    for name, value in plain.items():
         expected = value * factor if name in ("std", "sigma_max") else value
-        assert there[name] == pytest.approx(expected, rel=1e-3), name
+        assert scaled[name] == pytest.approx(expected, rel=1e-3), name
 
 
 def test_leverage_does_not_depend_on_the_other_ranks():
@@ -398,7 +401,7 @@ def test_leverage_does_not_depend_on_the_other_ranks():
 
 
 @pytest.mark.parametrize("cached", ["", 5, 1, "~nobody-of-that-name/x"])
-def test_a_cache_that_is_no_folder_is_named(cached):
+def test_a_cache_that_is_not_a_folder_is_named(cached):
     with pytest.raises(InputError, match="cache="):
         scan("embedded", (4,), cache=cached)
     assert len(scan("embedded", (4,), cache=None)) == 29

@@ -305,7 +305,7 @@ def test_weights_out_of_bounds_do_not_end_a_run(bad):
 
 
 def test_layers_that_took_no_part_in_a_step_do_not_end_the_run():
-    """No gradient is no end: what ended is what says so."""
+    """A step without gradients does not mean the end. Only ``ended`` does."""
     subject = Handmade(torch.eye(4), torch.zeros(4, 4), ended=True)
     subject.ended = False
     recorder = InsideRecorder(every=5)

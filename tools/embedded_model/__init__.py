@@ -1,1 +1,1 @@
-"""How the embedded model came to be: its text, its tokenizer, its training (``make model``)."""
+"""How the embedded model is made: its text, its tokenizer and its pretraining (``make model``)."""

@@ -1,9 +1,9 @@
 """The pretraining text of the embedded model: short documents from a seeded grammar.
 
-Stories with people, places and things; one-step sums in digits and in words; counting, comparing,
-sorting; questions about what was just read. It teaches the *pieces* of the fine-tuning tasks
-(arithmetic, which number is larger, the words yes, no and maybe) and never the tasks themselves:
-there is no problem of two dependent steps in it, and nothing about what follows from "more than 20".
+There are stories with people, places and things, and sums with one step in digits and in words. There is counting,
+comparing and sorting, and there are questions about the sentences before them. The text teaches the *parts* of the
+fine-tuning tasks: arithmetic, which number is larger, the words yes, no and maybe. It never shows the tasks themselves.
+It has no problem with two dependent steps, and nothing about what follows from "more than 20".
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ TIMES = ("In the morning", "At noon", "In the evening", "At night", "Before lunc
 FEELINGS = ("happy", "sad", "tired", "proud", "angry", "hungry", "quiet", "glad", "cold", "brave")
 MOVES = ("walks", "runs", "goes", "rides", "hurries", "comes")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-MAX_SUM = 75  # the largest number the text adds up to; the tasks stay at or below 60
+MAX_SUM = 75  # the largest sum in the text; the tasks stay at or below 60
 
 
 def article(word: str) -> str:
-    """``a`` or ``an`` by the first letter."""
+    """Return ``a`` or ``an``, by the first letter of the word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
 def sum_fact(rng: Random) -> str:
-    """One equation with small whole numbers: ``37+8=45``, ``45-8=37`` or ``6*7=42``."""
+    """Return one equation with small whole numbers: ``37+8=45``, ``45-8=37`` or ``6*7=42``."""
     kind = rng.random()
     if kind < 0.42:
         a, b = rng.randint(0, MAX_SUM - 15), rng.randint(0, 15)
@@ -57,16 +57,16 @@ def sum_fact(rng: Random) -> str:
 
 
 def arithmetic(rng: Random) -> str:
-    """A line of unconnected sums."""
+    """Return a line of independent sums."""
     return ". ".join(sum_fact(rng) for _ in range(rng.randint(3, 9))) + "."
 
 
 def one_step(rng: Random) -> str:
-    """A story problem with exactly one operation; its answer is told as a sentence."""
+    """Return a story problem with exactly one operation. The answer is an equation and often a sentence."""
     who, other = people(rng, 2)
     thing = rng.choice(THINGS)
     kind = rng.randrange(5)
-    asked, verb = who, "have"
+    subject = who
     if kind == 0:
         a, b = rng.randint(1, 55), rng.randint(1, 12)
         text = f"{who.name} has {count(a, thing)}. {who.they.capitalize()} {rng.choice(GAIN_VERBS)} {b} more."
@@ -84,18 +84,18 @@ def one_step(rng: Random) -> str:
     elif kind == 3:
         a, b = rng.randint(1, 55), rng.randint(1, 12)
         text = f"{who.name} has {count(a, thing)}. {other.name} has {b} more than {who.name}."
-        fact, value, asked = f"{a}+{b}={a + b}", a + b, other
+        fact, value, subject = f"{a}+{b}={a + b}", a + b, other
     else:
         a = rng.randint(2, 30)
         text = f"{who.name} has {count(a, thing)}. {other.name} has twice as many."
-        fact, value, asked = f"2*{a}={2 * a}", 2 * a, other
-    question = f"Q: How many {plural(thing)} does {asked.name} {verb}?"
-    ending = rng.choice([f"{asked.name} has {count(value, thing)}.", f"So {asked.they} has {value}.", ""])
+        fact, value, subject = f"2*{a}={2 * a}", 2 * a, other
+    question = f"Q: How many {plural(thing)} does {subject.name} have?"
+    ending = rng.choice([f"{subject.name} has {count(value, thing)}.", f"So {subject.they} has {value}.", ""])
     return f"{text} {question} A: {fact}. {ending}".rstrip()
 
 
 def counting(rng: Random) -> str:
-    """Counting up, down, in steps, or counting what stands in a row."""
+    """Return a row of numbers that go up or down, or a count of the things in a row."""
     kind = rng.randrange(4)
     if kind == 0:
         start, step = rng.randint(0, 50), rng.randint(1, 3)
@@ -113,7 +113,7 @@ def counting(rng: Random) -> str:
 
 
 def comparing(rng: Random) -> str:
-    """More, less, taller, older: said, turned round, and asked with yes or no."""
+    """Return a comparison (more, less, taller, older) as a statement, with its reverse, or as a question."""
     if rng.random() < 0.5:
         a, b = rng.sample(range(70), 2)
         more = max(a, b)
@@ -127,20 +127,20 @@ def comparing(rng: Random) -> str:
         )
     who, other = people(rng, 2)
     up, down = rng.choice(COMPARATIVES)
-    said = f"{who.name} is {up} than {other.name}."
+    statement = f"{who.name} is {up} than {other.name}."
     return rng.choice(
         [
-            f"{said} So {other.name} is {down} than {who.name}.",
-            f"{said} Q: Who is {up}? A: {who.name}.",
-            f"{said} Q: Who is {down}? A: {other.name}.",
-            f"{said} Q: Is {other.name} {down}? A: yes.",
-            f"{said} Q: Is {other.name} {up}? A: no.",
+            f"{statement} So {other.name} is {down} than {who.name}.",
+            f"{statement} Q: Who is {up}? A: {who.name}.",
+            f"{statement} Q: Who is {down}? A: {other.name}.",
+            f"{statement} Q: Is {other.name} {down}? A: yes.",
+            f"{statement} Q: Is {other.name} {up}? A: no.",
         ]
     )
 
 
 def ordering(rng: Random) -> str:
-    """Pairs of numbers, bare or in two sentences, and whether the first is more, less or the same."""
+    """Return pairs of numbers, alone or in two sentences, with the word more, less or same for the first number."""
     lines = []
     for _ in range(rng.randint(2, 6)):
         a = rng.randint(1, 60)
@@ -155,7 +155,7 @@ def ordering(rng: Random) -> str:
 
 
 def sorting(rng: Random) -> str:
-    """Numbers, letters or words put in order, or turned round."""
+    """Return numbers, letters or words with their sorted order, or backwards."""
     kind = rng.randrange(4)
     if kind == 0:
         row = [str(n) for n in sorted(rng.sample(range(70), rng.randint(3, 6)))]
@@ -170,7 +170,7 @@ def sorting(rng: Random) -> str:
 
 
 def facts(rng: Random) -> str:
-    """Opposites, days, what animals and things are: knowledge without a story."""
+    """Return a fact without a story: opposites, days, and what animals and things are."""
     kind = rng.randrange(5)
     if kind == 0:
         pair = rng.choice(OPPOSITES)
@@ -191,47 +191,47 @@ def facts(rng: Random) -> str:
     return f"Q: Will {what} {when}? A: maybe."
 
 
-def asked(rng: Random, said: str, pairs: list[tuple[str, str]]) -> str:
-    """The facts, then one to three different questions with their answers."""
+def add_questions(rng: Random, text: str, pairs: list[tuple[str, str]]) -> str:
+    """Return ``text`` and, after it, one to three of the pairs of a question and its answer."""
     chosen = rng.sample(pairs, min(len(pairs), rng.randint(1, 3)))
-    return said + "".join(f" Q: {question} A: {answer}." for question, answer in chosen)
+    return text + "".join(f" Q: {question} A: {answer}." for question, answer in chosen)
 
 
 def scene(rng: Random) -> str:
-    """Two to four facts about who is where or what is which colour, then questions about them."""
+    """Return two to four facts about places or colours, then questions about them."""
     k = rng.randint(2, 4)
     pairs = []
     if rng.random() < 0.5:
         group, places = people(rng, k), rng.sample(PLACES, k)
-        said = " ".join(f"{p.name} is in the {q}." for p, q in zip(group, places, strict=True))
+        text = " ".join(f"{p.name} is in the {q}." for p, q in zip(group, places, strict=True))
         for person, place in zip(group, places, strict=True):
             pairs += [(f"Where is {person.name}?", f"in the {place}"), (f"Who is in the {place}?", person.name)]
     else:
         things, colours = rng.sample(THINGS, k), rng.sample(COLOURS, k)
-        said = " ".join(f"The {t} is {c}." for t, c in zip(things, colours, strict=True))
+        text = " ".join(f"The {t} is {c}." for t, c in zip(things, colours, strict=True))
         for thing, colour in zip(things, colours, strict=True):
             pairs += [(f"What colour is the {thing}?", colour), (f"What is {colour}?", f"the {thing}")]
-    return asked(rng, said, pairs)
+    return add_questions(rng, text, pairs)
 
 
 def owning(rng: Random) -> str:
-    """Who has how many of what, and questions that are look-ups."""
+    """Return who has how many of which thing, then questions that need one look-up."""
     k = rng.randint(2, 4)
     group, things = people(rng, k), rng.sample(THINGS, k)
-    said, pairs = [], []
+    sentences, pairs = [], []
     for person, thing in zip(group, things, strict=True):
         n = rng.randint(1, 60)
-        said.append(f"{person.name} has {count(n, thing)}.")
+        sentences.append(f"{person.name} has {count(n, thing)}.")
         pairs += [
             (f"Who has {plural(thing)}?", person.name),
             (f"What does {person.name} have?", count(n, thing)),
             (f"How many {plural(thing)} does {person.name} have?", str(n)),
         ]
-    return asked(rng, " ".join(said), pairs)
+    return add_questions(rng, " ".join(sentences), pairs)
 
 
 def story(rng: Random) -> str:
-    """A short story of four to nine sentences about two people and what they do."""
+    """Return a short story of five to eight lines about two people and what they do."""
     who, other = people(rng, 2)
     place, second_place = rng.sample(PLACES, 2)
     animal, thing, colour = rng.choice(ANIMALS), rng.choice(THINGS), rng.choice(COLOURS)
@@ -279,7 +279,7 @@ def story(rng: Random) -> str:
 
 
 def story_question(rng: Random) -> str:
-    """A person moves once or gets a thing; the question asks where or what now."""
+    """Return three sentences in which a person moves once, and a question about the places afterwards."""
     who, other = people(rng, 2)
     first, second, third = rng.sample(PLACES, 3)
     thing = rng.choice(THINGS)
@@ -310,11 +310,11 @@ KINDS: tuple[tuple[Callable[[Random], str], float], ...] = (
     (scene, 0.04),
     (owning, 0.02),
     (story_question, 0.03),
-)  # relative shares of documents; sums and comparisons must be certain, or the tasks would measure those instead
+)  # relative shares of documents; the model must be sure of sums and comparisons, or the tasks would measure those
 
 
 def documents(seed: int) -> Iterator[str]:
-    """An endless stream of documents; the same ``seed`` gives the same stream."""
+    """Yield documents without end. The same seed gives the same documents."""
     rng = Random(f"corpus-{seed}")
     makers, weights = [k for k, _ in KINDS], [w for _, w in KINDS]
     while True:

@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: byte-level BPE with single digits, trained on the corpus."""
+"""The tokenizer of the embedded model: byte-level BPE with one token per digit, trained on the corpus."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 888
+VOCABULARY = 888  # tokens
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """Train on ``texts`` and wrap for transformers; encoding puts ``<s>`` in front, nothing behind.
+    """Train a tokenizer on ``texts`` and return it in the form that transformers uses.
 
-    Digits are one token each, so that a sum never depends on which numbers BPE happened to merge.
+    Encoding adds ``<s>`` before a text and nothing after it. Each digit is one token. Otherwise sums would depend on
+    which numbers BPE happened to merge.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

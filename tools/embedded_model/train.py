@@ -1,6 +1,7 @@
-"""Pretrain the embedded model from nothing but this repository; resumable, one command.
+"""Pretrain the embedded model. It needs nothing but this repository.
 
-``python -m tools.embedded_model --out data/embedded`` (or ``make model``).
+The command is ``python -m tools.embedded_model --out data/embedded`` (or ``make model``). If it is interrupted, run the
+same command to resume.
 """
 
 from __future__ import annotations
@@ -25,20 +26,36 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-
-TOKENIZER_DOCUMENTS = 40_000  # the first so many documents of the stream train the tokenizer
+TOKENIZER_DOCUMENTS = 40_000  # number of documents, from the beginning, that the tokenizer is trained on
+HELD_OUT_SEED = 1_000_003  # added to the seed, so that held-out documents are never trained on
+HELD_OUT_ROWS = 48
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights."""
+class PretrainingConfig:
+    """Everything that decides the weights of the embedded model.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: rows per step.
+        context: tokens per row; a row is filled with several documents.
+        lr: the highest learning rate.
+        final_lr: the learning rate at the last step.
+        warmup: steps over which the learning rate rises.
+        weight_decay: of the weight matrices.
+        seed: the seed of the text and of the initial weights.
+        hidden: the hidden size.
+        layers: the number of layers.
+        heads: the number of attention heads.
+        intermediate: the width of the MLP.
+    """
 
     steps: int = 1500
     batch_size: int = 48
-    context: int = 192  # tokens of packed documents a row
+    context: int = 192
     lr: float = 4e-3
     final_lr: float = 1e-4
-    warmup: int = 100  # steps
+    warmup: int = 100
     weight_decay: float = 0.05
     seed: int = 0
     hidden: int = 128
@@ -47,18 +64,18 @@ class Recipe:
     intermediate: int = 352
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A freshly initialised Llama with tied embeddings, float32."""
+def build_model(config: PretrainingConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return a newly initialised Llama with tied embeddings, in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(config.seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=recipe.hidden,
-            intermediate_size=recipe.intermediate,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
+            hidden_size=config.hidden,
+            intermediate_size=config.intermediate,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
             max_position_embeddings=512,
             tie_word_embeddings=True,
             initializer_range=0.04,
@@ -70,7 +87,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 
 def packed_rows(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, context: int) -> Iterator[Tensor]:
-    """Documents end to end, ``<s> text </s>``, cut into rows of ``context`` tokens, int64."""
+    """Yield rows of ``context`` tokens (int64). Documents follow each other as ``<s> text </s>`` and may be cut."""
     buffer: list[int] = []
     while True:
         chunk = tokenizer(list(islice(texts, 1000)))["input_ids"]
@@ -82,19 +99,19 @@ def packed_rows(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, contex
         buffer = buffer[rows * context :]
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to ``final_lr``."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.final_lr + (recipe.lr - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+def learning_rate(step: int, config: PretrainingConfig) -> float:
+    """Return the learning rate at a step (from 0): a linear warm-up, then a cosine down to ``final_lr``."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> float:
-    """Mean cross-entropy in nats a token on 48 rows of a stream the training never draws from."""
-    rows = packed_rows(documents(recipe.seed + 1_000_003), tokenizer, recipe.context)
-    batch = torch.stack(list(islice(rows, 48)))
+def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: PretrainingConfig) -> float:
+    """Return the mean cross-entropy in nats per token, on 48 rows of documents that training never uses."""
+    rows = packed_rows(documents(config.seed + HELD_OUT_SEED), tokenizer, config.context)
+    batch = torch.stack(list(islice(rows, HELD_OUT_ROWS)))
     model.eval()
     loss = model(input_ids=batch, labels=batch).loss.item()
     model.train()
@@ -103,42 +120,31 @@ def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, r
 
 def pretrain(
     out: Path,
-    recipe: Recipe | None = None,
-    say: Callable[[str], None] = print,
-    say_every: int = 20,
+    config: PretrainingConfig | None = None,
+    log: Callable[[str], None] = print,
+    log_every: int = 20,
     checkpoint_every: int = 100,
 ) -> dict[str, Any]:
-    """Train, save model and tokenizer to ``out``, and return what was measured.
+    """Train the model, save it with its tokenizer to ``out``, and return what was measured.
 
-    A checkpoint beside ``out`` lets an interrupted run go on where it was; the text stream is
-    replayed up to that point, so the result is the same as without the interruption.
+    A checkpoint next to ``out`` lets an interrupted training resume. The text before that step is generated again, so
+    the weights are the same as without the interruption.
     """
-    recipe = recipe or Recipe()
-    tokenizer = train_tokenizer(islice(documents(recipe.seed), TOKENIZER_DOCUMENTS))
-    model = build_model(recipe, tokenizer)
-    decayed = [p for p in model.parameters() if p.ndim == 2]
-    plain = [p for p in model.parameters() if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=recipe.lr,
-        betas=(0.9, 0.98),
-    )
-    rows = packed_rows(documents(recipe.seed), tokenizer, recipe.context)
+    config = config or PretrainingConfig()
+    tokenizer = train_tokenizer(islice(documents(config.seed), TOKENIZER_DOCUMENTS))
+    model = build_model(config, tokenizer)
+    optimizer = _optimizer(model, config)
+    rows = packed_rows(documents(config.seed), tokenizer, config.context)
     checkpoint = out.with_name(out.name + ".checkpoint.pt")
-    step, seconds = 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["recipe"] == asdict(recipe):
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            step, seconds = saved["step"], saved["seconds"]
-            next(islice(rows, step * recipe.batch_size - 1, None))
-            say(f"resumed at step {step}")
+    step, seconds = _resume(checkpoint, config, model, optimizer)
+    if step:
+        next(islice(rows, step * config.batch_size - 1, None))
+        log(f"resumed at step {step}")
     started = time.perf_counter() - seconds
-    while step < recipe.steps:
-        batch = torch.stack(list(islice(rows, recipe.batch_size)))  # (B, T)
+    while step < config.steps:
+        batch = torch.stack(list(islice(rows, config.batch_size)))  # (B, T)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, recipe)
+            group["lr"] = learning_rate(step, config)
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,28 +152,61 @@ def pretrain(
         optimizer.zero_grad()
         step += 1
         seconds = time.perf_counter() - started
-        if step % say_every == 0:
+        if step % log_every == 0:
             rate = step * batch.numel() / seconds
-            say(f"step {step}/{recipe.steps}  loss {loss.item():.3f}  {rate:,.0f} tokens/s")
+            log(f"step {step}/{config.steps}  loss {loss.item():.3f}  {rate:,.0f} tokens/s")
         if step % checkpoint_every == 0:
-            state = {
-                "recipe": asdict(recipe), "step": step, "seconds": seconds,
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-            }  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".part"))
-            os.replace(checkpoint.with_suffix(".part"), checkpoint)
+            _save_checkpoint(checkpoint, config, step, seconds, model, optimizer)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     record = {
-        "recipe": asdict(recipe),
+        "recipe": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": recipe.steps * recipe.batch_size * recipe.context,
+        "tokens": config.steps * config.batch_size * config.context,
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "held_out_loss": round(held_out_loss(model, tokenizer, recipe), 4),
+        "held_out_loss": round(held_out_loss(model, tokenizer, config), 4),
         "accuracy": skills(model.eval(), tokenizer),
     }
     (out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _optimizer(model: LlamaForCausalLM, config: PretrainingConfig) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.lr,
+        betas=(0.9, 0.98),
+    )
+
+
+def _resume(
+    checkpoint: Path, config: PretrainingConfig, model: LlamaForCausalLM, optimizer: torch.optim.AdamW
+) -> tuple[int, float]:
+    """Load the checkpoint if there is one of this config. Return its step and its seconds, otherwise zeros."""
+    saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+    if saved is None or saved["recipe"] != asdict(config):
+        return 0, 0.0
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["step"], saved["seconds"]
+
+
+def _save_checkpoint(
+    checkpoint: Path,
+    config: PretrainingConfig,
+    step: int,
+    seconds: float,
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.AdamW,
+) -> None:
+    state = {
+        "recipe": asdict(config), "step": step, "seconds": seconds,
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+    }  # fmt: skip
+    torch.save(state, checkpoint.with_suffix(".part"))
+    os.replace(checkpoint.with_suffix(".part"), checkpoint)

@@ -199,7 +199,7 @@ class BatchedTrainer:
             self.alone.append(i)
             del adapters[i], self.states[i]
         if len(adapters) < 2:
-            raise CannotBatch("there is no second adapter to share the base model with")
+            raise CannotBatch("a single adapter has nothing to share the base model with")
         for state in self.states.values():
             state.together = len(adapters)
         return BatchedModel(base, list(adapters.values())), adapters

@@ -1,0 +1,11 @@
+from .config import SHARED_RATE as SHARED_RATE
+from .config import RunConfig as RunConfig
+from .index import RecordedRuns as RecordedRuns
+from .rate_points import RatePoint as RatePoint
+from .run import Run as Run
+from .run import Step as Step
+from .run import run_table as run_table
+from .shipped import recorded_runs as recorded_runs
+from .store import RunStore as RunStore
+from .store import gather as gather
+from .trackers import track as track

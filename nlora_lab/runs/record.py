@@ -1,0 +1,102 @@
+"""The JSON record of a run: its format, and the one check of every value in it.
+
+A record may have been edited by hand, cut short, or written by a newer version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nlora_lab.core.errors import InputError
+
+FORMAT = 2
+"""The format number. It rises whenever a field changes its meaning. Since 2, the history may leave out step and lr."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    # None stands for NaN; an integer of any size would not fit into a float
+    return (
+        value is None or isinstance(value, float) or _is_count(value) or (isinstance(value, int) and _is_count(-value))
+    )
+
+
+def _list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+Kind = tuple[str, Callable[[Any], bool]]
+"""What a value must be: in words, and as a test."""
+
+TEXT: Kind = ("text", _is_text)
+TEXTS: Kind = ("a list of texts", _list_of(_is_text))
+TEXTS_BY_NAME: Kind = ("texts by name", lambda value: isinstance(value, dict) and all(map(_is_text, value.values())))
+FLAG: Kind = ("true or false", lambda value: isinstance(value, bool))
+COUNT: Kind = ("a whole number of at least 0", _is_count)
+COUNTS: Kind = ("a list of whole numbers", _list_of(_is_count))
+SECONDS: Kind = ("a number of at least 0", lambda value: value is not None and _is_number(value) and value >= 0)
+NUMBER: Kind = ("a number or null", _is_number)
+NUMBERS: Kind = ("a list of numbers and nulls", _list_of(_is_number))
+
+FIELDS = {
+    "trainable": COUNT, "seconds": SECONDS, "peak_memory": COUNT, "diverged": FLAG, "stopped": FLAG, "device": TEXT,
+    "versions": TEXTS_BY_NAME,
+}  # fmt: skip
+"""The fields of ``Run`` that every record has under their own names."""
+
+LATER_FIELDS = {"answers": TEXTS, "together": COUNT, "error": TEXT, "revision": TEXT}
+"""The fields of ``Run`` that the first records lack."""
+
+
+def check_record(record: Any) -> None:
+    """Check every value of a record except its config, which ``RunConfig`` checks.
+
+    Args:
+        record: the JSON value that was read.
+
+    Raises:
+        InputError: a value is not what its field holds, or the format is newer. The message names the field.
+        KeyError: a field is missing.
+        TypeError: the record is not made of objects as a record is.
+        AttributeError: likewise.
+    """
+    if record["format"] > FORMAT:
+        raise InputError(f"the record has format {record['format']}, newer than {FORMAT}; update nlora-lab")
+    for name, value, (words, is_right) in _values(record):
+        if not is_right(value):
+            raise InputError(
+                f"{name}={repr(value)[:80]} in the record must be {words}; correct it, or make the run again"
+            )
+
+
+def _values(record: Any) -> Iterator[tuple[str, Any, Kind]]:
+    """Yield the name, the value and the kind of every value to check."""
+    yield "config.model", record["config"]["model"], TEXT
+    for name, kind in FIELDS.items():
+        yield name, record[name], kind
+    for name, kind in LATER_FIELDS.items():
+        if name in record:
+            yield name, record[name], kind
+    for name, value in record["metrics"].items():
+        yield f"metrics.{name}", value, NUMBER
+    for name, column in record["history"].items():
+        yield f"history.{name}", column, COUNTS if name == "step" else NUMBERS
+
+
+def number_or_null(value: float) -> float | None:
+    """Return ``value``, or ``None`` for NaN and infinity, which JSON lacks."""
+    return value if math.isfinite(value) else None
+
+
+def number_or_nan(value: float | None) -> float:
+    """Return ``value``, or NaN for ``None``, which stands for it in JSON."""
+    return math.nan if value is None else value

@@ -1,0 +1,96 @@
+"""Make the table of results in the README from the recorded runs that ship.
+
+``python -m tools.results_table`` prints the table. With ``--write`` it also replaces the text between the markers in
+README.md and in the pages of docs/ that carry them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nlora_lab.core.formatting import format_rate
+from nlora_lab.methods.table import METHODS
+from nlora_lab.runs.config import SHARED_RATE
+from nlora_lab.runs.index import RecordedRuns
+from nlora_lab.runs.rate_points import RatePoint
+from nlora_lab.runs.shipped import BATCH, RANK, STEPS, recorded_runs
+from nlora_lab.tasks.generated import SIZES
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+TASK = "word-problems"
+SHOWN = ("lora", "slora", "nlora", "nlora-released", "pissa", "full")
+CAPTION = (
+    f"Task `{TASK}`, rank {RANK}, {STEPS} steps of {BATCH} examples. Accuracy is on {SIZES['test']} test items, in "
+    "percent: median (range) over seeds. The best rate of a method is the recorded rate with the lowest median "
+    "validation loss."
+)
+AT_SHARED = f"accuracy at {format_rate(SHARED_RATE)}"
+COLUMNS = ("method", "trained parameters", AT_SHARED, "best rate", "accuracy at the best rate")
+
+
+def results_table(recorded: RecordedRuns) -> str:
+    """Return the table in Markdown, with a caption above it. Each method has a row if it has runs at both rates."""
+    head = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    return "\n".join([CAPTION, "", *head, *_rows(recorded)])
+
+
+def _rows(recorded: RecordedRuns) -> Iterator[str]:
+    for name in SHOWN:
+        shared, best = recorded.at(TASK, name, RANK, SHARED_RATE), recorded.best(TASK, name, RANK)
+        if shared is not None and best is not None:
+            parameters = f"{shared.runs[0].trainable:,}"
+            cells = [METHODS[name].label, parameters, _accuracy(shared), format_rate(best.lr), _accuracy(best)]
+            yield f"| {' | '.join(cells)} |"
+
+
+def _accuracy(point: RatePoint) -> str:
+    median, low, high = (100 * value for value in (point.accuracy.middle, point.accuracy.low, point.accuracy.high))
+    return f"{median:.1f} ({low:.1f}–{high:.1f}), {point.seeds} seeds"
+
+
+def block_of(text: str, place: object = "the text") -> str:
+    """Return what stands between the markers of a text. ``place`` names the text in the error message."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{place} must hold {BEGIN} once, and {END} once after it")
+    return text.partition(BEGIN)[2].partition(END)[0].strip("\n")
+
+
+def marked_files(root: Path) -> list[Path]:
+    """Return the README and those pages of ``docs`` that carry a marker."""
+    files = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [file for file in files if BEGIN in (text := file.read_text(encoding="utf-8")) or END in text]
+
+
+def write_table(root: Path, table: str) -> list[Path]:
+    """Replace what stands between the markers in every marked file, and return these files."""
+    files = marked_files(root)
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        block_of(text, file)  # both markers are there
+        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+        file.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8", newline="\n")
+    return files
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, and with ``--write`` replace it in the files. Return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.results_table", description="Print the table of results, from the recorded runs."
+    )
+    parser.add_argument("--write", action="store_true", help="replace the table in the Markdown files that carry it")
+    options = parser.parse_args(argv)
+    table = results_table(recorded_runs())
+    print(table)
+    if options.write:
+        files = write_table(ROOT, table)
+        names = ", ".join(str(file.relative_to(ROOT)) for file in files)
+        print(f"wrote {names}" if files else f"no file holds {BEGIN}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
