@@ -14,8 +14,7 @@ from typing import Any
 
 from jaxtyping import AbstractArray
 
-PACKAGES = ["nlora_lab.lowrank", "nlora_lab.spectra"]
-"""Not ``nlora_lab.adapters``: torch.compile cannot trace the wrappers that the checks put around functions."""
+PACKAGES = ["nlora_lab.lowrank", "nlora_lab.spectra", "nlora_lab.adapters"]
 
 
 def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,7 +86,7 @@ class MethodView:
     curve: LossCurve | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A run trained in the lab, and what its reader decided about it.
 

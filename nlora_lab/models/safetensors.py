@@ -50,7 +50,7 @@ def read_header(file: Path) -> Header:
         raise ModelError(f"{file} is truncated or not safetensors ({reason}); download or save it again") from error
 
 
-def matrices(file: str, header: Header, conv1d: bool) -> Iterator[tuple[str, tuple[int, int], bool]]:
+def iterate_matrices(file: str, header: Header, conv1d: bool) -> Iterator[tuple[str, tuple[int, int], bool]]:
     """Yield the 2-D floating-point tensors of a file.
 
     Args:

@@ -15,7 +15,7 @@ from nlora_lab.models.names import CONFIG
 from nlora_lab.models.safetensors import (
     files_in_folder,
     has_conv1d,
-    matrices,
+    iterate_matrices,
     read_header,
     resolve_files,
     tensor_reader,
@@ -199,7 +199,7 @@ def _in_shards(shards: list[Shard]) -> list[Weight]:
     return [
         Weight(name, shape, transposed, None, tensor_reader(shard.download, name), shard)
         for shard in shards
-        for name, shape, transposed in matrices(shard.name, shard.header, conv1d)
+        for name, shape, transposed in iterate_matrices(shard.name, shard.header, conv1d)
     ]
 
 
@@ -208,5 +208,5 @@ def _in_file(file: Path, conv1d: bool, names: set[str] | None) -> list[Weight]:
     header = {name: entry for name, entry in read_header(file).items() if names is None or name in names}
     return [
         Weight(name, shape, transposed, file, tensor_reader(lambda: file, name))
-        for name, shape, transposed in matrices(file.name, header, conv1d)
+        for name, shape, transposed in iterate_matrices(file.name, header, conv1d)
     ]

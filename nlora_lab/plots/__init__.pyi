@@ -6,7 +6,6 @@ from .comparisons import method_scatter as method_scatter
 from .comparisons import valleys as valleys
 from .drawings import Drawing as Drawing
 from .drawings import Picture as Picture
-from .drawings import picture_bundle as picture_bundle
 from .inside import InsideDrawing as InsideDrawing
 from .lab import LabDrawing as LabDrawing
 from .layer_maps import LayerMapDrawing as LayerMapDrawing

@@ -95,7 +95,7 @@ def heatmap(
         InputError: the table is empty.
     """
     if frame.empty:
-        raise InputError("the table has no number to show")
+        raise InputError("the table has no number to show; give at least one row and one column")
     columns, rows = [f"{c:g}" if isinstance(c, float) else str(c) for c in frame.columns], list(map(str, frame.index))
     values = frame.to_numpy(dtype=float).tolist()
     levels = [[_level(v, log) for v in row] for row in values]

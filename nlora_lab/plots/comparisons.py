@@ -56,7 +56,8 @@ def valleys(
     names = [get_method(name).name for name in (METHODS if methods is None else methods)]
     points = {name: valley for name in names if (valley := index.valley(task, name, rank))}
     if not points:
-        raise InputError(f"no run was recorded of {', '.join(names)} on {task} at rank {rank}")
+        settings = f"{', '.join(names)} with task={task!r} and rank={rank}"
+        raise InputError(f"no run was recorded of {settings}; choose others, or record them with nl.sweep")
     columns = min(COLUMNS, len(points))
     rows = -(-len(points) // columns)
     wide, tall = 1 / (columns - 0.08), 1 / (rows - 0.2)
@@ -159,7 +160,7 @@ def method_scatter(
     pairs = {get_method(name): (float(x[name]), float(y[name])) for name in x if name in y}
     points = {method: p for method, p in pairs.items() if all(0 < v < math.inf for v in p)}
     if not points:
-        raise InputError("no method has both numbers above 0")
+        raise InputError("no method has both x and y above 0; give both for at least one method")
     first, second = ([p[k] for p in points.values()] for k in (0, 1))
     limits = log_limits(second, 0.08)
     near = 0.05 * math.log10(limits[1] / limits[0])

@@ -144,6 +144,11 @@ class Label:
     bold: bool = False
     shift: float = 5.0  # away from the place
 
+    @property
+    def offset(self) -> float:
+        """The shift to the right."""
+        return {"left": self.shift, "center": 0.0, "right": -self.shift}[self.anchor]
+
 
 @dataclass(frozen=True)
 class Panel:

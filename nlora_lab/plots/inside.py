@@ -101,8 +101,8 @@ class _Levels:
 class InsideDrawing(Described):
     """Three panels over the updates of one or more runs.
 
-    Left the largest singular values of the change of the weight, the fainter the smaller. In the middle the norms of
-    the factors that train, on the right those of their gradients.
+    On the left are the largest singular values of the change of the weight; smaller ones are fainter. In the middle
+    are the norms of the factors that train, and on the right the norms of their gradients.
 
     Attributes:
         records: the runs, as ``InsideRecord`` or as tuples like it.
@@ -152,7 +152,7 @@ class InsideDrawing(Described):
         return len(self.records) <= NAMED
 
     def _curve(self, record: InsideRecord, quantity: str, sign: str, opacity: float = 1.0) -> list[_Curve]:
-        """The line of one quantity of a run and the label at its end; nothing without a value."""
+        """The line of one quantity of a run, with the label at its end; nothing if it was not recorded."""
         x, y = series(record.snapshots, quantity, self.layer)
         if sign in SYMBOLS:
             label = sign if self._named else ""

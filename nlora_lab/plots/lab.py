@@ -48,7 +48,7 @@ class Curve:
 
     @cached_property
     def mean(self) -> tuple[list[int], list[float]]:
-        """The steps whose loss is finite, and the running mean of the loss there."""
+        """The steps whose loss is finite, and the running mean of the loss at those steps."""
         finite = [s for s in self.steps if math.isfinite(s.loss)]
         return [s.step for s in finite], running_mean([max(s.loss, FLOOR) for s in finite])
 

@@ -58,13 +58,13 @@ class LayerMapDrawing(Described):
         """Return the description that both renderers draw."""
         modules, layers = (list(dict.fromkeys(place[i] for place in self.cells)) for i in (0, 1))
         values = [[self.cells.get((module, layer), math.nan) for layer in layers] for module in modules]
-        texts, names = [[cell_text(v) for v in row] for row in values], [state.layer for state in self._states]
-        framed = None
+        texts, hover = [[cell_text(v) for v in row] for row in values], "layer %{x}, %{y}: %{text}"
+        names, framed = [state.layer for state in self._states], None
         if self.chosen in names:
             module, layer = list(self.cells)[names.index(self.chosen)]
             framed = modules.index(module), layers.index(layer)
-        cells = Heatmap(self._levels(values), (0, 1), "Blues", texts, len(layers) <= TEXTS, framed, gap=2,
-                    hover="layer %{x}, %{y}: %{text}")  # fmt: skip
+        shown = texts, len(layers) <= TEXTS, framed
+        cells = Heatmap(self._levels(values), (0, 1), "Blues", *shown, gap=2, hover=hover)
         axes = Axis.of_names(layers, "layer"), Axis.of_names(modules, reverse=True)
         panel = Panel(*axes, [cells], heading=self.heading, message=self._message)
         return Figure([panel], height=110 + 32 * max(4, len(modules)), dpi=110, margins=(20, 20, 36, 44))
@@ -126,9 +126,10 @@ class LayersDrawing(Described):
     def figure(self) -> Figure:
         """Return the description that both renderers draw."""
         row, column = self.chosen
+        levels = [[_level(e) for e in errors] for errors in self.errors]
         texts = [[error_text(e) for e in errors] for errors in self.errors]
-        cells = Heatmap([[_level(e) for e in errors] for errors in self.errors], (-SPAN, SPAN), "RdBu_r", texts,
-                    len(self.layers) <= TEXTS, self.chosen, gap=2, hover="layer %{x}, %{y}: error %{text}")  # fmt: skip
+        shown, hover = (texts, len(self.layers) <= TEXTS, self.chosen), "layer %{x}, %{y}: error %{text}"
+        cells = Heatmap(levels, (-SPAN, SPAN), "RdBu_r", *shown, gap=2, hover=hover)
         layers, modules = Axis.of_names(list(map(str, self.layers)), "layer"), Axis.of_names(self.modules, reverse=True)
         spectra = []
         for name, values in self.spectra.items():

@@ -66,17 +66,19 @@ def png_bytes(canvas: Canvas, colours: int = 255) -> bytes:
 def _arrange(canvas: Canvas, figure: Figure) -> None:
     """Give each panel its share of what the texts around the panels leave."""
     width, height = canvas.get_size_inches()
-    left, bottom, right, top = 0.6, 0.5, width - 0.1, height - 0.4  # a first guess, to measure the texts
-    for measured in (False, True):
-        if measured:
-            box = canvas.get_tightbbox()
-            left, right = left - box.x0 + PAD, right + width - box.x1 - PAD
-            bottom, top = bottom - box.y0 + PAD, top + height - box.y1 - PAD
-        across, up = (right - left) / width, (top - bottom) / height
+
+    def place(left: float, right: float, bottom: float, top: float) -> None:
+        across, up = (width - left - right) / width, (height - bottom - top) / height
         for axes, panel in zip(canvas.axes, figure.panels, strict=True):
             (x0, x1), (y0, y1) = panel.across, panel.up
             corner = left / width + x0 * across, bottom / height + y0 * up
             axes.set_position((*corner, (x1 - x0) * across, (y1 - y0) * up))
+
+    left, right, bottom, top = 0.6, 0.1, 0.5, 0.4  # margins in inches: a first guess, to measure the texts
+    place(left, right, bottom, top)
+    box = canvas.get_tightbbox()
+    left, right = left - box.x0 + PAD, right + box.x1 - width + PAD
+    place(left, right, bottom - box.y0 + PAD, top + box.y1 - height + PAD)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -85,9 +87,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for mark in [*panel.marks, *panel.growing]:
         MARKS[type(mark)](axes, mark)
     for label in panel.labels:
-        shift = {"left": label.shift, "center": 0, "right": -label.shift}[label.anchor] * POINT
         look: dict[str, Any] = {"ha": label.anchor, "va": "center", "fontsize": 8.5, "color": label.colour, **PLAIN}
-        offset: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points"}
+        offset: dict[str, Any] = {"xytext": (label.offset * POINT, 0), "textcoords": "offset points"}
         axes.annotate(label.text, (label.x, label.y), weight="bold" if label.bold else "normal", **offset, **look)
     axes.text(0.5, 0.5, panel.message, transform=axes.transAxes, ha="center", va="center", color=INK, **PLAIN)
     look = {"fontsize": 9, "color": panel.heading_colour, "weight": "normal" if panel.heading_colour == INK else "bold"}

@@ -19,7 +19,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "activations": ("activations", "#56b4e9", "x"),
     "logits": ("logits", "#c0448f", "-"),
 }
-"""The name, hue and pattern of each field of an estimate; a part is not told by colour alone."""
+"""The name, hue and pattern of each field of an estimate; the pattern distinguishes parts where colour does not."""
 PEAK = "the most at one time"  # activations are gone by the time the last gradients are there
 LIMIT = "#d55e00"
 TOP = -0.95  # of the axis of methods, whose first bar stands at 0
@@ -32,7 +32,7 @@ class MemoryDrawing(Described):
     Attributes:
         parts: the bytes of each part, by method and then by the names in ``PARTS``.
         peaks: the most bytes that each method needs at one time. They decide whether it fits, and are fewer than the
-            sum of the parts, which are not all there at that time.
+            sum of the parts, because not all parts are held at that time.
         budget: the bytes that the card can give.
         card: the name of the card.
     """
@@ -48,7 +48,11 @@ class MemoryDrawing(Described):
         return [f"{METHODS[name].label}{'' if self.fits(name) else ' (does not fit)'}" for name in self.parts]
 
     def fits(self, method: str) -> bool:
-        """Return whether the peak of a method stays within the budget."""
+        """Return whether the peak of a method stays within the budget.
+
+        Args:
+            method: the name of a method in ``peaks``.
+        """
         return self.peaks[method] <= self.budget
 
     def figure(self) -> Figure:

@@ -26,7 +26,7 @@ def render(figure: Figure) -> tuple[list[Plotly], Plotly]:
     """Return the traces, those that grow last, and the layout."""
     traces, growing, axes = [], [], {}
     for number, panel in enumerate(figure.panels, start=1):
-        # plotly draws no axes where there is no trace
+        # plotly draws no axes without a trace
         marks = panel.marks if panel.marks or panel.growing else [Line([None], [None])]
         traces += [trace(mark, panel, number) for mark in marks]
         growing += [trace(mark, panel, number) for mark in panel.growing]
@@ -137,7 +137,7 @@ def _points(points: Points) -> Plotly:
 
 
 def _differences(high: Values, low: Values) -> list[float]:
-    """The lengths of error bars; 0 where there is no number."""
+    """The lengths of error bars; 0 without a number."""
     pairs = zip(high, low, strict=True)
     return [0.0 if a is None or b is None or math.isnan(a - b) else a - b for a, b in pairs]
 
@@ -193,9 +193,8 @@ def _place(axis: Axis, value: float) -> float:
 
 
 def _label(label: Label, panel: Panel) -> Plotly:
-    shift = {"left": label.shift, "center": 0, "right": -label.shift}[label.anchor]
     return {
         "x": _place(panel.x, label.x), "y": _place(panel.y, label.y), "text": _text(label.text, label.bold),
-        "showarrow": False, "xanchor": label.anchor, "align": label.anchor, "xshift": shift,
+        "showarrow": False, "xanchor": label.anchor, "align": label.anchor, "xshift": label.offset,
         "font": {"color": label.colour, "size": 12},
     }  # fmt: skip

@@ -18,7 +18,7 @@ class Spread:
     """Median and range of one number over seeds.
 
     Attributes:
-        middle: the median. NaN if there is no number.
+        middle: the median. All three are NaN without any number.
         low: the smallest number.
         high: the largest number.
     """

@@ -122,7 +122,7 @@ def test_a_heat_map_shows_the_reproduced_rows_and_columns_as_empty():
 @pytest.mark.parametrize(
     "bad", [torch.ones(3), torch.zeros(3, 3), torch.ones(2, 3, 3), "W", torch.tensor([[math.nan]])]
 )
-def test_what_is_no_matrix_is_refused(bad):
+def test_what_is_not_a_matrix_is_refused(bad):
     with pytest.raises(InputError, match="W "):
         NystromLab(bad)
 

@@ -29,7 +29,7 @@ def test_valleys_ring_the_best_by_validation_and_leave_out_what_was_not_recorded
     assert (ring.x, ring.edge) == ([1e-2], "black")
     assert picture._repr_png_().startswith(PNG)
     assert repr(picture) == "final loss against the learning rate: LoRA"
-    with pytest.raises(InputError, match="no recorded run of slora"):
+    with pytest.raises(InputError, match="no run was recorded of slora with task='word-problems'"):
         valleys(RecordedRuns(runs), methods=["slora"])
 
 

@@ -38,12 +38,9 @@ def problems(name: str, function: object) -> list[str]:
     missing, signature = [], inspect.signature(function)
     if parameters(function) and "Args" not in sections(doc):
         missing.append(f"{name} has no Args section")
-    returns = str(signature.return_annotation)
-    if (
-        parameters(function)
-        and returns not in ("None", "<class 'inspect._empty'>")
-        and not sections(doc) & {"Returns", "Yields"}
-    ):
+    is_silent = str(signature.return_annotation) in ("None", "<class 'inspect._empty'>")
+    says_so = doc.startswith("Return") or sections(doc) & {"Returns", "Yields"}
+    if parameters(function) and not is_silent and not says_so:
         missing.append(f"{name} has no Returns section")
     return missing
 
