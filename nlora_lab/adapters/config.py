@@ -13,9 +13,9 @@ from peft.utils.other import get_pattern_key
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice, check_number, check_whole_number
-from nlora_lab.lowrank.core_init import check_core_init
 from nlora_lab.lowrank.cross import CORES
 from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.slora_init import check_core_init
 
 STARTS = ("random", "nystrom", "svd")
 TRAINABLE = ("BNA", "N")
@@ -47,7 +47,7 @@ class NLoraConfig(PeftConfig):
             leading singular vectors of ``W``, B times the singular values, N by ``init``).
         init: the initialisation of N where it is random: "kaiming", "xavier", "orthogonal", "identity" or "normal".
             Each but the first also exists with "-scaled" at its end: it then has the size of Kaiming's (see
-            ``nlora_lab.lowrank.core_init.split_init``).
+            ``nlora_lab.lowrank.slora_init.split_init``).
         init_std: the standard deviation for ``init="normal"``.
         pivots: for ``start="nystrom"``, how its rows and columns of ``W`` are chosen: "leading", "random" (drawn from
             torch's global generator), "cross" or "qr" (see ``nl.nystrom``).

@@ -12,8 +12,8 @@ from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.products import Factors
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.checks import SingularBlockError
-from nlora_lab.lowrank.core_init import split_init
 from nlora_lab.lowrank.cross import nystrom
+from nlora_lab.lowrank.slora_init import split_init
 from nlora_lab.lowrank.svd import truncated_svd
 
 

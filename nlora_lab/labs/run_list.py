@@ -240,8 +240,8 @@ class ExportRow(widgets.Box):
 
 
 def _numbers_cell(run: Run) -> widgets.Widget:
-    cells = "".join(
-        f'<span style="margin-right:14px;white-space:nowrap">{html.escape(text)}</span>' for text in run_numbers(run)
+    cells = " ".join(  # a narrow page breaks lines at these spaces
+        f'<span style="margin-right:10px;white-space:nowrap">{html.escape(text)}</span>' for text in run_numbers(run)
     )
     return widgets.HTML(
         f'<div style="line-height:1.5" title="{html.escape(run.error)}">{cells}</div>',

@@ -12,7 +12,7 @@ import traitlets
 from nlora_lab.core.validation import check_choice
 from nlora_lab.labs.panel import row_of
 from nlora_lab.labs.view import LabView, Settings
-from nlora_lab.lowrank.core_init import CORE_INITS
+from nlora_lab.lowrank.slora_init import CORE_INITS
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.config import SHARED_RATE
 from nlora_lab.runs.shipped import STEPS

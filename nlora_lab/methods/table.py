@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
-from nlora_lab.lowrank.core_init import CORE_INITS, check_core_init
+from nlora_lab.lowrank.slora_init import CORE_INITS, check_core_init
 
 if TYPE_CHECKING:
     from peft import PeftConfig

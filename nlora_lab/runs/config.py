@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import shlex
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from nlora_lab.core.validation import check_choice, check_number, check_text, ch
 from nlora_lab.methods.table import METHODS, check_init, get_method
 from nlora_lab.models.loading import ATTENTIONS
 from nlora_lab.models.names import EMBEDDED, check_model
+from nlora_lab.runs.schedule import rate_factor
 from nlora_lab.tasks.generated import DEFAULT_DIFFICULTY
 from nlora_lab.tasks.registry import check_task
 
@@ -211,10 +211,7 @@ class RunConfig:
         Returns:
             The share, from 0 to 1.
         """
-        warm = math.ceil(self.warmup * self.steps)
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+        return rate_factor(step, self.steps, self.warmup)
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate at an optimiser step.

@@ -61,9 +61,9 @@ def sweep(
         workers: the number of worker processes, each with one thread on a CPU. The default is one per core, or one if
             there is a card. Workers end with this process.
         together: how many runs with the same base model a worker trains in one race (see ``nl.race``). The default is
-            8 on a card and 1 on a CPU, where 4 pays off for batches of 4 or fewer.
+            8 on a card and 1 on a CPU. On a CPU, 4 is faster if a batch has at most 4 examples.
         progress: show a progress line on stderr.
-        retry: make failed runs again that have no other record. Without it, a run counts as done if it ended with an
+        retry: make a failed run again if it has no other record. Without it, a run counts as done if it ended with an
             error, ran out of memory, or crashed its process twice. A run whose process was killed from outside is
             always made again.
 
@@ -74,7 +74,7 @@ def sweep(
         InputError: before any training, if the grid is not valid, the store cannot be written, ``workers`` or
             ``together`` is not a whole number of at least 1, or no run of the grid fits into memory by estimate.
         RuntimeError: at the end, if runs failed for a reason other than memory or do not fit, with the message of the
-            first one; and at once, if the store can no longer be written.
+            first one. At once, if the store cannot be written.
     """
     store = store if isinstance(store, RunStore) else RunStore(store)
     configs = expand_grid(grid)

@@ -39,7 +39,7 @@ def set_up(
         folder: the checkpoints of the run, if it keeps any.
 
     Returns:
-        A session that stands before its first step, or before the first step that a checkpoint does not have.
+        A session that is ready for its next step: the first one, or the one after the checkpoint.
 
     Raises:
         InputError: model, task and config do not fit together, or the estimated memory is not available.

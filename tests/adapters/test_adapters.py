@@ -14,8 +14,8 @@ from nlora_lab.adapters import NLoraConfig, NLoraLayer, inttune, lora_xs, nlora,
 from nlora_lab.adapters.products import add_update, subtract_start, update_pair
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.checks import IllConditionedWarning
-from nlora_lab.lowrank.core_init import CORE_INITS, split_init
 from nlora_lab.lowrank.cross import nystrom
+from nlora_lab.lowrank.slora_init import CORE_INITS, split_init
 from nlora_lab.lowrank.svd import truncated_svd
 
 STARTS = {

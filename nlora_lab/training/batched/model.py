@@ -154,8 +154,8 @@ class BatchedLinear(nn.Module):
 class _Product(torch.autograd.Function):
     """``(x Wᵀ + x rightᵀ leftᵀ) · gain + bias`` for x (K, rows, n), with as few passes over x and y as possible.
 
-    Autograd on the parts would copy the slices of the groups together and add up two gradients of x. Here each group
-    adds into its slice in place. W and bias are frozen.
+    If autograd handled every group by itself, it would copy their slices together and add up two gradients of x. Here
+    each group adds into its slice in place. W and bias are frozen.
     """
 
     @staticmethod
