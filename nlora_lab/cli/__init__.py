@@ -1,1 +1,1 @@
-"""The command line ``nlora-lab``: one module per command or pair of related commands, around the same functions as in Python."""
+"""The command line ``nlora-lab``, around the same functions as in Python. Related commands share a module."""

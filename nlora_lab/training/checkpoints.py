@@ -1,8 +1,8 @@
 """Checkpoints of a run: everything that is needed to resume it, written completely or not at all.
 
-A checkpoint is a folder ``step-<number>``. It holds the trained weights and the state of the optimiser (``state.pt``),
-the steps so far and their config (``run.json``), and the random numbers of each process. The digests of these files are
-written last. If they do not match, because the disk filled up or a copy is incomplete, the checkpoint before it is used.
+A checkpoint is a folder ``step-<number>``. It holds the trained weights and the optimiser's state (``state.pt``), the
+steps so far and their config (``run.json``), and the random numbers of each process. The digests of these files are
+written last. If they do not match, because the disk filled up or a copy is incomplete, the one before it is used.
 """
 
 from __future__ import annotations
