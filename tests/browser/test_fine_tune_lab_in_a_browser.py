@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-FEW, MANY = 60, 900  # steps: a run that ends soon, and one that does not end before it is stopped
+FEW, MANY = 150, 900  # steps: a run that ends soon, and one that does not end before it is stopped
 
 
 @pytest.fixture
