@@ -6,17 +6,17 @@ UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def format_bytes(size: float) -> str:
-    """Print a number of bytes in binary units: ``4.6 GiB``, ``310 MiB``, ``12 KiB``, ``512 bytes``.
+    """Print a number of bytes in binary units: ``4.6 GiB``, ``310 MiB``, ``12.0 KiB``, ``512 bytes``.
 
     Args:
         size: the number of bytes.
 
     Returns:
-        The number in the largest unit that it fills, with one decimal below ten.
+        The number in the largest unit that it fills, with one decimal below a hundred.
     """
     for factor, unit in UNITS:
         if size >= factor:
-            return f"{size / factor:.1f} {unit}" if size < 10 * factor else f"{size / factor:,.0f} {unit}"
+            return f"{size / factor:.1f} {unit}" if size < 100 * factor else f"{size / factor:,.0f} {unit}"
     return f"{size:.0f} bytes"
 
 

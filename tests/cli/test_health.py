@@ -137,7 +137,7 @@ def test_a_graphics_card_is_named_with_its_own_memory(monkeypatch):
     monkeypatch.delenv("NLORA_LAB_DEVICE", raising=False)
     line = one(health._device)
     assert line.startswith("ok       training runs on Big Card, bfloat16 autocast, ")
-    assert line.endswith("3.0 GiB of 16 GiB free")
+    assert line.endswith("3.0 GiB of 16.0 GiB free")
 
 
 def test_why_figures_are_live_or_not(monkeypatch):

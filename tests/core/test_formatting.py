@@ -9,8 +9,8 @@ from nlora_lab.core.formatting import format_bytes, format_duration, format_rate
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 bytes"), (512, "512 bytes"), (12 * 2**10, "12 KiB"), (1.5 * 2**20, "1.5 MiB"), (4.6 * 2**30, "4.6 GiB"),
-     (16 * 2**30, "16 GiB"), (3 * 2**40, "3.0 TiB"), (5000 * 2**40, "5,000 TiB")],
+    [(0, "0 bytes"), (512, "512 bytes"), (12 * 2**10, "12.0 KiB"), (1.5 * 2**20, "1.5 MiB"), (4.6 * 2**30, "4.6 GiB"),
+     (16 * 2**30, "16.0 GiB"), (140 * 2**30, "140 GiB"), (3 * 2**40, "3.0 TiB"), (5000 * 2**40, "5,000 TiB")],
 )  # fmt: skip
 def test_bytes(size, text):
     assert format_bytes(size) == text

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import nlora_lab as nl
-from nlora_lab.core.formatting import format_bytes
 from nlora_lab.labs.memory import MODELS
 from nlora_lab.plots.memory import PARTS
 
@@ -94,8 +93,3 @@ def test_a_model_of_ones_own_and_methods_of_ones_own():
         nl.MemoryLab("lora")
     with pytest.raises(nl.ModelError):
         nl.MemoryLab(model="no/such-model")
-
-
-def test_sizes_are_said_in_words():
-    assert format_bytes(3 * 2**30) == "3.0 GiB"
-    assert format_bytes(50 * 2**20) == "50 MiB"
