@@ -46,7 +46,7 @@ def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.M
             )
         if config.start != "random" and not base.weight.is_meta and not _is_finite(base.weight):
             raise InputError(
-                f"{layer_name} contains NaN or infinity, so its adapter cannot be initialised; load the model again"
+                f"{layer_name} holds NaN or infinity, so its adapter cannot be initialised; load the model again"
             )
 
 

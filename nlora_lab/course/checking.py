@@ -196,7 +196,7 @@ def _matrix_difference(value: Any, target: Tensor, outcome: Any) -> str:
     if value.shape != target.shape:
         return f"returned a tensor of shape {tuple(value.shape)}; the right shape is {shape}."
     if not bool(value.isfinite().all()):
-        return "returned a matrix that contains NaN or infinity; look for a division by zero."
+        return "returned a matrix that holds NaN or infinity; look for a division by zero."
     error = norm(value - target) / norm(target)
     return (
         f"returned a matrix of norm {norm(value):.3g}. The right matrix has norm {norm(target):.3g}, "
