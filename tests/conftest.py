@@ -8,7 +8,25 @@ import pytest
 import torch
 from factories import ARCHITECTURES, ROOT
 
-SLOW = ("browser", "integration", "sweeps", "labs", "training/test_races.py", "project/test_wheel.py")
+SLOW = (
+    "browser",
+    "integration",
+    "sweeps",
+    "labs",
+    "training",
+    "adapters/test_adapter_libraries.py",
+    "adapters/test_contract.py",
+    "adapters/test_export.py",
+    "analysis/test_curvature.py",
+    "cli",
+    "evaluation/test_saved.py",
+    "evaluation/test_scoring.py",
+    "models/test_hub.py",
+    "paper",
+    "project/test_linear_algebra_benchmark.py",
+    "project/test_wheel.py",
+    "runs/test_shipped.py",
+)
 """Start other processes, or train for long. Left out by ``make quick``."""
 
 FIRST = ("browser", "integration", "labs", "sweeps", "training", "notebooks")
