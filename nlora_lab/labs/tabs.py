@@ -13,8 +13,7 @@ from nlora_lab.labs.figures import Figures, LiveFigure, live_figure
 from nlora_lab.labs.panel import LivePanel, error_html, row_of
 from nlora_lab.labs.run_list import Edit, ExportRow, RunRows, swatch
 from nlora_lab.labs.view import TABS, Entry, LabView
-from nlora_lab.methods.table import METHODS
-from nlora_lab.plots.inside import InsideDrawing
+from nlora_lab.plots.inside import InsideDrawing, inside_record
 from nlora_lab.plots.layer_maps import LayerMapDrawing
 from nlora_lab.runs.rate_points import Spread
 from nlora_lab.runs.run import Run
@@ -231,9 +230,8 @@ class InsidePanel(LivePanel):
         entry = self._chosen()
         if self.view.value:
             return LayerMapDrawing(entry.name, entry.inside.snapshots, self.view.value)
-        method = METHODS[entry.run.config.method]
         layer = None if self.layer.value == ALL_LAYERS else self.layer.value
-        return InsideDrawing([(entry.name, method.colour, method.dash, entry.inside.snapshots)], layer)
+        return InsideDrawing([inside_record(entry.run.config, entry.inside.snapshots, entry.name)], layer)
 
     def picture(self) -> bytes:
         """Return the figure as PNG bytes, empty while no run has finished."""
