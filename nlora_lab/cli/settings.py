@@ -43,6 +43,8 @@ REAL_MODELS: dict[str, dict[str, Any]] = {
     "batching": {"help": "shuffled; length: examples of similar length; packed: filled up to max-length"},
     "max_length": {"type": int, "help": "tokens per example, longer ones are cut (default: the model's limit)"},
     "target_modules": {"metavar": "A,B", "help": "layers to adapt (default: every linear layer but the head)"},
+    "replicate": {"type": int, "help": "N above 0 repeats a run from a start that is one rounding step away"},
+    "measure_every": {"type": int, "help": "measure on validation rows every N steps too (default: only at the end)"},
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
@@ -58,6 +60,15 @@ def find_device(name: str | None = None) -> Device:
         return Device(kind, "no", "Apple GPU, float32")
     threads = torch.get_num_threads()
     return Device(kind, "no", f"CPU, {threads} thread{'s' if threads != 1 else ''}, float32")
+
+
+def processor() -> str:
+    """Return the name of this machine's processor, as its operating system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or a processor without a name there
+        return platform.processor() or platform.machine()
 
 
 class PeakMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -221,6 +222,39 @@ def mean_loss(model: Any, batches: Any, should_stop: StopCheck = never_stop) -> 
             total += float(model(**batch).loss) * targets
             count += targets
     return total / count
+
+
+@torch.no_grad()
+def loss_and_exact(model: Any, batches: Any, should_stop: StopCheck = never_stop) -> tuple[float, float]:
+    """Compute the loss on targets, and the share of targets that the model finds likeliest token for token.
+
+    Args:
+        model: a model that returns its loss and its logits.
+        batches: as for ``mean_loss``.
+        should_stop: as for ``mean_loss``.
+
+    Returns:
+        ``mean_loss``, and the share, 0 to 1, of the rows in which every token of the target has the highest of all
+        logits, given the true tokens before it. Greedy decoding writes exactly these targets. For a classifier it is
+        the share of right classes, and NaN for scores.
+
+    Raises:
+        Interrupted: ``should_stop`` returned True.
+    """
+    total = count = right = rows = 0.0
+    with evaluation_mode(model):
+        for batch in batches:
+            raise_if_stopped(should_stop)
+            labels, outputs = batch["labels"], model(**batch)
+            if labels.ndim == 1:
+                is_right, targets = outputs.logits.argmax(-1) == labels, len(labels)
+            else:
+                goals = labels[:, 1:]
+                is_right = ((outputs.logits[:, :-1].argmax(-1) == goals) | (goals == IGNORED)).all(-1)
+                targets = int((goals != IGNORED).sum())
+            total, count = total + float(outputs.loss) * targets, count + targets
+            right, rows = right + int(is_right.sum()), rows + len(labels)
+    return total / count, math.nan if labels.is_floating_point() else right / rows
 
 
 def _first_rows(task: Task, split: str, limit: int | None) -> Dataset:

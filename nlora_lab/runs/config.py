@@ -22,6 +22,7 @@ PRECISIONS = ("float32", "bf16")
 BATCHINGS = ("shuffled", "length", "packed")
 SHARED_RATE = 2e-4
 """The learning rate of the NLoRA paper, which uses it for every method. The default of all methods here."""
+NOT_IDENTITY = ("device", "measure_every")  # they do not change what is asked for
 NAMED_IN_COMMANDS = ("method", "rank", "lr", "steps", "task", "seed")  # also where they have their defaults
 
 
@@ -70,6 +71,10 @@ class RunConfig:
             limit of the model, if it has one.
         target_modules: names of layers separated by commas, as PEFT matches them. ``None`` means every linear layer
             except the head.
+        replicate: 0, or the number of a repetition that starts one rounding step away: every trained number is moved to
+            its next float, up or down at random. The spread over replicates is what rounding alone does to a run.
+        measure_every: the number of steps between two measurements on validation rows while the run trains (see
+            ``Run.held_out``). ``None`` measures only at the end. Training is the same with and without.
 
     Raises:
         InputError: a value is not allowed, or two values do not go together.
@@ -104,6 +109,8 @@ class RunConfig:
     batching: str = "shuffled"
     max_length: int | None = None
     target_modules: str | None = None
+    replicate: int = 0
+    measure_every: int | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -112,7 +119,8 @@ class RunConfig:
         check_task(self.task, self.difficulty)
         for name in ("rank", "steps", "batch_size", "accumulation"):
             check_whole_number(name, getattr(self, name))
-        check_whole_number("seed", self.seed, low=0, high=2**62)
+        for name in ("seed", "replicate"):
+            check_whole_number(name, getattr(self, name), low=0, high=2**62)
         check_number("lr", self.lr, above=0.0, remedy=f"try {format_rate(SHARED_RATE)}")
         for name in ("alpha", "clip_norm"):
             if getattr(self, name) is not None:
@@ -141,7 +149,7 @@ class RunConfig:
         for name in ("checkpointing", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}={getattr(self, name)!r} must be True or False")
-        for name, low in (("train_rows", 1), ("test_rows", 1), ("max_length", 2)):
+        for name, low in (("train_rows", 1), ("test_rows", 1), ("max_length", 2), ("measure_every", 1)):
             if getattr(self, name) is not None:
                 check_whole_number(name, getattr(self, name), low=low)
         if self.batch_size % self.accumulation:
@@ -191,12 +199,13 @@ class RunConfig:
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return what is asked for, on whatever device it runs.
+        """Return what is asked for, on whatever device it runs, and however often it is measured on the way.
 
         Returns:
-            The fields without the device. They are equal for 1 and 1.0, and for a default that is left out or given.
+            The fields without the device and ``measure_every``. They are equal for 1 and 1.0, and for a default that is
+            left out or given.
         """
-        values = {name: value for name, value in self.to_dict().items() if name != "device"}
+        values = {name: value for name, value in self.to_dict().items() if name not in NOT_IDENTITY}
         values |= {name: float(values[name]) + 0.0 for name in _FLOATS if values[name] is not None}  # -0.0 becomes 0.0
         inits = METHODS[self.method].inits if self.method in METHODS else ()
         defaults = {"alpha": self.rank, "init": inits[0] if inits else None, "difficulty": DEFAULT_DIFFICULTY}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nlora_lab.core.validation import check_choice
 from nlora_lab.methods.table import METHODS, get_method
-from nlora_lab.runs.config import ADDED_FIELDS
+from nlora_lab.runs.config import ADDED_FIELDS, NOT_IDENTITY
 from nlora_lab.runs.rate_points import LossCurve, RatePoint, loss_curve, rate_point, validation_loss
 from nlora_lab.runs.run import Run
 from nlora_lab.tasks.generated import DEFAULT_DIFFICULTY
@@ -259,7 +259,7 @@ def _settings(run: Run) -> tuple[Any, ...]:
     c = run.config
     scale = 1.0 if c.alpha is None else c.alpha / c.rank
     difficulty = c.difficulty or DEFAULT_DIFFICULTY
-    added = {name: value for name, value in c.to_dict().items() if name in ADDED_FIELDS}
+    added = {name: value for name, value in c.to_dict().items() if name in ADDED_FIELDS and name not in NOT_IDENTITY}
     first = (c.steps, c.batch_size, scale, difficulty, c.warmup, c.weight_decay, c.clip_norm or 0.0, c.dropout)
     return (*first, json.dumps(added, sort_keys=True))
 

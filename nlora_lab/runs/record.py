@@ -43,6 +43,12 @@ TEXTS_BY_NAME: Kind = ("texts by name", lambda value: isinstance(value, dict) an
 FLAG: Kind = ("true or false", lambda value: isinstance(value, bool))
 COUNT: Kind = ("a whole number of at least 0", _is_count)
 COUNTS: Kind = ("a list of whole numbers", _list_of(_is_count))
+NUMBERS_BY_NAME: Kind = (
+    "lists of numbers and nulls by name, equally long",
+    lambda value: (
+        isinstance(value, dict) and all(map(NUMBERS[1], value.values())) and len(set(map(len, value.values()))) < 2
+    ),
+)
 SECONDS: Kind = ("a number of at least 0", lambda value: value is not None and _is_number(value) and value >= 0)
 NUMBER: Kind = ("a number or null", _is_number)
 NUMBERS: Kind = ("a list of numbers and nulls", _list_of(_is_number))
@@ -55,6 +61,9 @@ FIELDS = {
 
 LATER_FIELDS = {"answers": TEXTS, "together": COUNT, "error": TEXT, "revision": TEXT}
 """The fields of ``Run`` that the first records lack."""
+
+HELD_OUT = "held_out"
+"""The field with the measurements on the way. A record without any lacks it."""
 
 
 def check_record(record: Any) -> None:
@@ -88,6 +97,7 @@ def _values(record: Any) -> Iterator[tuple[str, Any, Kind]]:
             yield name, record[name], kind
     for name, value in record["metrics"].items():
         yield f"metrics.{name}", value, NUMBER
+    yield HELD_OUT, record.get(HELD_OUT, {}), NUMBERS_BY_NAME
     for name, column in record["history"].items():
         yield f"history.{name}", column, COUNTS if name == "step" else NUMBERS
 

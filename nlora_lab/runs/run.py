@@ -7,16 +7,25 @@ import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlora_lab.core.devices import processor
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import write_atomically
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.runs.record import FIELDS, FORMAT, LATER_FIELDS, check_record, number_or_nan, number_or_null
+from nlora_lab.runs.record import (
+    FIELDS,
+    FORMAT,
+    HELD_OUT,
+    LATER_FIELDS,
+    check_record,
+    number_or_nan,
+    number_or_null,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,13 +55,30 @@ class Step:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """What a model on its way did on validation rows, which it does not train on.
+
+    Attributes:
+        step: the number of updates made before.
+        loss: the mean negative log-likelihood of the target tokens, in nats per token.
+        exact: the share of rows, 0 to 1, in which the model gives its highest probability to every token of the target.
+            Greedy decoding writes exactly those targets. NaN for a task that is answered by a score.
+    """
+
+    step: int
+    loss: float
+    exact: float
+
+
+@dataclass(frozen=True)
 class Run:
     """A run that is finished, or was stopped, diverged or failed.
 
     Attributes:
         config: the config that decided it.
         steps: its optimiser steps.
-        metrics: ``accuracy`` on the test rows (0 to 1), ``validation_loss`` (nats per target token), ``step0_change``
+        metrics: ``accuracy`` on the test rows (0 to 1), ``validation_loss`` and ``test_loss`` (the negative
+            log-likelihood of the targets of these rows, in nats per target token), ``step0_change``
             (the root mean square change of the logits by the adapter before any training, over that of the logits) and
             ``distance`` (‖change of W‖ / ‖W‖ over all adapted layers at the end). A run that diverged or was stopped
             has no accuracy.
@@ -68,6 +94,8 @@ class Run:
             time, and ``peak_memory`` is that of all of them.
         error: what ended a run that failed, such as a lack of memory.
         revision: the commit at which a model from the hub was loaded.
+        held_out: the measurements on the way, in the order of the steps, where ``RunConfig.measure_every`` asks for
+            them. The first runs were not measured on the way.
         weights: the trained tensors on the CPU, by their names in the model that ``nlora_lab.training.setup.build``
             makes. They are not part of the record.
     """
@@ -86,6 +114,7 @@ class Run:
     together: int = 1
     error: str = ""
     revision: str = ""
+    held_out: tuple[HeldOut, ...] = field(default=(), repr=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -107,6 +136,23 @@ class Run:
     def accuracy(self) -> float:
         """The test accuracy, 0 to 1, or NaN if it was not measured."""
         return self.metrics.get("accuracy", math.nan)
+
+    def steps_until(self, share: float) -> float:
+        """Return after how many steps a share of the validation rows was right (``HeldOut.exact``), for the first time.
+
+        Args:
+            share: the share, 0 to 1.
+
+        Returns:
+            The number of steps, on a straight line between the two measurements around it. Infinite if the run never
+            came there. NaN if it was not measured on the way.
+        """
+        before = HeldOut(0, math.nan, 0.0)
+        for now in self.held_out:
+            if now.exact >= share:
+                return before.step + (now.step - before.step) * (share - before.exact) / (now.exact - before.exact)
+            before = now
+        return math.inf if self.held_out else math.nan
 
     @property
     def ended(self) -> str:
@@ -159,6 +205,7 @@ class Run:
             "metrics": {k: number_or_null(v) for k, v in self.metrics.items()},
             "final_loss": number_or_null(self.final_loss),
             **{k: getattr(self, k) for k in (*FIELDS, *LATER_FIELDS)},
+            **_held_out_columns(self.held_out, digits),
             "history": columns,
         }
         return json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n"
@@ -185,6 +232,7 @@ class Run:
             if "answers" in values:
                 values["answers"] = tuple(values["answers"])
             metrics = {k: number_or_nan(v) for k, v in record["metrics"].items()}
+            values["held_out"] = _held_out(record.get(HELD_OUT, {}))
             return cls(config=config, steps=_steps(config, record["history"]), metrics=metrics, **values)
         except InputError:
             raise
@@ -239,10 +287,19 @@ def run_table(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame([run.summary() for run in runs])
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on: Python's and those of the libraries that compute."""
+    """Return what a result depends on to the last digit: versions, the processor, and how torch was built for it."""
+    import torch
+
     names = ("nlora-lab", "torch", "transformers", "peft", "accelerate")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "torch build": f"{torch.__version__}, commit {str(torch.version.git_version)[:9]}",
+        "processor": processor(),
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def _steps(config: RunConfig, columns: dict[str, list[Any]]) -> tuple[Step, ...]:
@@ -252,6 +309,19 @@ def _steps(config: RunConfig, columns: dict[str, list[Any]]) -> tuple[Step, ...]
     rates = columns.get("lr", [config.rate_at(i) for i in range(count)])
     values = (map(number_or_nan, column) for column in (columns["loss"], rates, columns["grad_norm"]))
     return tuple(Step(*row) for row in zip(step_numbers, *values, strict=True))
+
+
+def _held_out_columns(measured: Iterable[HeldOut], digits: int | None) -> dict[str, dict[str, list[float | None]]]:
+    rows = list(measured)
+    names = [f.name for f in fields(HeldOut)]
+    return {HELD_OUT: {name: [_rounded(getattr(row, name), digits) for row in rows] for name in names}} if rows else {}
+
+
+def _held_out(columns: dict[str, list[Any]]) -> tuple[HeldOut, ...]:
+    if not columns:
+        return ()
+    values = (map(number_or_nan, columns[name]) for name in ("loss", "exact"))
+    return tuple(HeldOut(*row) for row in zip(columns["step"], *values, strict=True))
 
 
 def _rounded(value: float, digits: int | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from nlora_lab.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PROBE_ROWS = 100  # validation rows of a measurement on the way: it costs about as much as three training steps
 
 
 def token_limit(cfg: RunConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -62,6 +64,16 @@ class TrainingData:
     def validation(self) -> Encoded:
         """The rows by which learning rates are chosen."""
         return encode_task(self.task.validation, self.task, self.tokenizer, self.limit)
+
+    @cached_property
+    def probe(self) -> Encoded:
+        """The validation rows that a run is measured on while it trains."""
+        return replace(self.validation, rows=self.validation.rows[:PROBE_ROWS])
+
+    @cached_property
+    def test(self) -> Encoded:
+        """The test rows with their targets."""
+        return encode_task(self.task.test, self.task, self.tokenizer, self.limit)
 
     @cached_property
     def digest(self) -> str:

@@ -1,21 +1,24 @@
-"""What is measured of a run: the change of the model before the first step, and the result after the last one."""
+"""What is measured of a run: its change of the model before the first step, its way, and its result."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from nlora_lab.core.interrupts import Interrupted, StopCheck, never_stop
 from nlora_lab.evaluation.generation import longest_answer
-from nlora_lab.evaluation.scoring import Answer, accuracy, answers, mean_loss, measure
-from nlora_lab.runs.run import KEPT_ANSWERS
+from nlora_lab.evaluation.scoring import Answer, accuracy, answers, loss_and_exact, mean_loss, measure
+from nlora_lab.runs.run import KEPT_ANSWERS, HeldOut, Step
 from nlora_lab.tasks.batches import plain_batches
+from nlora_lab.tasks.encoding import Encoded
 from nlora_lab.training import distributed
 from nlora_lab.training.data import TrainingData
+from nlora_lab.training.distributed import Batch
 from nlora_lab.training.layer_views import ObservedModel, relative_distance
 from nlora_lab.training.session import RunState, TrainingSession, Watch
 
@@ -54,8 +57,8 @@ def measure_result(
     A run that is stopped, or is stopped while this measures, gets only what is quick: its distance and a few answers.
 
     Args:
-        state: where the results go. ``metrics`` gets ``distance`` (‖change of W‖ / ‖W‖), ``validation_loss`` (nats per
-            target token) and the measures of the task.
+        state: where the results go. ``metrics`` gets ``distance`` (‖change of W‖ / ‖W‖), ``validation_loss`` and
+            ``test_loss`` (nats per target token) and the measures of the task.
         model: the trained model.
         data: the rows of the run.
         observed: the same model, as callbacks see it.
@@ -66,8 +69,11 @@ def measure_result(
         try:
             test_answers, measures = _measure_test_items(model, data, should_stop)
             state.answers = tuple(answer.text for answer in test_answers[:KEPT_ANSWERS])
-            batches = plain_batches(data.validation, data.tokenizer, model.device, data.rows_per_pass)
-            state.metrics.update(measures, validation_loss=mean_loss(model, batches, should_stop))
+            losses = {
+                f"{split}_loss": mean_loss(model, _batches_of(rows, model, data), should_stop)
+                for split, rows in (("validation", data.validation), ("test", data.test))
+            }
+            state.metrics.update(measures, **losses)
             return
         except Interrupted:
             state.stopped = True
@@ -78,6 +84,44 @@ def measure_result(
     with suppress(Interrupted):
         quick = answers(model, data.tokenizer, data.task, "test", KEPT_ANSWERS, lambda: time.monotonic() > end)
         state.answers = tuple(answer.text for answer in quick)
+
+
+@dataclass(frozen=True)
+class HeldOutCallback:
+    """A callback that measures a run on validation rows while it trains. That time does not count as training.
+
+    Attributes:
+        every: the number of steps between two measurements.
+    """
+
+    every: int
+
+    def on_gradients(self, session: TrainingSession, updates: int) -> None:
+        """Do nothing: the model is measured between two steps."""
+
+    def on_update(self, session: TrainingSession, step: Step, ends: bool) -> None:
+        """Measure the model if it is due. A run that ends early is not measured once more."""
+        if step.step % self.every == 0:
+            with session.clock_paused():
+                measure_on_the_way(session.state, session.model, session.data, session.should_stop)
+
+
+def measure_on_the_way(state: RunState, model: Any, data: TrainingData, should_stop: StopCheck) -> None:
+    """Measure a model on its way on the first validation rows, and add the result to ``state``, unless it stops.
+
+    Args:
+        state: the run so far.
+        model: the model.
+        data: the rows of the run.
+        should_stop: asked between batches.
+    """
+    with suppress(Interrupted):
+        measured = loss_and_exact(model, _batches_of(data.probe, model, data), should_stop)
+        state.held_out += (HeldOut(len(state.steps), *measured),)
+
+
+def _batches_of(rows: Encoded, model: Any, data: TrainingData) -> Iterator[Batch]:
+    return plain_batches(rows, data.tokenizer, model.device, data.rows_per_pass)
 
 
 def _measure_test_items(
@@ -108,7 +152,7 @@ def first_change(model: Any, data: TrainingData, base: Any) -> float:
     """
     if not hasattr(model, "disable_adapter"):
         return 0.0  # full fine-tuning starts at the model itself
-    probe = next(plain_batches(data.validation, data.tokenizer, model.device, data.rows_per_pass))
+    probe = next(_batches_of(data.validation, model, data))
     change = step0_change(model, probe, None if base is None else base.to(model.device))
     if base is not None:
         base.to("cpu")

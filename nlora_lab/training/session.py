@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,7 @@ from nlora_lab.methods.parameters import trainable_parameters
 from nlora_lab.models.loading import revision_of
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.resolution import ResolvedRun
-from nlora_lab.runs.run import Run, Step, versions
+from nlora_lab.runs.run import HeldOut, Run, Step, versions
 from nlora_lab.training import distributed
 from nlora_lab.training.data import TrainingData
 from nlora_lab.training.layer_views import ObservedModel
@@ -51,6 +52,7 @@ class RunState:
     together: int = 1
     error: str = ""
     revision: str = ""
+    held_out: tuple[HeldOut, ...] = ()
     weights: dict[str, torch.Tensor] | None = None
 
     def add(self, step: Step) -> bool:
@@ -67,7 +69,7 @@ class RunState:
 
     def continue_from(self, run: Run) -> None:
         """Take over the steps and the time of a run that a checkpoint holds."""
-        self.steps, self.seconds = list(run.steps), run.seconds
+        self.steps, self.seconds, self.held_out = list(run.steps), run.seconds, run.held_out
 
     def to_run(self, run: ResolvedRun) -> Run:
         """Return the record of the run as it is now."""
@@ -160,6 +162,13 @@ class TrainingSession:
             callback.on_update(self, step, ends)
         self.state.stopped = ends and step.step < self.config.steps
         return ends
+
+    @contextmanager
+    def clock_paused(self) -> Iterator[None]:
+        """Leave what happens inside out of the time of the run."""
+        paused = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - paused
 
     def stop_clock(self) -> None:
         """Write the time and the memory that training has taken so far into the state."""

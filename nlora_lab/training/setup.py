@@ -18,7 +18,7 @@ from nlora_lab.training import distributed, measurement
 from nlora_lab.training.checkpoints import CheckpointFolder, CheckpointWriter, RemainingBatches
 from nlora_lab.training.data import TrainingData, check_packing, token_limit
 from nlora_lab.training.layer_views import ObservedPeftModel
-from nlora_lab.training.session import RunState, TrainingSession
+from nlora_lab.training.session import Callback, RunState, TrainingSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,13 +80,14 @@ def set_up(
     memory = PeakMemory(run.device.kind)
     with LOADING_LOCK:  # not while another thread draws the weights of its adapter
         torch.manual_seed(cfg.seed + 1 + accelerator.process_index)  # dropout
-    writers = () if folder is None else (CheckpointWriter(folder, data.digest),)
+    callbacks: list[Callback] = [measurement.HeldOutCallback(cfg.measure_every)] if cfg.measure_every else []
+    callbacks += [] if folder is None else [CheckpointWriter(folder, data.digest)]
     if folder is not None and checkpoint is not None:
         folder.restore(checkpoint, accelerator, accelerator.unwrap_model(model), optimizer)
     # only here: sharding has put other parameters into the model, and the session takes those
     return TrainingSession(
         run, state, accelerator, model, optimizer, schedule, batches, data, observed, memory,
-        should_stop=should_stop, callbacks=writers,
+        should_stop=should_stop, callbacks=tuple(callbacks),
     )  # fmt: skip
 
 
@@ -111,6 +112,8 @@ def build(cfg: RunConfig, head: int | None = None) -> tuple[Any, Any]:
         torch.manual_seed(cfg.seed)
         options: dict[str, Any] = {"dropout": cfg.dropout} if cfg.dropout else {}
         model = attach(base, cfg.method, cfg.rank, cfg.alpha, cfg.init, target_modules=run.targets, **options)
+        if cfg.replicate:
+            move_by_rounding(model, cfg.replicate)
     for config in getattr(model, "peft_config", {}).values():
         config.revision = revision_of(base) or None  # the adapter is saved with the commit it belongs to
     for parameter in model.parameters():
@@ -123,6 +126,20 @@ def build(cfg: RunConfig, head: int | None = None) -> tuple[Any, Any]:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return model, tokenizer
+
+
+@torch.no_grad()
+def move_by_rounding(model: Any, replicate: int) -> None:
+    """Move every trained number to its next float, up or down at random.
+
+    Args:
+        model: the model with its adapter, changed in place.
+        replicate: the seed of the directions.
+    """
+    generator = torch.Generator().manual_seed(replicate)
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        up = torch.rand(parameter.shape, generator=generator) < 0.5
+        parameter.copy_(torch.nextafter(parameter, torch.where(up, torch.inf, -torch.inf).to(parameter)))
 
 
 def load_base(run: ResolvedRun, head: int = 0) -> tuple[Any, PreTrainedTokenizerBase]:

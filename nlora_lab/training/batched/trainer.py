@@ -175,7 +175,7 @@ class BatchedTrainer:
         batches = SeededBatches(data, [run.config for run in batch])
         passes = BatchedPasses(accelerator, accelerator.prepare(model), batches, PeakMemory(self.shared.device.kind))
         try:
-            stopped = self._loop(passes, batch)
+            stopped = self._loop(passes, batch, data)
         finally:
             for run in batch:
                 run.state.peak_memory = passes.memory.bytes
@@ -214,7 +214,7 @@ class BatchedTrainer:
             number, run, self.states[number], adapter, optimizer, ObservedBatchedAdapter(model, adapter)
         )  # fmt: skip
 
-    def _loop(self, passes: BatchedPasses, batch: list[AdapterRun]) -> bool:
+    def _loop(self, passes: BatchedPasses, batch: list[AdapterRun], data: TrainingData) -> bool:
         """Make the steps. Runs that diverge leave ``batch`` and are reported. Return whether the rest was stopped."""
         clock, stopped = SharedClock(), False
         passes.model.train()
@@ -234,6 +234,8 @@ class BatchedTrainer:
                 for run in batch:
                     self.reporter.step(run.config, run.state.steps[-1])
                 clock.share(batch)
+                self._measure_on_the_way(passes, batch, number, data)
+                clock.skip()
                 if not batch or self.reporter.is_over():
                     stopped = number < self.shared.config.steps
                     break
@@ -243,6 +245,14 @@ class BatchedTrainer:
                 run.optimizer.zero_grad()  # the gradients of a step that was not made
             clock.share(batch)
         return stopped
+
+    def _measure_on_the_way(
+        self, passes: BatchedPasses, batch: list[AdapterRun], number: int, data: TrainingData
+    ) -> None:
+        for run in batch:
+            if run.config.measure_every and number % run.config.measure_every == 0:
+                with passes.model.single(run.adapter):
+                    measurement.measure_on_the_way(run.state, passes.model, data, self.reporter.should_stop)
 
     def _measure(self, passes: BatchedPasses, batch: list[AdapterRun], data: TrainingData, stopped: bool) -> None:
         for run in batch:
@@ -367,6 +377,10 @@ class SharedClock:
         for run in batch:
             run.state.seconds += (now - self._last) / len(batch)
         self._last = now
+
+    def skip(self) -> None:
+        """Leave out the time since the last call of ``share``."""
+        self._last = time.perf_counter()
 
 
 def mean_losses(logits: Tensor, labels: Tensor, adapters: int) -> Tensor:

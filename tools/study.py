@@ -1,0 +1,127 @@
+"""Record the study behind the course's conclusions: budgets, fine ladders of rates, fresh seeds, replicates.
+
+    python -m tools.study --show     # print the parts of the plan, and how much of each is recorded
+    python -m tools.study            # make the missing runs, the most useful first
+
+You can interrupt the command at any time. Run it again to resume. The plan was written before the runs were made: the
+methods, the rates, the seeds and the contrasts below do not depend on their results, except that ``fresh_seeds`` take
+the rate that ``chosen_rate`` finds on the seeds of the ladder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.store import RunStore, run_key
+from nlora_lab.sweeps.engine import sweep
+from nlora_lab.sweeps.grid import coverage
+
+STORE = Path(__file__).resolve().parent.parent / "data" / "study"
+TASK = "word-problems"
+BUDGETS = (125, 250, 500, 1000)
+MEASURE_EVERY = 25
+
+# Where each method's ladder has its middle: the best rate of the recorded grid. LoRA's lay between two rungs of it.
+MIDDLE = {
+    "lora": 0.0141,
+    "slora": 0.01,
+    "nlora": 2e-4,
+    "rslora": 0.005,
+    "pissa": 0.01,
+    "nlora-released": 0.02,
+    "nlora-balanced": 0.005,
+}
+BUDGET_METHODS = ("lora", "slora", "nlora", "rslora", "pissa")
+LADDER_SEEDS = (0, 1, 2)  # a rate is chosen on these
+FIRST_SEEDS = (0, 1, 2, 3, 4)
+REPLICATES = (1, 2, 3, 4)  # of seeds 0 and 1
+
+
+def ladder(method: str) -> tuple[float, ...]:
+    """Return the five rates of a method: steps of √2 over two octaves, to three digits, ascending."""
+    return tuple(float(f"{MIDDLE[method] * 2 ** (k / 2):.3g}") for k in (-2, -1, 0, 1, 2))
+
+
+def config(method: str, lr: float, seed: int, steps: int, replicate: int = 0) -> RunConfig:
+    """Return a config of the study."""
+    return RunConfig(
+        method=method, lr=lr, seed=seed, steps=steps, task=TASK, device="cpu",
+        replicate=replicate, measure_every=MEASURE_EVERY,
+    )  # fmt: skip
+
+
+def budgets() -> list[RunConfig]:
+    """Return five seeds of the first five methods at every budget, all at the middle of their ladders."""
+    return [
+        config(method, MIDDLE[method], seed, steps)
+        for seed in FIRST_SEEDS
+        for steps in (250, 500, 125, 1000)
+        for method in BUDGET_METHODS
+    ]
+
+
+def ladders(steps: Sequence[int], methods: Sequence[str]) -> list[RunConfig]:
+    """Return every rate of the ladders with the same seeds for all."""
+    return [
+        config(method, lr, seed, budget)
+        for budget in steps
+        for seed in LADDER_SEEDS
+        for method in methods
+        for lr in ladder(method)
+    ]
+
+
+def replicates() -> list[RunConfig]:
+    """Return repetitions of two seeds: at the middle of the ladder, and an octave below, for three methods."""
+    return [
+        config(method, lr, seed, 250, replicate)
+        for replicate in REPLICATES
+        for method in ("lora", "slora", "nlora")
+        for lr in (ladder(method)[2], ladder(method)[0])
+        for seed in (0, 1)
+    ]
+
+
+PARTS = {
+    "budgets": budgets,
+    "ladders at 250 and 500 steps": lambda: ladders((250, 500), tuple(MIDDLE)),
+    "replicates": replicates,
+    "ladders at 125 and 1000 steps": lambda: ladders((125, 1000), BUDGET_METHODS),
+}
+
+
+def missing(store: RunStore) -> Iterator[tuple[str, list[RunConfig]]]:
+    """Yield each part of the plan that the store lacks runs of, with those runs."""
+    for name, part in PARTS.items():
+        finished = store.keys()
+        if configs := [cfg for cfg in part() if run_key(cfg) not in finished]:
+            yield name, configs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the missing runs of the study, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.study", description="Record the study of noise and budgets.")
+    parser.add_argument("--store", type=Path, default=STORE, help="folder of the records (default: data/study)")
+    parser.add_argument("--pack", action="store_true", help="afterwards, write one file per task and method")
+    parser.add_argument("--show", action="store_true", help="make nothing; print how much of the plan is recorded")
+    options = parser.parse_args(argv)
+    store = RunStore(options.store)
+    if options.show:
+        for name, part in PARTS.items():
+            print(f"{name}: {coverage(part(), store)}")
+        return 0
+    try:
+        for _, configs in missing(store):
+            sweep(configs, store)
+    finally:
+        if options.pack:
+            print(f"packed {store.pack()} records", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
