@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from nlora_lab.runs.config import RunConfig
@@ -86,7 +86,7 @@ def replicates() -> list[RunConfig]:
     ]
 
 
-PARTS = {
+PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "budgets": budgets,
     "ladders at 250 and 500 steps": lambda: ladders((250, 500), tuple(MIDDLE)),
     "replicates": replicates,

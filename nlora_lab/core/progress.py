@@ -6,7 +6,7 @@ import sys
 from threading import RLock
 from typing import Any, TextIO
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 
 class ProgressLine:
@@ -57,6 +57,34 @@ class ProgressLine:
     def close(self) -> None:
         """Clear the live line. A later ``advance`` shows it again."""
         self._bar.clear()
+
+
+class NotebookProgress:
+    """The same as a bar in the output of a notebook cell.
+
+    Args:
+        total: the number of units of equal cost.
+    """
+
+    def __init__(self, total: int) -> None:
+        from tqdm.notebook import tqdm as notebook_tqdm
+
+        form = "{percentage:.0f} %{bar}{remaining} left  {desc}"
+        self._bar: Any = notebook_tqdm(total=total, bar_format=form, leave=False, smoothing=0)
+
+    def advance(self, text: str, by: int = 1) -> None:
+        """Count finished units and show the progress. ``text``: what was done."""
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.update(by)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
+
+
+def show_progress(total: int) -> ProgressLine | NotebookProgress:
+    """Return a bar in a notebook, and a line on stderr everywhere else. ``total``: see ``ProgressLine``."""
+    return NotebookProgress(total) if "ipykernel.zmqshell" in sys.modules else ProgressLine(total)
 
 
 class _Bar(tqdm):  # type: ignore[misc]

@@ -113,8 +113,9 @@ class RunConfig:
     measure_every: int | None = None
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            object.__setattr__(self, f.name, _python_value(f.name, getattr(self, f.name)))
+        for name, value in list(vars(self).items()):
+            if type(value) not in _PLAIN:
+                object.__setattr__(self, name, _python_value(name, value))
         check_init(get_method(self.method), self.init)
         check_task(self.task, self.difficulty)
         for name in ("rank", "steps", "batch_size", "accumulation"):
@@ -192,11 +193,8 @@ class RunConfig:
         Returns:
             Every field up to ``dropout``. Of the later ones, those that differ from their default.
         """
-        return {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in ADDED_FIELDS or getattr(self, f.name) != f.default
-        }
+        values = vars(self)
+        return {name: values[name] for name in _NAMES if name not in _DEFAULTS or values[name] != _DEFAULTS[name]}
 
     def identity(self) -> dict[str, Any]:
         """Return what is asked for, on whatever device it runs, and however often it is measured on the way.
@@ -238,6 +236,8 @@ _NAMES = [f.name for f in fields(RunConfig)]
 _FLOATS = [f.name for f in fields(RunConfig) if "float" in str(f.type)]
 ADDED_FIELDS = tuple(_NAMES[_NAMES.index("data") :])
 """The fields that the first records lack. A record leaves out each of them that has its default."""
+_DEFAULTS = {f.name: f.default for f in fields(RunConfig) if f.name in ADDED_FIELDS}
+_PLAIN = (int, float, str, bool, type(None))
 
 
 def _python_value(name: str, value: Any) -> Any:

@@ -1,8 +1,7 @@
 """Stores: runs in a folder, one file per run while they are made, and packed files where they are kept.
 
-A record is written completely or not at all, and no two workers make one run. Whoever makes a run holds its *lease*, a
-file beside the records that names its process. The lease of a dead process does not count, so nothing has to be cleaned
-up after a crash, and several processes and machines may share the folder.
+A record is written completely or not at all, and never over another one. Several processes and machines may write into
+one folder. Packing, which replaces files, takes a lock.
 """
 
 from __future__ import annotations
@@ -11,22 +10,26 @@ import hashlib
 import json
 import os
 import threading
+import time
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from nlora_lab.core.errors import InputError, StoreError
 from nlora_lab.core.files import check_writable, expand_path, write_atomically
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.runs.leases import SUFFIX, Lease, clear_scratch, scratch
 from nlora_lab.runs.run import Run, run_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PART_LIFE = 3600.0  # seconds after which a half-written file is left over: it lives milliseconds, but clocks differ
 DIGITS = 5  # of the history's numbers in a packed record
 
 
@@ -152,7 +155,7 @@ class RunStore:
         if run.stopped:
             raise InputError(f"{run_key(run.config)} was stopped at step {len(run.steps)}; add finished runs only")
         key, copy = run_key(run.config), 1
-        place, part = self.path / f"{key}.json", scratch(self.path, ".part")
+        place, part = self.path / f"{key}.json", self.path / f".{uuid.uuid4().hex}.part"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             part.write_text(run.to_json(), encoding="utf-8", newline="\n")
@@ -177,13 +180,11 @@ class RunStore:
         Returns:
             How many records were moved.
         """
-        lease = Lease(self.path, "pack")
-        if not lease.take():
-            return 0
         try:
-            return self._pack()
-        finally:
-            lease.release()
+            with self._locked(wait=False):
+                return self._pack()
+        except Timeout:
+            return 0
 
     def _pack(self) -> int:
         packed_files: dict[Path, dict[Path, Run]] = {}
@@ -206,40 +207,46 @@ class RunStore:
             moved += len(loose)
         return moved
 
-    # --- leases ---
-
-    @contextmanager
-    def lease(self, cfg: RunConfig) -> Iterator[bool]:
-        """Hold the lease of a run until the block ends, if it is free.
+    def drop_failed(self, keys: set[str]) -> None:
+        """Remove the failed records of those runs that have no other record, so that they can be made again.
 
         Args:
-            cfg: the config of the run.
-
-        Yields:
-            Whether the caller may make this run now. ``False`` if another process is making it, or it is finished.
+            keys: the ``run_key`` of the runs.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: a file cannot be written.
         """
-        lease = Lease(self.path, run_key(cfg))
-        if not lease.take():
-            yield False
+        if not self.failed() & keys:
             return
-        try:
-            yield cfg not in self  # it may have been finished before the lease was taken
-        finally:
-            lease.release()
+        with self._locked():
+            dropped = self.failed() & keys  # read under the lock: another process may have added runs
+            for file in [*self.path.glob("*.json"), *self.path.glob("**/*.jsonl")]:
+                runs, others = read_records(file) or ([], [])
+                remaining = [run for run in runs if not (run.error and run_key(run.config) in dropped)]
+                if len(remaining) == len(runs):
+                    continue
+                if remaining or others:
+                    write_packed(file, remaining, others)
+                else:
+                    file.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove what dead processes have left: half-written files, and leases of finished runs.
+        """Remove the half-written files of processes that were killed while they wrote a record."""
+        for file in self.path.glob(".*.part"):
+            with suppress(OSError):
+                if time.time() - file.stat().st_mtime > PART_LIFE:
+                    file.unlink()
 
-        Such a lease does not count, whoever holds it, and one that was cut short does not say who does.
-        """
-        clear_scratch(self.path)
-        finished = self.keys()
-        for key in {file.name.removesuffix(SUFFIX).rpartition(".")[0] for file in self.path.glob(f"*{SUFFIX}")}:
-            if key in finished:
-                Lease(self.path, key).drop()
+    @contextmanager
+    def _locked(self, wait: bool = True) -> Iterator[None]:
+        """Let no other process replace files here meanwhile. Without ``wait``, raise ``Timeout`` if one does."""
+        try:
+            with FileLock(self.path / ".lock", timeout=-1 if wait else 0):
+                yield
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, Timeout):
+                raise
+            raise StoreError(f"{self.path} cannot be locked ({error}); choose another store") from error
 
 
 def _publish(part: Path, place: Path) -> bool:
@@ -251,7 +258,7 @@ def _publish(part: Path, place: Path) -> bool:
     except OSError:  # a file system without links, or one that cannot be written, for which rename raises again
         if place.exists():
             return False
-        part.rename(place)  # whoever makes this run holds its lease, so nobody else writes this file now
+        part.rename(place)
     return True
 
 

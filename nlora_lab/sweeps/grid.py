@@ -33,6 +33,21 @@ def expand_grid(grid: Grid) -> list[RunConfig]:
     Raises:
         InputError: a field is unknown, a list is empty, or a value is not allowed.
     """
+    return list(configs_by_key(grid).values())
+
+
+def configs_by_key(grid: Grid) -> dict[str, RunConfig]:
+    """Return every config of a grid by its ``run_key``.
+
+    Args:
+        grid: as for ``expand_grid``.
+
+    Returns:
+        The configs, in the same order.
+
+    Raises:
+        InputError: as for ``expand_grid``.
+    """
     if isinstance(grid, Mapping):
         axes = _axes(grid)
         return _unique(_config(dict(zip(axes, values, strict=True))) for values in product(*axes.values()))
@@ -41,13 +56,13 @@ def expand_grid(grid: Grid) -> list[RunConfig]:
     return _unique(grid)
 
 
-def _unique(configs: Iterable[RunConfig]) -> list[RunConfig]:
+def _unique(configs: Iterable[RunConfig]) -> dict[str, RunConfig]:
     unique: dict[str, RunConfig] = {}
     for cfg in configs:
         if not isinstance(cfg, RunConfig):
             raise InputError(f"the grid holds {cfg!r}, which is not a RunConfig; give RunConfigs, or one dict of lists")
         unique[run_key(cfg)] = cfg
-    return list(unique.values())
+    return unique
 
 
 def _axes(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -93,8 +108,8 @@ def coverage(grid: Grid, store: RunStore) -> str:
     """
     finished = store.keys()
     is_finished: dict[tuple[str, str], list[bool]] = {}
-    for cfg in expand_grid(grid):
-        is_finished.setdefault((cfg.task, cfg.method), []).append(run_key(cfg) in finished)
+    for key, cfg in configs_by_key(grid).items():
+        is_finished.setdefault((cfg.task, cfg.method), []).append(key in finished)
     lines = [f"{task}  {method:<16} {sum(flags):>4} of {len(flags)}" for (task, method), flags in is_finished.items()]
     flags = [flag for of_method in is_finished.values() for flag in of_method]
     return "\n".join([*lines, f"{sum(flags)} of {len(flags)} runs are in {store.path}"])

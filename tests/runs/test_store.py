@@ -5,22 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from factories import ROOT, some_run
+from filelock import FileLock
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
-from nlora_lab.runs import leases
 from nlora_lab.runs import store as stores
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.runs.leases import Lease, scratch
 from nlora_lab.runs.run import Run
 from nlora_lab.runs.store import RunStore, gather, open_store, run_key
 
@@ -211,7 +207,7 @@ def test_packing_keeps_every_run_and_rounds_the_history(store):
     for run in runs:
         store.add(run)
     assert store.pack() == 4
-    assert sorted(p.name for p in store.path.rglob("*") if p.is_file()) == ["lora.jsonl", "nlora.jsonl"]
+    assert sorted(p.name for p in store.path.rglob("*.json*")) == ["lora.jsonl", "nlora.jsonl"]
     again = RunStore(store.path)
     assert again.keys() == {run_key(r.config) for r in runs}
     assert all(run.config in again for run in runs)
@@ -241,81 +237,16 @@ def test_a_crash_between_packing_and_deleting_doubles_nothing(store):
     assert len(RunStore(store.path)) == 1
 
 
-def test_only_one_of_many_gets_the_lease(store):
-    barrier, got = threading.Barrier(8), []
-
-    def take_lease():
-        barrier.wait()
-        with store.lease(CFG) as mine:
-            got.append(mine)
-            barrier.wait()
-
-    threads = [threading.Thread(target=take_lease) for _ in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert sorted(got) == [False] * 7 + [True]
-    assert not list(store.path.glob("*.lease"))
-    with store.lease(CFG) as mine:
-        assert mine
-
-
-def test_a_finished_run_gets_no_second_lease(store):
-    store.add(some_run(config=CFG))
-    with store.lease(CFG) as mine:
-        assert not mine
-
-
-def test_the_lease_of_a_killed_process_is_taken_over(store):
-    code = (
-        "import sys, time; from nlora_lab.runs.leases import Lease; from pathlib import Path\n"
-        "print(Lease(Path(sys.argv[1]), 'k').take(), flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(store.path)], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "True\n"
-        assert Lease(store.path, "k").alive()
-        assert not Lease(store.path, "k").take()
-        other.send_signal(signal.SIGKILL)
-        other.wait()
-    lease = Lease(store.path, "k")
-    assert not lease.alive()
-    assert lease.take()
-    assert not Lease(store.path, "k").take()
-    lease.release()
-    assert not list(store.path.iterdir())
-
-
-def test_a_lease_of_another_machine_lives_as_long_as_it_gives_signs(store):
-    store.path.mkdir()
-    file = store.path / "k.1.lease"
-    file.write_text(json.dumps({"host": "elsewhere", "pid": 1, "born": 1.0}))
-    assert not Lease(store.path, "k").take()
-    old = file.stat().st_mtime - 1000
-    os.utime(file, (old, old))
-    assert Lease(store.path, "k").take()
-
-
-def test_a_lease_outlives_a_clock_that_is_set(store, monkeypatch):
-    lease = Lease(store.path, "k")
-    assert lease.take()
-    born = leases._born
-    for step, age, lives in ((1.0, 0, True), (1.0, 1000, True), (-3600.0, 0, True), (-3600.0, 1000, False)):
-        monkeypatch.setattr(leases, "_born", lambda pid, step=step: born(pid) + step)
-        file = store.path / "k.1.lease"
-        os.utime(file, (leases._now(store.path) - age,) * 2)
-        assert Lease(store.path, "k").alive() == lives
-    monkeypatch.setattr(leases, "_born", lambda pid: 0.0)
-    os.utime(file)
-    assert not Lease(store.path, "k").alive()  # a dead holder counts as dead, however fresh its file is
-    monkeypatch.setattr(leases, "_born", born)
-    lease.release()
-
-
-def test_a_lease_cut_short_counts_by_its_age(store):
-    store.path.mkdir()
-    (store.path / "k.1.lease").write_text("{")
-    assert not Lease(store.path, "k").take()
+def test_only_one_process_packs_at_a_time_and_a_retry_waits_for_it(store):
+    store.add(some_run(error="killed"))
+    with FileLock(store.path / ".lock"):
+        assert store.pack() == 0
+        waiting = threading.Thread(target=store.drop_failed, args=({run_key(some_run().config)},))
+        waiting.start()
+        waiting.join(timeout=0.5)
+        assert len(store) == 1
+    waiting.join()
+    assert len(store) == 0
 
 
 def test_a_store_that_cannot_be_written_is_named(tmp_path):
@@ -325,8 +256,6 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
         store.check_writable()
     with pytest.raises(InputError, match="cannot be written"):
         store.add(some_run())
-    with pytest.raises(InputError, match="cannot be written"), store.lease(CFG):
-        pass
 
 
 def test_stores_of_several_people_come_together(tmp_path):
@@ -340,18 +269,11 @@ def test_stores_of_several_people_come_together(tmp_path):
     assert len(into) == 3
 
 
-def test_what_a_killed_writer_left_half_written_is_taken_away_and_a_living_one_s_is_not(tmp_path):
-    dead = (
-        "import os, sys; from pathlib import Path; from nlora_lab.runs.leases import scratch\n"
-        "scratch(Path(sys.argv[1]), '.part').touch(); scratch(Path(sys.argv[1]), '.clock').touch(); os._exit(9)"
-    )
-    subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
-    mine, foreign, old = scratch(tmp_path, ".part"), tmp_path / ".aaaa.1.b.part", tmp_path / ".aaaa.1.c.part"
-    for file in (mine, foreign, old):
+def test_what_a_killed_writer_left_half_written_is_removed_after_a_while(tmp_path):
+    fresh, old = tmp_path / ".a.part", tmp_path / ".b.part"
+    for file in (fresh, old):
         file.touch()
     os.utime(old, (1e9, 1e9))
-    assert len(list(tmp_path.iterdir())) == 5
-    (tmp_path / f"{run_key(CFG)}.1.lease").touch()  # its process was killed before it could sign
-    RunStore(tmp_path).add(some_run(config=CFG))
+    place = RunStore(tmp_path).add(some_run(config=CFG))
     RunStore(tmp_path).tidy()
-    assert set(tmp_path.iterdir()) == {mine, foreign, tmp_path / f"{run_key(CFG)}.json"}
+    assert set(tmp_path.iterdir()) == {fresh, place}

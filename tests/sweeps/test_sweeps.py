@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
-import threading
 import time
+from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
-import torch
 from factories import some_run
+from sweeps.fake_runs import make_at_once, record
 
 from nlora_lab.cli import main as cli
 from nlora_lab.core.errors import FitError, InputError, StoreError
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.runs.leases import Lease
-from nlora_lab.runs.run import run_table
+from nlora_lab.runs.run import Run, run_table
 from nlora_lab.runs.store import RunStore, run_key
 from nlora_lab.sweeps import engine, worker
 from nlora_lab.sweeps.engine import sweep
 from nlora_lab.sweeps.grid import expand_grid
+from nlora_lab.sweeps.local import CallKilled, LocalExecutor
 
+HERE = Path(__file__).parent
 TINY = {"method": ["lora", "slora"], "lr": [1e-3, 1e-2], "steps": 2, "batch_size": 2, "task": "entailment"}
 
 
@@ -99,53 +100,19 @@ def test_retry_makes_only_failed_runs_again(tmp_path, monkeypatch, packed):
     if packed:
         store.pack()
 
-    class Pool:
-        def __init__(self, configs, store, *rest):
-            self.configs, self.store = configs, store
+    def make(settings, sources):
+        trained.extend(values["seed"] for values in settings)
+        assert bad not in store
+        return [record(values, seconds=9.0) for values in settings], {}
 
-        def run(self, too_large):
-            assert not too_large
-            for cfg in self.configs:
-                trained.append(cfg)
-                assert cfg not in self.store
-                self.store.add(some_run(config=cfg, seconds=9.0))
-
-    monkeypatch.setattr(engine, "_WorkerPool", Pool)
-    monkeypatch.setattr("nlora_lab.training.races.check_runs", lambda runs: None)
+    monkeypatch.setattr(engine, "make_runs", make)
     grid = [good, bad, both]
-    assert list(sweep(grid, store)["error"]) == ["", "killed", ""]
-    assert trained == []
-    assert list(sweep(grid, store, retry=True)["seconds"]) == [1.5, 9.0, 1.0]
-    assert trained == [bad]
+    with ThreadPoolExecutor(2) as executor:
+        assert list(sweep(grid, store, executor, progress=False)["error"]) == ["", "killed", ""]
+        assert trained == []
+        assert list(sweep(grid, store, executor, progress=False, retry=True)["seconds"]) == [1.5, 9.0, 1.0]
+    assert trained == [bad.seed]
     assert len(store) == 4
-    assert not list(tmp_path.glob("*.lease"))
-
-
-def test_a_retry_waits_while_another_process_packs(tmp_path):
-    store = RunStore(tmp_path)
-    store.add(some_run(error="killed"))
-    lease = Lease(tmp_path, "pack")
-    assert lease.take()
-    waiting = threading.Thread(target=engine._drop_failed, args=([some_run().config], store))
-    waiting.start()
-    waiting.join(timeout=0.5)
-    assert len(store) == 1
-    lease.release()
-    waiting.join()
-    assert len(store) == 0
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_worker_reads_the_store_once_per_pass(tmp_path, monkeypatch):
-    reads, keys = [], RunStore.keys
-    monkeypatch.setattr(RunStore, "keys", lambda self: reads.append(1) or keys(self))
-    monkeypatch.setattr(worker, "_end_with_parent", lambda stdin: None)
-    store, configs = RunStore(tmp_path), [RunConfig(seed=seed) for seed in range(5)]
-    for cfg in configs:
-        store.add(some_run(config=cfg))
-    order = {"store": str(tmp_path), "threads": torch.get_num_threads(), "together": 1}
-    worker.main(io.StringIO(json.dumps({**order, "configs": list(map(asdict, configs))}) + "\n"), io.StringIO())
-    assert len(reads) == 1
 
 
 def test_a_bad_config_is_reported_before_any_training(tmp_path):
@@ -172,7 +139,7 @@ def test_a_killed_sweep_leaves_no_worker_and_resumes(tmp_path):
     parent = start(folder, grid)
     until(lambda: len(list(folder.glob("*.json"))) >= 1)
     workers = psutil.Process(parent.pid).children(recursive=True)
-    assert len(workers) == 2
+    assert len(workers) >= 2  # two of them make runs
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     until(lambda: not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers))
@@ -184,39 +151,27 @@ def test_a_killed_sweep_leaves_no_worker_and_resumes(tmp_path):
     assert len(rows) == 4
     assert rows["accuracy"].notna().all()
     assert len(list(folder.glob("*.json"))) == 4
-    assert not list(folder.glob("*.lease"))
     assert {f.name: f.read_bytes() for f in folder.glob("*.json") if f.name in before} == before
 
 
-WITHOUT_TORCH = """
-    import random, sys, time
+QUICK = """
+    import sys
     from types import SimpleNamespace
-    from nlora_lab.runs.run import Run, Step
-    from nlora_lab.sweeps import engine, worker
+    sys.path.append({folder!r})
+    from fake_runs import make_quickly
+    from nlora_lab.sweeps import engine
 
-    def race(configs, on_step, on_run):
-        for cfg in configs:
-            time.sleep(random.uniform(0.0, 0.2))
-            steps = tuple(Step(i, 1.0 / (i + cfg.seed), cfg.rate_at(i - 1), 1.0) for i in range(1, 1001))
-            on_run(Run(cfg, steps, {{"accuracy": cfg.seed / 100}}, 1, 1.0, 1))
-
-    sys.modules["torch"] = SimpleNamespace(set_num_threads=lambda n: None)
-    sys.modules["nlora_lab.training.races"] = SimpleNamespace(race=race)
-    engine._check_runs = lambda configs: {{}}
-    engine.find_device = lambda *name: SimpleNamespace(kind="cpu", words="")
-    engine.WORKER_COMMAND = [sys.executable, sys.argv[0], "work"]
-    if sys.argv[1] == "work":
-        worker.main(sys.stdin, sys.stdout)
-    else:
-        engine.sweep({grid}, sys.argv[1], workers=2, progress=False)
+    engine.make_runs = make_quickly
+    engine._too_large = lambda configs: {{}}
+    engine.find_device = lambda *name: SimpleNamespace(kind="cpu")
+    engine.sweep({grid}, sys.argv[1], workers=2, progress=False)
 """
 
 
 def test_after_ten_kills_at_random_moments_every_run_is_there_once(tmp_path):
-    """A short sleep takes the place of training, so that the kills hit everything else that a sweep does."""
     grid = {"method": ["lora", "slora"], "lr": 1e-3, "steps": 1000, "seed": list(range(100))}
     script = tmp_path / "sweep_it.py"
-    script.write_text(textwrap.dedent(WITHOUT_TORCH).format(grid=grid))
+    script.write_text(textwrap.dedent(QUICK).format(grid=grid, folder=str(HERE)))
     chance = random.Random(5)
 
     def begin(folder):
@@ -227,26 +182,49 @@ def test_after_ten_kills_at_random_moments_every_run_is_there_once(tmp_path):
         parent = begin(folder)
         until(lambda: len(list(folder.glob("*.json"))) > finished)  # noqa: B023
         time.sleep(chance.uniform(0.0, 0.4))
-        victims = [parent, *psutil.Process(parent.pid).children(recursive=True)]
-        victim = chance.choice(victims)  # the parent, or a worker of it
-        victim.send_signal(signal.SIGKILL)
-        if victim is not parent:
-            time.sleep(chance.uniform(0.0, 0.3))
-            parent.send_signal(signal.SIGKILL)
+        family = psutil.Process(parent.pid).children(recursive=True)
+        victim = chance.choice([parent, *family])  # the sweep, or a process of it
+        with suppress(ProcessLookupError):
+            os.kill(victim.pid, signal.SIGKILL)
+        time.sleep(chance.uniform(0.0, 0.3))
+        parent.kill()
         parent.wait()
         for file in folder.glob("*.json"):
             json.loads(file.read_text())
         finished = len(list(folder.glob("*.json")))
     assert finished < 200  # something was left to kill
-    both = [begin(folder), begin(folder)]  # two sweeps on one store
-    assert [sweeping.wait(timeout=180) for sweeping in both] == [0, 0]
-    assert begin(tmp_path / "undisturbed").wait(timeout=180) == 0
+    assert begin(folder).wait(timeout=180) == 0
+    killed = RunStore(folder)
+    assert len(killed) == len(killed.keys()) == len(list(folder.glob("*.json"))) == 200
+    assert {run.error for run in killed} == {""}
 
-    killed, undisturbed = (RunStore(tmp_path / name) for name in ("killed", "undisturbed"))
-    for store in (killed, undisturbed):
-        assert len(store) == len(store.keys()) == len(list(store.path.glob("*.json"))) == 200
-    assert {run_key(r.config): r for r in killed} == {run_key(r.config): r for r in undisturbed}
-    assert {f.suffix for f in folder.iterdir()} == {".json"}
+    both = [begin(tmp_path / "both") for _ in range(2)]  # two sweeps at once on one store may do work twice
+    assert [sweeping.wait(timeout=180) for sweeping in both] == [0, 0]
+    shared = RunStore(tmp_path / "both")
+    assert shared.keys() == killed.keys()
+    assert {run_key(run.config): run for run in shared} == {run_key(run.config): run for run in killed}
+
+
+def test_ctrl_c_ends_a_sweep_and_its_processes_within_two_seconds(tmp_path):
+    script = tmp_path / "sweep_it.py"
+    grid = {"seed": list(range(1000)), "steps": 1}
+    script.write_text(textwrap.dedent(QUICK).format(grid=grid, folder=str(HERE)))
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path / "runs")], stderr=subprocess.PIPE, text=True)
+    until(lambda: len(list((tmp_path / "runs").glob("*.json"))) > 5)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    parent.send_signal(signal.SIGINT)
+    _, stderr = parent.communicate(timeout=30)
+    assert stderr.strip().endswith("KeyboardInterrupt")
+    _, alive = psutil.wait_procs([p for p in family if "resource_tracker" not in " ".join(command(p))], timeout=2)
+    assert not alive
+    assert all(json.loads(file.read_text()) for file in (tmp_path / "runs").glob("*.json"))
+
+
+def command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_runs_on_one_base_can_train_together_and_are_stored_one_by_one(tmp_path):
@@ -258,34 +236,42 @@ def test_runs_on_one_base_can_train_together_and_are_stored_one_by_one(tmp_path)
     assert set(alone["together"]) == {1}
 
 
-def test_a_run_that_breaks_a_race_is_made_alone_and_the_others_are_kept(tmp_path, monkeypatch):
-    trained, events = [], []
+def made(monkeypatch, race, seeds=3):
+    """What a worker makes of some runs with ``race`` in place of the real one: the runs and the errors."""
+    monkeypatch.setattr("nlora_lab.training.races.race", race)
+    records, errors = worker.make_runs([asdict(RunConfig(seed=s)) for s in range(seeds)], worker.source_digest())
+    return [Run.from_json(text) for text in records], errors
 
-    def race(configs, on_step, on_run):
+
+def test_a_run_that_breaks_a_race_is_named_and_the_others_are_made_alone(monkeypatch):
+    trained = []
+
+    def race(configs):
         trained.append([c.seed for c in configs])
         if any(c.seed == 1 for c in configs):
-            on_run(some_run(config=configs[0], error="ValueError"))
             raise ValueError("a bad day")
-        for cfg in configs:
-            on_run(some_run(config=cfg))
+        return [some_run(config=cfg) for cfg in configs]
 
-    monkeypatch.setattr("nlora_lab.training.races.race", race)
-    store, configs = RunStore(tmp_path), [RunConfig(seed=s) for s in range(3)]
-    with pytest.raises(SystemExit):
-        worker._make_runs(configs, store, lambda **event: events.append(event))
-    assert trained == [[0, 1, 2], [0], [1]]
-    assert [run.config.seed for run in store] == [0]
-    assert [e["key"] for e in events if e["event"] == "error"] == [run_key(configs[1])]
-    assert "a bad day" in events[-1]["text"]
+    runs, errors = made(monkeypatch, race)
+    assert trained == [[0, 1, 2], [0], [1], [2]]
+    assert [run.config.seed for run in runs] == [0, 2]
+    assert list(errors) == [run_key(RunConfig(seed=1))]
+    assert "ValueError: a bad day" in errors[run_key(RunConfig(seed=1))]
 
 
-def test_running_out_of_memory_is_a_result(tmp_path, monkeypatch):
-    def race(configs, on_step, on_run):
-        on_run(some_run(config=configs[0], error="out of memory"))
+def test_running_out_of_memory_and_divergence_are_results(monkeypatch):
+    ends = [{"error": "out of memory"}, {"diverged": True}, {"stopped": True}]
+    race = lambda configs: [some_run(config=c, **end) for c, end in zip(configs, ends, strict=True)]  # noqa: E731
+    runs, errors = made(monkeypatch, race)
+    assert [(run.error, run.diverged) for run in runs] == [("out of memory", False), ("", True)]
+    assert errors == {}
 
-    monkeypatch.setattr("nlora_lab.training.races.race", race)
-    assert worker._make_runs([RunConfig()], RunStore(tmp_path), lambda **event: None)
-    assert [run.error for run in RunStore(tmp_path)] == ["out of memory"]
+
+def test_a_worker_with_other_code_makes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "source_digest", lambda: "other")
+    with ThreadPoolExecutor(1) as executor, pytest.raises(InputError, match="another version of nlora-lab"):
+        sweep([RunConfig()], tmp_path, executor, progress=False)
+    assert len(RunStore(tmp_path)) == 0
 
 
 def test_the_command_sweeps_a_file_and_packs(tmp_path, capsys, monkeypatch):
@@ -353,121 +339,99 @@ def until(condition, seconds=180.0):
         time.sleep(0.05)
 
 
-def test_a_worker_that_cannot_start_ends_the_sweep(tmp_path, monkeypatch):
-    monkeypatch.setattr("nlora_lab.sweeps.engine.WORKER_COMMAND", [os.devnull])
-    with pytest.raises((RuntimeError, OSError)):
+def die(code):
+    os._exit(code)
+
+
+def die_once(path):
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.environ["WHO"], os.getppid()
+
+
+def test_a_killed_process_is_replaced_and_its_call_made_again(tmp_path):
+    with LocalExecutor([{"WHO": "first"}]) as executor:
+        assert executor.submit(die_once, tmp_path / "killed").result(timeout=60) == ("first", os.getpid())
+
+
+def test_a_call_that_ends_two_processes_has_failed_and_others_go_on():
+    with LocalExecutor([{}, {}]) as executor:
+        bad, *good = [executor.submit(die, 7), *(executor.submit(abs, -i) for i in range(4))]
+        assert [future.result(timeout=60) for future in good] == [0, 1, 2, 3]
+        with pytest.raises(CallKilled, match=r"its process ended 2 times \(EXIT\(7\)\)"):
+            bad.result(timeout=60)
+
+
+def test_a_process_that_cannot_begin_ends_the_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr("nlora_lab.sweeps.local._begin", die)
+    with pytest.raises(RuntimeError, match=r"the executor ended before the runs did \(TerminatedWorkerError"):
         sweep({**TINY, "lr": 1e-3}, tmp_path, workers=1, progress=False)
+    assert len(RunStore(tmp_path)) == 0
 
 
-FAKE = """
-    import json, os, signal, sys
-    from types import SimpleNamespace
-    from nlora_lab.core.errors import StoreError
-    from nlora_lab.runs.run import Run, Step
-    from nlora_lab.sweeps import engine, worker
-
-    def times(what):  # how many times this was called, over all workers
-        with open(sys.argv[2], "a") as file:
-            file.write(what)
-        return open(sys.argv[2]).read().count(what)
-
-    def race(configs, on_step, on_run):
-        (cfg,) = configs
-        {body}
-        on_run(Run(cfg, (Step(1, 1.0, 1.0, 1.0),) * cfg.steps, {{"accuracy": 0.5}}, 1, 1.0, 1))
-
-    sys.modules["torch"] = SimpleNamespace(set_num_threads=lambda n: None)
-    sys.modules["nlora_lab.training.races"] = SimpleNamespace(race=race)
-    engine._check_runs = lambda configs: {{}}
-    engine.find_device = lambda *name: SimpleNamespace(kind="cpu", words="")
-    engine.WORKER_COMMAND = [sys.executable, sys.argv[0], "work", sys.argv[2]]
-    if sys.argv[1] == "work":
-        {begin}
-        worker.main(sys.stdin, sys.stdout)
-    else:
-        engine.sweep({{"seed": [0, 1, 2], "steps": 1}}, sys.argv[1], workers=2, progress=False)
-"""
+def some_sweep(tmp_path, monkeypatch, make, together=1):
+    """A sweep of three runs with ``make`` in place of training, in threads."""
+    monkeypatch.setattr(engine, "make_runs", make)
+    with ThreadPoolExecutor(2) as executor:
+        return sweep({"seed": [0, 1, 2], "steps": 1}, tmp_path, executor, together=together, progress=False)
 
 
-def sweep_with(tmp_path, body="", begin=""):
-    """A sweep of three runs whose workers run ``body`` in place of training: exit code, last line of stderr, store."""
-    script = tmp_path / "sweep_it.py"
-    script.write_text(textwrap.dedent(FAKE).format(body=body or "pass", begin=begin or "pass"))
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "runs"), str(tmp_path / "log")],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    return done.returncode, done.stderr.strip().splitlines()[-1:], RunStore(tmp_path / "runs")
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_run_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypatch, together):
+    def make(settings, sources):
+        if any(values["seed"] == 1 for values in settings):
+            raise CallKilled("its process ended 2 times")
+        return make_at_once(settings, sources)
+
+    rows = some_sweep(tmp_path, monkeypatch, make, together)
+    assert list(rows["error"]) == ["", "its process ended 2 times", ""]
+    assert len(RunStore(tmp_path)) == 3
 
 
-def test_a_run_whose_workers_are_killed_several_times_is_made_in_the_end(tmp_path):
-    kill = 'if cfg.seed == 1 and times("k") <= 5: os.kill(os.getpid(), signal.SIGKILL)'
-    code, _, store = sweep_with(tmp_path, kill)
-    assert code == 0
-    assert sorted((r.config.seed, r.error) for r in store) == [(0, ""), (1, ""), (2, "")]
+def test_a_run_that_raises_fails_the_sweep_at_the_end(tmp_path, monkeypatch):
+    def make(settings, sources):
+        if settings[0]["seed"] == 1:
+            return [], {run_key(RunConfig(**settings[0])): "Traceback\nValueError: a bad day"}
+        return make_at_once(settings, sources)
+
+    with pytest.raises(RuntimeError, match=r"1 of 3 runs failed, and the other runs are kept; (?s:.*)a bad day"):
+        some_sweep(tmp_path, monkeypatch, make)
+    assert len(RunStore(tmp_path)) == 2
 
 
-def test_a_run_that_crashes_its_worker_is_recorded_as_failed(tmp_path):
-    code, _, store = sweep_with(tmp_path, "if cfg.seed == 1: os.abort()")
-    assert code == 0
-    failed = {r.config.seed: r.error for r in store if r.error}
-    assert failed == {1: "its process ended 2 times (exit code -6)"}
-    assert len(store) == 3
+@pytest.mark.parametrize("error", [CancelledError(), BrokenExecutor("gone")])
+def test_an_executor_that_ends_keeps_what_is_finished(tmp_path, monkeypatch, error):
+    def make(settings, sources):
+        if settings[0]["seed"] == 2:
+            raise error
+        return make_at_once(settings, sources)
+
+    with pytest.raises(RuntimeError, match=r"the executor ended before the runs did .*sweep again to resume"):
+        some_sweep(tmp_path, monkeypatch, make)
+    assert len(some_sweep(tmp_path, monkeypatch, make_at_once)) == 3
 
 
-def test_kills_by_the_kernel_are_told_from_kills_from_outside(tmp_path, monkeypatch):
-    with tempfile.TemporaryFile() as errors:
-        started = engine._Worker(None, errors, oom_kills=3)
-        for now, killed in ((3, True), (4, False)):
-            monkeypatch.setattr(engine, "_oom_kills", lambda now=now: now)
-            assert started.was_killed(-9) is started.was_killed(-15) is killed
-            assert not started.was_killed(-11)
+def test_a_store_that_can_no_longer_be_written_ends_the_sweep(tmp_path, monkeypatch):
+    def full(self, run):
+        raise StoreError("runs/x.json cannot be written (no space left)")
+
+    monkeypatch.setattr(RunStore, "add", full)
+    with pytest.raises(StoreError, match="no space left"):
+        some_sweep(tmp_path, monkeypatch, make_at_once)
 
 
-def test_a_run_that_failed_in_one_worker_and_ended_in_another_has_not_failed(tmp_path):
-    code, _, store = sweep_with(tmp_path, 'if cfg.seed == 1 and times("k") == 1: raise ValueError("a bad day")')
-    assert code == 0
-    assert len(store) == 3
+@pytest.mark.parametrize("bad", [5, "dask", object()])
+def test_what_is_not_an_executor_is_named(tmp_path, bad):
+    with pytest.raises(InputError, match=r"executor=.* is not a concurrent\.futures\.Executor"):
+        sweep([RunConfig()], tmp_path, bad)
 
 
-def test_a_run_that_raises_fails_the_sweep_at_the_end(tmp_path):
-    code, stderr, store = sweep_with(tmp_path, 'if cfg.seed == 1: raise ValueError("a bad day")')
-    assert code == 1
-    assert stderr == ["ValueError: a bad day"]
-    assert len(store) == 2
-
-
-def test_a_store_that_can_no_longer_be_written_ends_the_sweep(tmp_path):
-    code, stderr, store = sweep_with(tmp_path, 'raise StoreError("runs/x.json cannot be written (no space left)")')
-    assert code == 1
-    assert "the sweep has ended early: runs/x.json cannot be written (no space left)" in stderr[0]
-    assert len(store) == 0
-
-
-def test_a_race_whose_store_cannot_be_written_is_not_repeated_one_by_one(tmp_path, monkeypatch):
-    trained = []
-
-    def race(configs, on_step, on_run):
-        trained.append(len(configs))
-        raise StoreError("no space left")
-
-    monkeypatch.setattr("nlora_lab.training.races.race", race)
-    with pytest.raises(StoreError):
-        worker._make_runs([RunConfig(seed=s) for s in range(3)], RunStore(tmp_path), lambda **event: None)
-    assert trained == [3]
-
-
-def test_workers_that_are_killed_before_their_first_run_end_the_sweep(tmp_path):
-    code, stderr, store = sweep_with(tmp_path, begin="os.kill(os.getpid(), signal.SIGKILL)")
-    assert code == 1
-    assert stderr == ["ended with code -9 before its first run: it wrote nothing to stderr"]
-    assert len(store) == 0
-
-
-def test_the_stderr_of_a_worker_that_cannot_begin_is_quoted(tmp_path):
-    code, stderr, _ = sweep_with(tmp_path, begin='sys.exit("no module named so")')
-    assert code == 1
-    assert stderr == ["ended with code 1 before its first run: no module named so"]
+def test_a_sweep_shows_the_time_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engine, "make_runs", make_at_once)
+    with ThreadPoolExecutor(1) as executor:
+        sweep({"seed": [0, 1, 2], "steps": 4}, tmp_path, executor)
+    assert capsys.readouterr().err.strip().endswith("100 %  00:00 left")
 
 
 def test_runs_that_do_not_fit_are_named_and_the_other_runs_are_made(tmp_path, monkeypatch):
@@ -489,22 +453,25 @@ def test_runs_that_do_not_fit_are_named_and_the_other_runs_are_made(tmp_path, mo
 
 
 def test_there_are_at_most_as_many_workers_as_fit_into_memory(monkeypatch):
+    configs = [RunConfig(seed=seed) for seed in range(100)]
     monkeypatch.setattr("nlora_lab.estimates.requirements.free_memory", lambda place: 2**40)
-    cores = engine.default_workers([RunConfig()])
-    assert cores == len(os.sched_getaffinity(0))
+    assert len(engine.environments(configs)) == len(os.sched_getaffinity(0))
+    assert engine.environments(configs[:1], 5)[0]["OMP_NUM_THREADS"] == "1"
+    assert len(engine.environments(configs[:1], 5)) == 1
     monkeypatch.setattr("nlora_lab.estimates.requirements.free_memory", lambda place: 2**20)
-    assert engine.default_workers([RunConfig()]) == 1
+    assert len(engine.environments(configs)) == 1
 
 
-def test_runs_on_the_cpu_are_recognised_on_a_machine_with_a_card(tmp_path, monkeypatch):
-    def device(name=None):
-        return SimpleNamespace(kind=name or "cuda", words=name or "cuda")
-
-    monkeypatch.setattr(engine, "find_device", device)
-    on_cpu = engine._WorkerPool([RunConfig(device="cpu")], RunStore(tmp_path), 1, None, progress=False)
-    on_card = engine._WorkerPool([RunConfig()], RunStore(tmp_path), 1, None, progress=False)
-    assert (on_cpu.on_cpu, on_cpu.together) == (True, 1)
-    assert (on_card.on_cpu, on_card.together) == (False, 8)
+@pytest.mark.parametrize(("visible", "cards"), [(None, ["0", "1"]), ("3,5,6", ["3", "5", "6"])])
+def test_every_card_gets_one_process_and_runs_on_the_cpu_get_none_of_them(monkeypatch, visible, cards):
+    monkeypatch.setattr(engine, "find_device", lambda name=None: SimpleNamespace(kind=name or "cuda"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in engine.environments([RunConfig()] * 9)] == cards
+    assert len(engine.environments([RunConfig()] * 9, workers=1)) == 1
+    assert "CUDA_VISIBLE_DEVICES" not in engine.environments([RunConfig(device="cpu")])[0]
 
 
 def test_full_fine_tuning_has_no_rank_to_sweep():

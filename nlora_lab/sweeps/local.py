@@ -1,0 +1,87 @@
+"""The executor of a sweep on one machine: one process per core or card, which is replaced if it dies."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+MAX_DEATHS = 2  # processes that a call may end before it counts as the cause
+
+
+class CallKilled(RuntimeError):
+    """A call has ended its process, and the process that replaced it."""
+
+
+class LocalExecutor(ThreadPoolExecutor):
+    """Runs each call in one of several processes of loky.
+
+    Each process is a pool of its own, so it is known which call ended it. The processes end when this one does.
+
+    Args:
+        environments: for each process, the environment variables in which it differs from this one.
+    """
+
+    def __init__(self, environments: Sequence[Mapping[str, str]]) -> None:
+        super().__init__(len(environments))
+        self._closed, self._pools = False, set[Any]()
+        self._free: SimpleQueue[tuple[Mapping[str, str], Any]] = SimpleQueue()
+        for environment in environments:
+            self._free.put((environment, None))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Schedule ``fn(*args, **kwargs)``. Its future raises ``CallKilled`` if the call ends two processes."""
+        return super().submit(self._call, fn, *args, **kwargs)
+
+    def _call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        environment, pool = self._free.get()
+        reason = ""
+        try:
+            for _ in range(MAX_DEATHS):
+                pool = pool or self._start(environment)
+                try:
+                    return pool.submit(fn, *args, **kwargs).result()
+                except BrokenExecutor as error:
+                    pool, reason = None, " ".join(re.findall(r"[A-Z]+\(-?\d+\)", str(error))) or str(error)
+                    if self._closed:
+                        raise CancelledError from None
+            raise CallKilled(f"its process ended {MAX_DEATHS} times ({reason})")
+        finally:
+            self._free.put((environment, pool))
+
+    def _start(self, environment: Mapping[str, str]) -> Any:
+        from loky import ProcessPoolExecutor
+
+        pool = ProcessPoolExecutor(1, env=dict(environment))
+        self._pools.add(pool)
+        pool.submit(_begin, os.getpid()).result()  # raises BrokenExecutor if a process cannot even begin
+        return pool
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End all processes at once. Calls that have not finished are lost."""
+        self._closed = True
+        for pool in list(self._pools):
+            pool.shutdown(wait=False, kill_workers=True)
+        super().shutdown(wait, cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    """Let this process end with its parent, leave Ctrl-C to the parent, and keep the parent's stdout clean."""
+    import signal
+    import threading
+
+    import psutil
+    from loky import process_executor
+
+    process_executor._USE_PSUTIL = False  # loky takes a model for a leak, and starts another process after each run
+
+    def end_with_parent() -> None:
+        psutil.Process(parent).wait()
+        os._exit(3)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)
