@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for part in grid_parts(store):
             configs = part if options.device is None else [replace(cfg, device=options.device) for cfg in part]
-            sweep(configs, store, options.workers)
+            sweep(configs, store, workers=options.workers)
     finally:
         if options.pack:
             print(f"packed {store.pack()} records", file=sys.stderr)
