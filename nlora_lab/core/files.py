@@ -6,7 +6,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
 from nlora_lab.core.errors import InputError
@@ -14,7 +13,6 @@ from nlora_lab.core.errors import InputError
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-@cache
 def shipped_folder(name: str) -> Path:
     """Return a folder that ships with the package.
 

@@ -114,7 +114,8 @@ def test_every_library_the_package_imports_is_a_dependency():
     brought = {"tokenizers", "huggingface_hub", "traitlets", "pyarrow"}
     otherwise_called = {"PIL": "pillow", "sklearn": "scikit-learn"}
     asked_for = {otherwise_called.get(name, name) for name in foreign - brought}
-    assert asked_for - {"vllm"} <= names(PROJECT["dependencies"])  # vllm: used where it is installed
+    cluster = names(PROJECT["optional-dependencies"]["cluster"]) | {"dask", "dask_jobqueue"}  # dask comes with them
+    assert asked_for - {"vllm"} - cluster <= names(PROJECT["dependencies"])  # vllm: used where it is installed
 
 
 def test_the_address_of_the_project_is_the_same_everywhere():
