@@ -13,8 +13,9 @@ from nlora_lab.core.validation import check_choice
 from nlora_lab.evaluation.generation import longest_answer
 from nlora_lab.evaluation.scoring import Answer, accuracy, mark_answers, measure, task_prompts
 from nlora_lab.evaluation.vllm_engine import generate_texts
+from nlora_lab.models.heads import class_names, class_order, order_head
 from nlora_lab.models.loading import load_model
-from nlora_lab.models.names import check_model
+from nlora_lab.models.names import CONFIG, check_model
 from nlora_lab.tasks.task import Task
 
 ENGINES = ("auto", "transformers", "vllm")
@@ -62,10 +63,28 @@ def measure_saved(
     if engine == "vllm":
         return _measure_with_vllm(model, task, folder, shots, revision)
     dtype = "bfloat16" if target.precision == "bf16" else None
-    loaded, tokenizer = load_model(model, head=task.head, revision=revision, dtype=dtype)
+    labels = task.labels if task.kind == "classes" else ()
+    loaded, tokenizer = load_model(model, head=task.head, labels=labels, revision=revision, dtype=dtype)
+    stored = loaded._stored_classes
     if folder is not None:
         loaded = _add_adapter(loaded, folder)
+        if labels and any(".modules_to_save." in name for name, _ in loaded.named_parameters()):
+            order_head(loaded, saved_classes(folder) or stored, labels)
+    elif labels and stored and class_order(stored, labels) is None:
+        raise InputError(
+            f"model={model!r} tells apart {', '.join(stored)}, and the task {task.name!r} asks for "
+            f"{', '.join(labels)}; give a model that was trained for this task, or an adapter"
+        )
     return measure(loaded.to(target.kind).eval(), tokenizer, task, shots=shots)
+
+
+def saved_classes(adapter: Path) -> tuple[str, ...]:
+    """Return the classes of the head that was saved with an adapter, by the config beside it. Empty without one."""
+    from transformers import AutoConfig
+
+    if not (adapter / CONFIG).is_file():
+        return ()
+    return class_names(AutoConfig.from_pretrained(str(adapter), trust_remote_code=False))
 
 
 def _add_adapter(base: Any, folder: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.core.files import shipped_folder
 from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.models import hub
+from nlora_lab.models.heads import class_names, order_head
 from nlora_lab.models.names import EMBEDDED, check_model
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def load_model(
     name: str = EMBEDDED,
     *,
     head: int = 0,
+    labels: Sequence[str] = (),
     revision: str | None = None,
     dtype: str | None = None,
     attention: str | None = None,
@@ -41,6 +43,8 @@ def load_model(
         head: 0 for a causal language model. Any other number gives a classifier with that many outputs, where 1 is a
             regression. Only the head of a classifier may be missing from the weights, or have another size in them. It
             then starts at random, so seed torch before.
+        labels: the names of the classes, in the order of the outputs. A head whose config names the same classes in
+            another order is brought into this order. Empty leaves the head as it is.
         revision: the branch, tag or commit of a model on the hub (see ``revision_of``). ``None`` takes its newest
             state.
         dtype: "float32" or "bfloat16". ``None`` means float32.
@@ -58,6 +62,7 @@ def load_model(
     source = check_model(name)
     hub.check_revision(revision, source)
     head = _check_options(head, dtype, attention)
+    _check_labels(head, labels)
     try:
         commit = _find_commit(source, revision)
         with LOADING_LOCK, _quiet(bar=bool(commit) and not hub.is_cached(str(source), commit), reports=not head):
@@ -71,6 +76,8 @@ def load_model(
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, …
         raise ModelError(_explain(name, source, error, revision, attention)) from error
     check_complete(name, model, tokenizer, head)
+    if labels:
+        order_head(model, model._stored_classes, labels)
     model._drawn = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -140,6 +147,13 @@ def _check_options(head: Any, dtype: Any, attention: Any) -> int:
     return outputs
 
 
+def _check_labels(head: int, labels: Sequence[str]) -> None:
+    if labels and len(labels) != head:
+        raise InputError(
+            f"labels={list(labels)!r} are {len(labels)} names for head={head} outputs; name each output once"
+        )
+
+
 def _check_flash_attention() -> None:
     # without the package transformers would fetch a compiled kernel from the hub and run it
     import torch
@@ -167,7 +181,7 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
     # False, not the default, which asks on stdin whether to run the model's own code
     safe = {"trust_remote_code": False, "revision": revision}
     config = AutoConfig.from_pretrained(source, **safe)
-    stored = config.dtype  # which loading overwrites
+    stored, classes = config.dtype, class_names(config)  # which loading overwrites
     _check_type(name, config, head)
     tokenizer = AutoTokenizer.from_pretrained(source, **safe)
     if head:
@@ -178,7 +192,7 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
         source, config=config, use_safetensors=True, ignore_mismatched_sizes=bool(head), output_loading_info=True,
         **safe, **options,
     )  # fmt: skip
-    model._stored_dtype = stored
+    model._stored_dtype, model._stored_classes = stored, classes
     return model, tokenizer, info
 
 

@@ -58,6 +58,13 @@ class ResolvedRun:
             return max(1, len(GLUE[self.config.task].labels))
         return self.task.head if self.config.task == "own" else 0
 
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the outputs of the head. Empty if no classes are asked for."""
+        if self.config.task in GLUE:
+            return GLUE[self.config.task].labels
+        return self.task.labels if self.config.task == "own" and self.task.kind == "classes" else ()
+
 
 def resolve(cfg: RunConfig, device: Device | None = None) -> ResolvedRun:
     """Decide all that a run needs beside its config. Nothing is loaded yet.

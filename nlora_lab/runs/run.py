@@ -21,6 +21,7 @@ from nlora_lab.runs.record import (
     FIELDS,
     FORMAT,
     HELD_OUT,
+    LABELS,
     LATER_FIELDS,
     check_record,
     number_or_nan,
@@ -96,6 +97,7 @@ class Run:
         revision: the commit at which a model from the hub was loaded.
         held_out: the measurements on the way, in the order of the steps, where ``RunConfig.measure_every`` asks for
             them. The first runs were not measured on the way.
+        labels: the names of the classes in the order of the outputs of the trained head. Empty without such a head.
         weights: the trained tensors on the CPU, by their names in the model that ``nlora_lab.training.setup.build``
             makes. They are not part of the record.
     """
@@ -115,6 +117,7 @@ class Run:
     error: str = ""
     revision: str = ""
     held_out: tuple[HeldOut, ...] = field(default=(), repr=False)
+    labels: tuple[str, ...] = field(default=(), repr=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -205,6 +208,7 @@ class Run:
             "metrics": {k: number_or_null(v) for k, v in self.metrics.items()},
             "final_loss": number_or_null(self.final_loss),
             **{k: getattr(self, k) for k in (*FIELDS, *LATER_FIELDS)},
+            **({LABELS: self.labels} if self.labels else {}),
             **_held_out_columns(self.held_out, digits),
             "history": columns,
         }
@@ -229,8 +233,7 @@ class Run:
             config = RunConfig(**{**record["config"], "model": EMBEDDED})  # checks everything but the model
             object.__setattr__(config, "model", record["config"]["model"])
             values = {k: record[k] for k in (*FIELDS, *LATER_FIELDS) if k in record}
-            if "answers" in values:
-                values["answers"] = tuple(values["answers"])
+            values |= {name: tuple(record[name]) for name in ("answers", LABELS) if name in record}
             metrics = {k: number_or_nan(v) for k, v in record["metrics"].items()}
             values["held_out"] = _held_out(record.get(HELD_OUT, {}))
             return cls(config=config, steps=_steps(config, record["history"]), metrics=metrics, **values)

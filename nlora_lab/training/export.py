@@ -13,7 +13,10 @@ from safetensors import SafetensorError
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path, write_atomically
 from nlora_lab.core.validation import check_choice
+from nlora_lab.evaluation.saved import saved_classes
 from nlora_lab.methods.table import METHODS
+from nlora_lab.models.heads import class_names, name_classes
+from nlora_lab.models.layers import head_modules
 from nlora_lab.models.loading import DTYPES, stored_dtype
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.runs.config import RunConfig
@@ -97,6 +100,8 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
             model.save_pretrained(str(folder))
             if kind.build is None:
                 tokenizer.save_pretrained(str(folder))
+        if kind.build is not None and form != "merged":
+            _save_classes(model, folder)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be written ({error}); choose another folder") from error
     return folder
@@ -137,6 +142,8 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None,
         raise InputError(f"{str(adapter)!r} does not name its base model; set model='…'")
     head = _outputs(source) if config.task_type == "SEQ_CLS" else 0
     base, tokenizer = load_model(_portable_name(name), head=head, revision=None if model else config.revision)
+    if head > 1 and (labels := saved_classes(source) or class_names(base.config)):
+        name_classes(base, labels)
     folder = expand_path(path)
     try:
         merged = PeftModel.from_pretrained(base, str(source)).merge_and_unload()
@@ -153,6 +160,13 @@ def _save_whole(model: Any, tokenizer: Any, folder: Path, dtype: str | None = No
 
     model.to(stored_dtype(model) if dtype is None else getattr(torch, dtype)).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def _save_classes(model: Any, folder: Path) -> None:
+    """Write the config of a classifier beside its adapter, because only the config says which output is which class."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if head_modules(base):
+        base.config.save_pretrained(str(folder))
 
 
 def _portable_name(name: str) -> str:

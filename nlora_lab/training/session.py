@@ -53,6 +53,7 @@ class RunState:
     error: str = ""
     revision: str = ""
     held_out: tuple[HeldOut, ...] = ()
+    labels: tuple[str, ...] = ()
     weights: dict[str, torch.Tensor] | None = None
 
     def add(self, step: Step) -> bool:
@@ -62,8 +63,9 @@ class RunState:
         return not self.diverged
 
     def describe(self, model: Any, data: TrainingData) -> None:
-        """Note what is known before the first step: trainable numbers, the model's commit, examples that were cut."""
+        """Note what is known before the first step: trainable numbers, commit, classes, examples that were cut."""
         self.trainable, self.revision = trainable_parameters(model), revision_of(model)
+        self.labels = data.task.labels if data.task.kind == "classes" else ()
         if data.training.cut:
             self.metrics["cut"] = data.training.cut
 

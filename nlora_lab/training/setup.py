@@ -145,7 +145,8 @@ def move_by_rounding(model: Any, replicate: int) -> None:
 def load_base(run: ResolvedRun, head: int = 0) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load the model of ``run`` on the CPU without an adapter, and its tokenizer. ``head``: see ``load_model``."""
     c = run.config
-    return load_model(c.model, head=head, revision=c.revision, dtype=run.dtype, attention=c.attention)
+    labels = run.labels if head else ()
+    return load_model(c.model, head=head, labels=labels, revision=c.revision, dtype=run.dtype, attention=c.attention)
 
 
 def load_untouched_base(run: ResolvedRun) -> Any:
