@@ -81,6 +81,8 @@ def load_model(
     model._drawn = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not head and getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = end_tokens(model, tokenizer)  # an export carries them
     if not head and model.loss_type is None:
         model.loss_type = "ForCausalLM"  # transformers assumes this too, but with a warning (for GPT-2, for example)
     if head:  # the classifier of a causal model looks for the last token before the padding
@@ -107,6 +109,22 @@ def position_limit(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None
     if tokenizer.model_max_length < 1e9:  # transformers writes "no limit" as 1e30
         limits.append(tokenizer.model_max_length)
     return min((limit for limit in limits if limit), default=None)
+
+
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | list[int]:
+    """Find the tokens that end an answer: that of the tokenizer, which training writes, and those of the model.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+
+    Returns:
+        The token id, or a sorted list of several.
+    """
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = own if isinstance(own, list | tuple) else [own]
+    ends = sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None})
+    return ends[0] if len(ends) == 1 else ends
 
 
 def stored_dtype(model: Any) -> Any:
