@@ -11,7 +11,7 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path
 from nlora_lab.core.validation import check_choice
 from nlora_lab.evaluation.generation import longest_answer
-from nlora_lab.evaluation.scoring import Answer, accuracy, mark_answers, measure, task_prompts
+from nlora_lab.evaluation.scoring import Answer, accuracy, mark_answers, measure, task_prompt_ids
 from nlora_lab.evaluation.vllm_engine import generate_texts
 from nlora_lab.models.heads import class_names, class_order, order_head
 from nlora_lab.models.loading import load_model
@@ -119,7 +119,8 @@ def _measure_with_vllm(
         )
     source = check_model(model)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    prompts = task_prompts(task, tokenizer, "test", shots=shots)
-    texts = generate_texts(source, folder, prompts, longest_answer(tokenizer, task.test))
+    new_tokens = longest_answer(tokenizer, task.test)
+    prompts = task_prompt_ids(task, tokenizer, task.test, shots, new_tokens, None)
+    texts = generate_texts(source, folder, prompts, new_tokens, int(tokenizer.eos_token_id))
     results = mark_answers(task, task.test, texts)
     return results, {"accuracy": accuracy(results)}

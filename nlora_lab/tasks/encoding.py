@@ -82,7 +82,7 @@ def prompt_texts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, cha
 def prompt_ids(
     prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False, limit: int | None = None
 ) -> list[list[int]]:
-    """Return the token ids of the prompts, each with one ``<s>`` at its start.
+    """Return the token ids of the prompts, each with one ``<s>`` at its start and without ``</s>`` at its end.
 
     Args:
         prompts: the texts.
@@ -95,7 +95,17 @@ def prompt_ids(
     """
     # a template writes <s> itself, and the tokenizer would put another before it
     ids = tokenizer(prompt_texts(prompts, tokenizer, chat), add_special_tokens=not chat)["input_ids"]
-    return [list(prompt) if limit is None else last_tokens(prompt, limit, tokenizer) for prompt in ids]
+    after = 0 if chat else _tokens_after_a_text(tokenizer)
+    ids = [list(prompt[: len(prompt) - after]) for prompt in ids]
+    return [prompt if limit is None else last_tokens(prompt, limit, tokenizer) for prompt in ids]
+
+
+def _tokens_after_a_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many special tokens the tokenizer puts after a text. After a prompt they would end the answer."""
+    alone = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer("a")["input_ids"])
+    starts = range(len(ids) - len(alone) + 1) if alone else ()
+    return next((len(ids) - start - len(alone) for start in starts if ids[start : start + len(alone)] == alone), 0)
 
 
 def last_tokens(ids: list[int], n: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -112,7 +122,7 @@ def last_tokens(ids: list[int], n: int, tokenizer: PreTrainedTokenizerBase) -> l
 
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
     """Encode rows of text as ``<s> prompt target </s>``. The labels of the prompt are ``IGNORED``."""
-    prompts = tokenizer(list(rows["prompt"]))["input_ids"]
+    prompts = prompt_ids(list(rows["prompt"]), tokenizer)
     targets = tokenizer(list(rows["target"]), add_special_tokens=False)["input_ids"]
     end = [tokenizer.eos_token_id]
     return [_example(p, [*t, *end]) for p, t in zip(prompts, targets, strict=True)]

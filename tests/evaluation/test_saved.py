@@ -59,21 +59,23 @@ def test_vllm_is_used_if_it_is_installed_and_there_is_a_card(task, tuned, monkey
 
     calls = []
 
-    def generate_texts(source, folder, prompts, tokens):
-        calls.append((source, folder, prompts, tokens))
+    def generate_texts(source, folder, prompts, tokens, end):
+        calls.append((source, folder, prompts, tokens, end))
         return [row["target"] for row in task.test]
 
     fake = ModuleType("vllm")
     fake.__spec__ = object()
     monkeypatch.setitem(sys.modules, "vllm", fake)
     monkeypatch.setattr(saved, "generate_texts", generate_texts)
+    tokenizer = nl.load_model()[1]
     nl.measure_saved("embedded", task)
     assert calls == []  # no card
     monkeypatch.setattr(saved, "find_device", lambda *_: Device("cuda", "bf16", "a card"))
     results, measures = nl.measure_saved("embedded", task, tuned[1]["lora"])
     assert measures == {"accuracy": 1.0}
-    ((_, folder, prompts, tokens),) = calls
+    ((_, folder, prompts, tokens, end),) = calls
+    assert end == 2
     assert folder == tuned[1]["lora"]
-    assert [p.removeprefix("<s>") for p in prompts] == list(task.test["prompt"])
+    assert [tokenizer.decode(p[1:]) for p in prompts] == list(task.test["prompt"])
     assert tokens > 8
     assert len(results) == 4

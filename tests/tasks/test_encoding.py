@@ -323,3 +323,20 @@ def test_a_model_in_which_packed_examples_see_one_another_is_found_out(embedded)
     for model in (opt, bloom):
         with pytest.raises(InputError, match="see one another"):
             check_packing(model, data)
+
+
+@pytest.mark.parametrize("template", ["<s> $A </s>", "$A </s>", "<s> <s> $A </s> </s>"])
+def test_a_prompt_is_the_same_whatever_the_tokenizer_puts_after_a_text(llama, template):
+    """The prompt of an answer is the beginning of the row that was trained, and does not end with ``</s>``."""
+    from tokenizers.processors import TemplateProcessing
+
+    start = template.count("<s>")
+    llama._tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
+    plain = llama([row["prompt"] for row in TEXTS], add_special_tokens=False)["input_ids"]
+    prompts = prompt_ids([row["prompt"] for row in TEXTS], llama)
+    assert prompts == [[1] * start + ids for ids in plain]
+    for rows in (encode_task(dataset(TEXTS), task_for(TEXTS), llama).rows, encode(dataset(TEXTS), llama)):
+        for row, prompt in zip(rows, prompts, strict=True):
+            assert row["input_ids"][: len(prompt)] == prompt
+            assert row["labels"][len(prompt)] != IGNORED
+            assert row["input_ids"].count(2) == 1
