@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.core.errors import InputError
-from nlora_lab.models.layers import PEFT_PREFIX, is_linear
-
-PACKED = ("qweight", "W_q", "qzeros", "codebooks")  # where GPTQ, AWQ, HQQ and AQLM layers keep their weights
+from nlora_lab.models.layers import HEADS, PEFT_PREFIX, check_called, check_selection, is_linear, read_by_parent
+from nlora_lab.models.layouts import PACKED
 
 
 def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.Module]) -> None:
@@ -26,12 +25,15 @@ def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.M
         targets: the target layers by name.
 
     Raises:
-        InputError: a layer is not linear, its weight is quantised, sharded or shared with another module, the rank is
-            above its smaller side, or the start is computed from it and it holds NaN. The message names the layer.
+        InputError: a layer is not linear or is never called, its weight is quantised, sharded, computed or shared
+            with another module, the rank is above its smaller side, or the start is computed from it and it holds NaN. The message names the layer.
     """
-    shared = _owners(model)
+    if not config.awaits_weights:  # a saved selection is checked by the tensors beside it
+        check_selection(model, **_selection(config))
+    shared, parents = _owners(model), read_by_parent(model)
     for layer_name, target in targets.items():
         base = _base_layer(layer_name, target)
+        check_called(layer_name, base, parents)
         _check_plain(layer_name, base)
         others = [name for name in shared[id(base.weight)] if not _is_within(name, layer_name)]
         if others:
@@ -48,6 +50,20 @@ def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.M
             raise InputError(
                 f"{layer_name} holds NaN or infinity, so its adapter cannot be initialised; load the model again"
             )
+
+
+def _selection(config: NLoraConfig) -> dict[str, Any]:
+    """The fields of a config that select modules, without the heads that PEFT adds for every classifier."""
+    selection = {name: getattr(config, name) for name in SELECTION}
+    saved = selection["modules_to_save"]
+    if saved and config.task_type in ("SEQ_CLS", "TOKEN_CLS"):
+        selection["modules_to_save"] = [name for name in saved if name not in HEADS]
+    return selection
+
+
+SELECTION = (
+    "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "rank_pattern", "alpha_pattern",
+)  # fmt: skip
 
 
 def _base_layer(layer_name: str, target: nn.Module) -> Any:
