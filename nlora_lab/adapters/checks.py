@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -10,10 +11,37 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nlora_lab.adapters.config import NLoraConfig
+from nlora_lab.adapters.factors import FactorLayer
 from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.layers import HEADS, PEFT_PREFIX, check_called, check_selection, is_linear, read_by_parent
 from nlora_lab.models.layouts import PACKED
+
+
+def check_adapter_name(model: nn.Module, adapter: str) -> None:
+    """Check that PEFT can tell the name of an adapter from the other parts of the names of its tensors.
+
+    Args:
+        model: the model that the adapter is added to.
+        adapter: the name of the adapter.
+
+    Raises:
+        InputError: a module or a parameter of the model has the same name. Tensors of other adapters would then get
+            lost when they are saved.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    parts = {part for name in names for part in ADAPTER_PART.sub("", name).split(".")}
+    if not adapter or "." in adapter or adapter in parts | RESERVED:
+        raise InputError(
+            f"adapter_name={adapter!r} is also the name of a part of the model, so saved tensors could not be told "
+            "apart; choose another name without dots, such as 'default'"
+        )
+
+
+ADAPTER_PART = re.compile(r"\.(n?lora_\w+|modules_to_save)\.[^.]+")  # what adapters add to a name, with their own
+RESERVED = {"base_model", "model", "base_layer", "weight", "bias", "modules_to_save", "original_module"} | {
+    *FactorLayer.adapter_layer_names
+}
 
 
 def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.Module]) -> None:
@@ -26,7 +54,8 @@ def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.M
 
     Raises:
         InputError: a layer is not linear or is never called, its weight is quantised, sharded, computed or shared
-            with another module, the rank is above its smaller side, or the start is computed from it and it holds NaN. The message names the layer.
+            with another module, the rank is above its smaller side, or the start is computed from it and it holds NaN.
+            Or an entry of the selection matches nothing. The message names the layer or the entry.
     """
     if not config.awaits_weights:  # a saved selection is checked by the tensors beside it
         check_selection(model, **_selection(config))

@@ -7,6 +7,8 @@ that of ``nlora_lab.adapters.products.update_pair``, in which nothing large canc
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nlora_lab.adapters.config import NLORA, NLoraConfig
+from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.adapters.products import NO_START, Start, update_pair
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.layers import PEFT_PREFIX
@@ -96,14 +99,26 @@ def _from_model(model: Any, adapter: str) -> tuple[NLoraConfig, dict[str, Tensor
         raise InputError(
             f"{adapter!r} is a {config.peft_type} adapter, not one of this package; save it with save_pretrained"
         )
-    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Setting `save_embedding_layers` to `True`"
+        )  # which is what is wanted
+        state = get_peft_model_state_dict(model, adapter_name=adapter)  # with embeddings that were resized
+    layers = sum(isinstance(m, NLoraLayer) and adapter in m.nlora_A for m in model.modules())
+    saved = sum(key.endswith(".nlora_A.weight") for key in state)
+    if saved != layers:
+        raise InputError(
+            f"PEFT gives the tensors of {saved} of the {layers} layers of adapter {adapter!r}; "
+            "give the adapter another name"
+        )
     # transformers' own add_adapter has no PeftModel around the model
     return config, {k if k.startswith(PEFT_PREFIX) else PEFT_PREFIX + k: v.detach() for k, v in state.items()}
 
 
 def _lora_weights(config: NLoraConfig, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return the tensors of the LoRA file, and the scale of each layer by its name in the base model."""
-    weights = {k: v.detach().cpu().contiguous() for k, v in state.items() if ".nlora_" not in k}
+    # copies, because tied embeddings are one tensor, and a file takes each tensor once
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if ".nlora_" not in k}
     layers = sorted(k.removesuffix(".nlora_A.weight") for k in state if k.endswith(".nlora_A.weight"))
     if not layers:
         raise InputError("the adapter has no factors, so its file is empty or of another kind; save it again")
@@ -143,8 +158,9 @@ def _lora_config(config: NLoraConfig, weights: dict[str, Tensor], scales: dict[s
     lora = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        rank_pattern={name: r for name, r in ranks.items() if r != rank},
-        alpha_pattern={name: a for name, a in alphas.items() if a != alpha},
+        # PEFT reads a key as a regular expression for the end of a name
+        rank_pattern={f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank},
+        alpha_pattern={f"^{re.escape(name)}": a for name, a in alphas.items() if a != alpha},
         lora_dropout=config.dropout,
         bias="none",
         inference_mode=True,

@@ -54,8 +54,6 @@ def attach(
     options = {"target_modules": "all-linear", "task_type": "SEQ_CLS" if head else "CAUSAL_LM", **options}
     check_selection(model, **options)
     layers = check_rank(model, rank, options["target_modules"])
-    if entry.name == "olora":
-        _check_olora(layers)
     if options["target_modules"] == "all-linear":
         _say_what_is_left_out(model)
         if head or read_by_parent(model):
@@ -69,7 +67,10 @@ def attach(
         # PEFT asks transformers for this property under its old name; nothing a learner can act on
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right by itself
-        return get_peft_model(model, entry.build(int(rank), alpha, init, **options))
+        config = entry.build(int(rank), alpha, init, **options)
+        if getattr(config, "init_lora_weights", None) == "olora":
+            _check_olora(layers)
+        return get_peft_model(model, config)
 
 
 def _say_what_is_left_out(model: Any) -> None:

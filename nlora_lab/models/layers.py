@@ -123,7 +123,7 @@ def read_by_parent(model: Any) -> dict[str, str]:
 
 
 def fused_weights(model: Any) -> dict[str, tuple[int, ...]]:
-    """List the weights of several experts in one tensor: name and shape. They are no layers, so no adapter fits them."""
+    """List the weights of several experts in one tensor: name and shape. No adapter fits them."""
     from torch.nn.modules.conv import _ConvNd
 
     return {

@@ -203,7 +203,7 @@ def _in_source(source: str | Path, revision: str | None, cache: Cache | None) ->
     config = read_config(next(iter(files)).parent)
     check_plain(str(source), _together(headers.values()), config)
     return [
-        Weight(stored.name, stored.shape, stored.transposed, file, tensor_reader(lambda file=file: file, stored))
+        Weight(stored.name, stored.shape, stored.transposed, file, tensor_reader(file.absolute, stored))
         for file, header in headers.items()
         for stored in iterate_matrices(header, config)
     ]

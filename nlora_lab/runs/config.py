@@ -131,7 +131,7 @@ class RunConfig:
         if self.device is not None:
             check_choice("device", self.device, DEVICES)
         check_model(check_text("model", self.model, f"give {EMBEDDED!r}, a folder, or a hub id"))
-        if self.method == "full" and self.dropout:
+        if get_method(self.method).build is None and self.dropout:
             raise InputError(f"dropout={self.dropout!r}: full fine-tuning has no adapter to apply it to; leave it out")
         self._check_data_and_scale()
 

@@ -69,14 +69,31 @@ def uses_chat(task: Task, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def prompt_texts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, chat: bool) -> list[str]:
-    """Return the prompts as the model sees them. With ``chat``, the chat template is applied, which adds ``<s>``."""
-    if not chat:
-        return list(prompts)
-    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return [
-        tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        for conversation in conversations
-    ]
+    """Return the prompts as the model sees them. With ``chat``, the chat template is applied, which adds ``<s>``.
+
+    Raises:
+        InputError: the chat template cannot be applied, or it loses the prompt.
+    """
+    return [_with_template(prompt, tokenizer) for prompt in prompts] if chat else list(prompts)
+
+
+def _with_template(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Apply a chat template to one prompt. Some templates take a message as text, and others as a list of parts."""
+    reason = "it leaves out the prompt"
+    for content in (prompt, [{"type": "text", "text": prompt}]):
+        try:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template is a program, and raises what it likes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+            continue
+        if isinstance(text, str) and prompt.strip() in text:
+            return text
+    raise InputError(
+        f"the chat template of the tokenizer cannot be used ({reason}); correct chat_template, or remove it to use "
+        "plain prompts"
+    )
 
 
 def prompt_ids(

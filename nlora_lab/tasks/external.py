@@ -104,8 +104,10 @@ def _place(name: str, path: str | Path | None) -> tuple[str | Path, str | None, 
             raise InputError("task='own' needs data: a file, a folder of train.jsonl and test.jsonl, or a hub id")
         return path, None, ("data",)
     if name in GLUE:
-        return path or GLUE_ID, name, (name, "data")
-    return (path or GSM8K_ID, "main", ("main",)) if name == "gsm8k" else (path or METAMATH_ID, None, ("main", "gsm8k"))
+        return GLUE_ID if path is None else path, name, (name, "data")
+    if name == "gsm8k":
+        return GSM8K_ID if path is None else path, "main", ("main",)
+    return METAMATH_ID if path is None else path, None, ("main", "gsm8k")
 
 
 def _own_format(train: Sequence[Part], columns: str | None) -> TaskFormat:

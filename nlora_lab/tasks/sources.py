@@ -146,7 +146,7 @@ def open_source(place: str | Path, config: str | None = None, subfolders: Sequen
     """
     path = expand_path(place)
     try:
-        is_file, is_folder = path.is_file(), path.is_dir()
+        is_file, is_folder = path.is_file(), bool(str(place)) and path.is_dir()  # "" would be the current folder
     except (OSError, ValueError):  # the path is too long, or has a NUL in it
         is_file = is_folder = False
     if is_file:

@@ -14,6 +14,7 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path, write_atomically
 from nlora_lab.core.validation import check_choice
 from nlora_lab.evaluation.saved import saved_classes
+from nlora_lab.methods.plain_lora import check_plain, subtracts_start, with_twice_the_rank
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.heads import class_names, name_classes
 from nlora_lab.models.layers import head_modules
@@ -83,14 +84,17 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
     check_choice("form", form, FORMS)
     _check_weights(run)
     folder, kind = expand_path(path), METHODS[run.config.method]
-    if form == "lora" and (kind.build is None or kind.name == "dora"):
+    if form == "lora" and kind.build is None:
         raise InputError(f"{kind.label} cannot be written as a plain LoRA adapter; choose form='peft'")
     model, tokenizer = tuned_model(run)
+    is_ours = hasattr(model.base_model, "prefix") and model.base_model.prefix == "nlora_"
+    if form == "lora" and not is_ours:
+        check_plain(model.peft_config["default"], kind.label)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if form == "lora" and kind.writes_base:
+        if form == "lora" and not is_ours and subtracts_start(model.peft_config["default"]):
             _save_difference(model, run, folder)
-        elif form == "lora" and hasattr(model.base_model, "prefix") and model.base_model.prefix == "nlora_":
+        elif form == "lora" and is_ours:
             from nlora_lab.adapters import save_as_lora
 
             save_as_lora(model, folder)
@@ -137,7 +141,7 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None,
     if not (source / "adapter_config.json").is_file():
         raise InputError(f"{str(adapter)!r} holds no adapter_config.json; give a folder that save_pretrained wrote")
     config = PeftConfig.from_pretrained(str(source))
-    name = model or config.base_model_name_or_path
+    name = config.base_model_name_or_path if model is None else model
     if not name:
         raise InputError(f"{str(adapter)!r} does not name its base model; set model='…'")
     head = _outputs(source) if config.task_type == "SEQ_CLS" else 0
@@ -189,7 +193,6 @@ def _outputs(adapter: Path) -> int:
 def _save_difference(model: Any, run: Run, folder: Path) -> None:
     """Write ``[B, −B0] [A; A0]``, of rank 2r: what PiSSA and OLoRA, which train ``B A`` on a residual, add to W."""
     import torch
-    from peft import LoraConfig
     from safetensors.torch import save_file
 
     from nlora_lab.training.setup import build
@@ -205,13 +208,7 @@ def _save_difference(model: Any, run: Run, folder: Path) -> None:
         then, left = before[name].detach(), ".lora_B." in name
         joined = torch.cat([now.detach(), -then if left else then], dim=1 if left else 0)
         weights[name.replace(".default.", ".")] = joined.contiguous()
-    config = model.peft_config["default"]
-    # s = alpha / r stays what it was when both are doubled
-    LoraConfig(
-        r=2 * config.r, lora_alpha=2 * config.lora_alpha, target_modules=sorted(config.target_modules),
-        modules_to_save=config.modules_to_save, task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path, inference_mode=True,
-    ).save_pretrained(str(folder))  # fmt: skip
+    with_twice_the_rank(model.peft_config["default"]).save_pretrained(str(folder))
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

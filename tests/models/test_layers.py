@@ -107,6 +107,13 @@ def test_experts_in_one_tensor_are_said_to_be_out_of_reach():
         attach(tiny_llama(), "slora", 2)
 
 
+def put_on(model, way, **options):
+    """By this library's own function, or by PEFT's."""
+    if way == "peft":
+        return get_peft_model(model, slora(2, **copy.deepcopy(options)))
+    return attach(model, way, 2, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -126,10 +133,7 @@ def test_experts_in_one_tensor_are_said_to_be_out_of_reach():
 @pytest.mark.parametrize("way", ["lora", "slora", "peft"])
 def test_what_matches_nothing_is_refused_beside_what_matches(options, named, way):
     with pytest.raises(InputError, match=named):
-        if way == "peft":
-            get_peft_model(tiny_llama(), slora(2, **copy.deepcopy(options)))
-        else:
-            attach(tiny_llama(), way, 2, **options)
+        put_on(tiny_llama(), way, **options)
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "old weight_norm", "old spectral_norm"])
@@ -141,7 +145,4 @@ def test_a_weight_that_is_computed_at_every_call_is_refused(kind, way):
         warnings.simplefilter("ignore")
         getattr(place, kind.removeprefix("old "))(model[1])
     with pytest.raises(InputError, match="the weight of 1 is computed at every call"):
-        if way == "peft":
-            get_peft_model(model, slora(2, target_modules=["1"]))
-        else:
-            attach(model, way, 2, target_modules=["1"], task_type=None)
+        put_on(model, way, target_modules=["1"], task_type=None)
