@@ -14,7 +14,7 @@ from nlora_lab.evaluation.generation import longest_answer
 from nlora_lab.evaluation.scoring import Answer, accuracy, mark_answers, measure, task_prompt_ids
 from nlora_lab.evaluation.vllm_engine import generate_texts
 from nlora_lab.models.heads import class_names, class_order, order_head
-from nlora_lab.models.loading import load_model
+from nlora_lab.models.loading import config_limit, load_model, position_limit
 from nlora_lab.models.names import CONFIG, check_model
 from nlora_lab.tasks.task import Task
 
@@ -75,7 +75,8 @@ def measure_saved(
             f"model={model!r} tells apart {', '.join(stored)}, and the task {task.name!r} asks for "
             f"{', '.join(labels)}; give a model that was trained for this task, or an adapter"
         )
-    return measure(loaded.to(target.kind).eval(), tokenizer, task, shots=shots)
+    positions = position_limit(loaded, tokenizer)  # as a run measures itself
+    return measure(loaded.to(target.kind).eval(), tokenizer, task, shots=shots, max_length=positions)
 
 
 def saved_classes(adapter: Path) -> tuple[str, ...]:
@@ -106,7 +107,7 @@ def _add_adapter(base: Any, folder: Path) -> Any:
 def _measure_with_vllm(
     model: str, task: Task, folder: Path | None, shots: int, revision: str | None
 ) -> tuple[list[Answer], dict[str, float]]:
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     if task.kind != "text":
         raise InputError(
@@ -120,7 +121,8 @@ def _measure_with_vllm(
     source = check_model(model)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     new_tokens = longest_answer(tokenizer, task.test)
-    prompts = task_prompt_ids(task, tokenizer, task.test, shots, new_tokens, None)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    prompts = task_prompt_ids(task, tokenizer, task.test, shots, new_tokens, config_limit(config, tokenizer))
     texts = generate_texts(source, folder, prompts, new_tokens, int(tokenizer.eos_token_id))
     results = mark_answers(task, task.test, texts)
     return results, {"accuracy": accuracy(results)}

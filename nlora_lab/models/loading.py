@@ -102,10 +102,24 @@ def position_limit(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None
     Returns:
         The smallest of the limits that are known, in tokens; ``None`` if none is.
     """
-    limits = [getattr(model.config, "max_position_embeddings", None)]
+    limits = [config_limit(model.config, tokenizer)]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa's start after the padding's
+    return min((limit for limit in limits if limit), default=None)
+
+
+def config_limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Find how many tokens a model has positions for, by its config and its tokenizer alone.
+
+    Args:
+        config: the config of the model.
+        tokenizer: its tokenizer.
+
+    Returns:
+        The smaller of the limits that are known, in tokens; ``None`` if none is.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
     if tokenizer.model_max_length < 1e9:  # transformers writes "no limit" as 1e30
         limits.append(tokenizer.model_max_length)
     return min((limit for limit in limits if limit), default=None)

@@ -94,7 +94,8 @@ def load_external(name: str, path: str | Path | None = None, columns: str | None
     from datasets import Dataset
 
     splits = {split: Dataset.from_list(split_rows) for split, split_rows in rows.items()}
-    return Task(name, f"from {source.where}", **task_format.fields, **splits)
+    is_text = task_format.fields.get("kind", "text") == "text"
+    return Task(name, f"from {source.where}", **splits, chat=is_text, **task_format.fields)
 
 
 def _place(name: str, path: str | Path | None) -> tuple[str | Path, str | None, tuple[str, ...]]:

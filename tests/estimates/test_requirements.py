@@ -295,7 +295,7 @@ def test_bad_input_is_named():
         estimate(RunConfig(), "V100")
     with pytest.raises(InputError, match=r"rank=500 is above 128, .*smaller rank"):
         estimate(RunConfig(rank=500))
-    with pytest.raises(InputError, match="target_modules='nobody' matches no layer"):
+    with pytest.raises(InputError, match="target_modules: 'nobody' matches no layer"):
         estimate(RunConfig(target_modules="nobody"))
 
 

@@ -365,7 +365,7 @@ def test_a_chat_template_that_wants_parts_gets_parts(llama, template):
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ raise_exception('no user here') }}", "{% for %}", "", "A:", "{{ messages[3]['content'] }}", "{{ nothing.x }}",
+        "{{ raise_exception('no user here') }}", "{% for %}", "", "A:", "{{ messages[3].content }}", "{{ nothing.x }}",
         {"tools": TEMPLATE}, "{{ messages[0]['content'][:3] }}", "{{ messages[0]['content'] | upper }}",
     ],
 )  # fmt: skip

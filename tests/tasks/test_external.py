@@ -574,11 +574,11 @@ def test_a_cell_that_is_zero_is_not_an_empty_cell(tmp_path):
 def test_an_input_that_is_neither_text_nor_a_number_is_named(cell, tmp_path):
     rows = [{"instruction": f"Double it, {i}.", "input": "1", "output": "y"} for i in range(9)]
     rows[4]["input"] = cell
-    with pytest.raises(InputError, match="row 5: input=.* must be text, a number, or left out"):
+    with pytest.raises(InputError, match=r"row 5: input=.* must be text, a number, or left out"):
         load_task("own", jsonl(tmp_path / "own.jsonl", rows))
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "metamath", "sst2"])
 def test_an_empty_place_is_not_the_default_place(name):
-    with pytest.raises(InputError, match="data=''|does not exist"):
+    with pytest.raises(InputError, match=r"data=''|does not exist"):
         load_task(name, "")
