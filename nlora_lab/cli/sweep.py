@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nlora_lab.cli.parsers import add_command
+from nlora_lab.core.documents import read_json
 from nlora_lab.core.errors import InputError
 
 GRID_EXAMPLE = '{"method": ["lora", "nlora"], "lr": [2e-4, 1e-2], "seed": [0, 1]}'
@@ -63,8 +63,8 @@ def _sweep(options: argparse.Namespace) -> int:
 def _read_grid(path: Path) -> Any:
     example = f"write JSON such as {GRID_EXAMPLE}, or a list of such grids"
     try:
-        grid = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        grid = read_json(path)
+    except (OSError, ValueError) as error:
         if path == Path("recorded"):
             example = "for the grid of the recorded runs, use a clone of the repository: python -m tools.record_grid"
         raise InputError(f"{path} is not a grid ({error}); {example}") from error

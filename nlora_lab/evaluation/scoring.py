@@ -18,6 +18,7 @@ from nlora_lab.evaluation.generation import (
     evaluation_mode,
     longest_answer,
 )
+from nlora_lab.models.heads import check_end_tokens
 from nlora_lab.tasks.batches import Collate
 from nlora_lab.tasks.encoding import (
     IGNORED,
@@ -308,6 +309,7 @@ def _head_outputs(
     """Return the outputs of the head for every row, (N, outputs) float32 on the CPU."""
     few_shot(task, shots)  # raises: a head takes no examples
     encoded = encode_task(rows, task, tokenizer, max_length).rows
+    check_end_tokens(model, tokenizer, encoded)
     collate, outputs = Collate(int(tokenizer.pad_token_id)), []
     with evaluation_mode(model):
         for start, end in batch_spans([len(row["input_ids"]) for row in encoded], 0):

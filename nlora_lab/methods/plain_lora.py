@@ -62,7 +62,7 @@ def with_twice_the_rank(config: LoraConfig) -> LoraConfig:
     """
     wide = copy.deepcopy(config)
     factor = math.sqrt(2) if config.use_rslora else 2  # s = alpha / √r, or alpha / r
-    wide.r, wide.lora_alpha = 2 * config.r, config.lora_alpha * factor  # type: ignore[assignment]
+    wide.r, wide.lora_alpha = 2 * config.r, config.lora_alpha * factor
     wide.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
     # without a rank of its own in the pattern, a layer with an alpha of its own has the common rank, doubled too
     wide.alpha_pattern = {name: alpha * factor for name, alpha in (config.alpha_pattern or {}).items()}

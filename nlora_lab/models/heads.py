@@ -6,7 +6,7 @@ The order of the outputs is a convention of whoever trained the head. Only the n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nlora_lab.core.errors import ModelError
@@ -69,6 +69,36 @@ def order_head(model: Any, stored: Sequence[str], labels: Sequence[str]) -> None
     if order is not None and order != list(range(len(labels))):
         _move_outputs(_output_layer(model, len(labels)), order)
     name_classes(model, labels)
+
+
+def check_end_tokens(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check that a classifier with an encoder and a decoder finds what it reads: the end token of every text.
+
+    Such a classifier (BART, T5) takes the representation of the last end token, and needs the same number of them in
+    every text. Other classifiers pass.
+
+    Args:
+        model: a sequence classifier, with or without an adapter.
+        tokenizer: its tokenizer.
+        rows: encoded rows with ``input_ids``.
+
+    Raises:
+        ModelError: the tokenizer adds no end token, pads with it, or a text has another number of them.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        return
+    end = base.config.eos_token_id
+    counts = [list(row["input_ids"]).count(end) for row in rows]
+    wrong = next((n for n, count in enumerate(counts) if count == 0 or count != counts[0]), None)
+    problem = f"pads with it (token {end})" if tokenizer.pad_token_id == end else None
+    if wrong is not None:
+        problem = f"puts {counts[wrong]} of them (token {end}) into row {wrong + 1}"
+    if problem is not None:
+        raise ModelError(
+            f"a {type(base).__name__} reads the end token of each text, and its tokenizer {problem}; use a tokenizer "
+            "that adds one end token to every text, or another model"
+        )
 
 
 def _output_layer(model: Any, outputs: int) -> Any:

@@ -198,7 +198,7 @@ def check_selection(model: Any, **options: Any) -> None:
         for entry in [] if entries is None or isinstance(entries, str) else sorted(entries):
             if not any(f".{name}".endswith(f".{entry}") for name in names):
                 raise InputError(f"{field}: {entry!r} matches no module of this model; correct it, or leave it out")
-    numbers = {int(part) for name in names for part in name.split(".") if part.isdecimal()}
+    numbers = {int(part) for name in names for part in name.split(".") if part.isdecimal() and len(part) < 10}
     layers = options.get("layers_to_transform")
     for number in [layers] if isinstance(layers, int) else layers or []:
         if number not in numbers:

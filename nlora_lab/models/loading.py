@@ -14,7 +14,7 @@ from nlora_lab.core.files import shipped_folder
 from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.models import hub
 from nlora_lab.models.heads import class_names, order_head
-from nlora_lab.models.names import EMBEDDED, check_model
+from nlora_lab.models.names import CONFIG, EMBEDDED, check_config, check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -212,6 +212,7 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
 
     # False, not the default, which asks on stdin whether to run the model's own code
     safe = {"trust_remote_code": False, "revision": revision}
+    _check_cached_config(source, revision)
     config = AutoConfig.from_pretrained(source, **safe)
     stored, classes = config.dtype, class_names(config)  # which loading overwrites
     _check_type(name, config, head)
@@ -226,6 +227,13 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
     )  # fmt: skip
     model._stored_dtype, model._stored_classes = stored, classes
     return model, tokenizer, info
+
+
+def _check_cached_config(source: str | Path, revision: str | None = None) -> None:
+    """Check the config of a folder, or that of a hub id if it is in the cache."""
+    file = source / CONFIG if isinstance(source, Path) else hub.cached_file(source, CONFIG, revision)
+    if file is not None and file.exists():
+        check_config(file)
 
 
 def _check_type(name: str, config: Any, head: int) -> None:
@@ -371,9 +379,12 @@ def meta_body(source: Any) -> Any:
     try:
         if not isinstance(source, PretrainedConfig):
             place = shipped_folder("data") / EMBEDDED if source == EMBEDDED else source
+            _check_cached_config(Path(place) if Path(place).is_dir() else str(place))
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         with LOADING_LOCK, torch.device("meta"):
             return AutoModel.from_config(config, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, …
         first = " ".join(str(error).split())[:200]
         label = type(source).__name__ if isinstance(source, PretrainedConfig) else repr(str(source))

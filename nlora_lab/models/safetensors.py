@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlora_lab.core.documents import check_regular, parse_json, read_json
 from nlora_lab.core.errors import ModelError
 from nlora_lab.models.names import CONFIG, INDEX, SINGLE, check_model, is_pickle
 
@@ -44,10 +45,11 @@ def read_header(file: Path) -> Header:
     from safetensors import SafetensorError, safe_open
 
     try:
+        _check_header(file)
         with safe_open(file, framework="pt") as f:
             slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118 - not a dict
             return {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
         reason = " ".join(str(error).split())[:150]
         raise ModelError(f"{file} is truncated or not safetensors ({reason}); download or save it again") from error
 
@@ -69,6 +71,19 @@ class StoredMatrix:
     transposed: bool
     tensor: str
     expert: int | None = None
+
+
+def _check_header(file: Path) -> None:
+    """Parse the JSON header of a safetensors file more strictly than safetensors: no key may come twice."""
+    check_regular(file)
+    with file.open("rb") as f:
+        (size,) = struct.unpack("<Q", f.read(8))
+        if size > MOST_HEADER_BYTES:
+            raise ValueError(f"its header has {size} bytes")
+        parse_json(f.read(size).decode())
+
+
+MOST_HEADER_BYTES = 10**8  # safetensors' own bound
 
 
 def iterate_matrices(header: Header, config: Mapping[str, Any]) -> Iterator[StoredMatrix]:
@@ -101,8 +116,8 @@ def _out_in(shape: list[int], transposed: bool) -> tuple[int, int]:
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the ``config.json`` of a model folder; empty if there is none that can be read."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / CONFIG)
+    except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -208,14 +223,14 @@ def read_index(index: Path) -> FileTensors:
         ModelError: the file is not an index, or names a file outside its folder.
     """
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = read_json(index)["weight_map"]
         names = sorted(set(listed.values()))
         # only plain names: an index must not lead out of its folder
         files: FileTensors = {
             index.parent / name: {tensor for tensor, file in listed.items() if file == name}
             for name in names if Path(name).name == name
         }  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} is not a safetensors index ({error!r}); download the model again") from error
     if not files or len(files) != len(names):
         raise ModelError(f"{index} is not a safetensors index: it names no file beside it; download the model again")

@@ -90,7 +90,7 @@ def places(matrices: list[Weight]) -> list[tuple[int, str]]:
 
 def _with_prefix(name: str) -> str:
     parts = name.removesuffix(".weight").split(".")
-    at = next(i for i, part in enumerate(parts) if part.isdigit())
+    at = next(i for i, part in enumerate(parts) if _is_number(part))
     return ".".join(parts[:at] + parts[at + 1 :])
 
 
@@ -106,10 +106,15 @@ def split_name(name: str) -> tuple[int, str]:
         The first number in the name and the part after it; without a number, −1 and the complete name.
     """
     parts = name.removesuffix(".weight").split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    at = next((i for i, part in enumerate(parts) if _is_number(part)), None)
     if at is None or at + 1 == len(parts):
         return -1, ".".join(parts)
     return int(parts[at]), ".".join(parts[at + 1 :])
+
+
+def _is_number(part: str) -> bool:
+    """Whether a part of a name is the number of a layer. "²" is a digit in Unicode and no number."""
+    return part.isascii() and part.isdigit() and len(part) < 10
 
 
 def list_weights(source: Any, revision: str | None = None, cache: Cache | None = None) -> list[Weight]:

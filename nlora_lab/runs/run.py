@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.devices import processor
+from nlora_lab.core.documents import parse_json, read_text
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import write_atomically
 from nlora_lab.models.names import EMBEDDED
@@ -228,7 +229,7 @@ class Run:
             InputError: the record is damaged, or was written by a newer version.
         """
         try:
-            record = json.loads(text)
+            record = parse_json(text)
             check_record(record)
             config = RunConfig(**{**record["config"], "model": EMBEDDED})  # checks everything but the model
             object.__setattr__(config, "model", record["config"]["model"])
@@ -270,7 +271,7 @@ class Run:
             InputError: the file cannot be read, or the record is damaged or newer.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text(Path(path))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); give the file of a run") from error
         return cls.from_json(text)

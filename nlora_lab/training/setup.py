@@ -10,6 +10,7 @@ from nlora_lab.core.devices import PeakMemory
 from nlora_lab.core.interrupts import StopCheck, never_stop, raise_if_stopped
 from nlora_lab.estimates.requirements import check_fit
 from nlora_lab.methods.attachment import attach
+from nlora_lab.models.heads import check_end_tokens
 from nlora_lab.models.loading import LOADING_LOCK, load_model, position_limit, revision_of
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.resolution import ResolvedRun, resolve
@@ -56,6 +57,8 @@ def set_up(
     data = TrainingData(cfg, task, tokenizer, token_limit(cfg, model, tokenizer), position_limit(model, tokenizer))
     if cfg.batching == "packed":
         check_packing(model, data)
+    if task.head:
+        check_end_tokens(model, tokenizer, [*data.training.rows, *data.validation.rows, *data.test.rows])
     state.describe(model, data)
     base = load_untouched_base(run)
     observed = ObservedPeftModel(model, base)

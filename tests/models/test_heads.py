@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factories import pairs, save_model, word_pieces, write_lines
+from factories import folder_of, pairs, save_model, word_pieces, write_lines
 
 import nlora_lab as nl
 from nlora_lab.evaluation.scoring import measure
@@ -116,3 +116,36 @@ def test_the_head_of_a_foreign_adapter_has_the_order_of_its_base_model(mnli, tmp
     config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2)
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
     assert nl.measure_saved(folder, nl.load_task("mnli", data), tmp_path / "adapter")[1]["accuracy"] == 1.0
+
+
+SEQ2SEQ = {
+    "Bart": {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+             "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "d_model": 16, "max_position_embeddings": 80},
+    "T5": {"num_layers": 1, "num_decoder_layers": 1, "num_heads": 2, "d_ff": 16, "d_kv": 8, "d_model": 16,
+           "decoder_start_token_id": 0},
+}  # fmt: skip
+
+
+def save_seq2seq(name, folder, tokenizer, end):
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(vocab_size=500, eos_token_id=end, pad_token_id=1, **SEQ2SEQ[name])
+    torch.manual_seed(0)
+    getattr(transformers, f"{name}ForSequenceClassification")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", list(SEQ2SEQ))
+def test_a_classifier_that_reads_the_end_token_needs_one_in_every_text(name, tmp_path):
+    data = folder_of(tmp_path / "data", pairs(40), "validation")
+    task = nl.load_task("mrpc", data)
+    good, bad = word_pieces(roberta=True), word_pieces(roberta=True)
+    bad._tokenizer.post_processor = None
+    folder = save_seq2seq(name, tmp_path / "good", good, good.eos_token_id)
+    assert 0 <= nl.measure_saved(folder, task)[1]["accuracy"] <= 1
+    folder = save_seq2seq(name, tmp_path / "bad", bad, bad.eos_token_id)
+    with pytest.raises(nl.InputError, match=r"reads the end token of each text, and its tokenizer puts 0 of them"):
+        nl.measure_saved(folder, task)
+    with pytest.raises(nl.InputError, match=r"reads the end token of each text"):
+        nl.fine_tune(nl.RunConfig("slora", rank=2, model=folder, task="mrpc", data=data, steps=1, batch_size=4))
