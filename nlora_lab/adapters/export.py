@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nlora_lab.adapters.config import NLORA, NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.adapters.products import NO_START, Start, update_pair
+from nlora_lab.adapters.saved import WEIGHTS, read_adapter, read_settings
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.layers import PEFT_PREFIX
 
-WEIGHTS = "adapter_model.safetensors"
 COPIED_FIELDS = (
     "task_type", "auto_mapping", "base_model_name_or_path", "revision", "target_modules", "exclude_modules",
     "modules_to_save", "layers_to_transform", "layers_pattern",
@@ -66,26 +65,37 @@ def save_as_lora(model_or_saved_folder: Any, path: str | Path, adapter_name: str
 
 
 def _from_folder(folder: Path) -> tuple[NLoraConfig, dict[str, Tensor]]:
-    for name in ("adapter_config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder} does not hold a saved adapter: {name} is missing; save one with save_pretrained"
-            )
-    try:
-        kind = NLoraConfig._get_peft_type(str(folder))
-        if kind != NLORA:
-            raise InputError(
-                f"{folder} holds a {kind} adapter, not one of this package; give a folder with one of this package"
-            )
-        config = NLoraConfig.from_pretrained(str(folder))
-    except InputError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder}/adapter_config.json is damaged ({error}); save the adapter again") from error
-    try:
-        return config, load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} is not a complete adapter file ({error}); save it again") from error
+    kind = read_settings(folder)["peft_type"]
+    if kind != NLORA:
+        raise InputError(
+            f"{folder} holds a {kind} adapter, not one of this package; give a folder with one of this package"
+        )
+    config, _ = read_adapter(folder)
+    state = load_file(folder / WEIGHTS)
+    _check_complete(folder, config, state)
+    return config, state
+
+
+def _check_complete(folder: Path, config: NLoraConfig, state: dict[str, Tensor]) -> None:
+    """Check the factors of every layer in a file against its config: which there must be, and their ranks."""
+    starts = () if not config.residual else ("N0",) if config.train == "N" else ("A0", "N0", "B0")
+    layers = {key.partition(".nlora_")[0] for key in state if ".nlora_" in key}
+    for layer in sorted(layers):
+        rank = config.rank_of(layer.removeprefix(PEFT_PREFIX))
+        for name in ("A", "N", "B", *starts):
+            factor = state.get(f"{layer}.nlora_{name}.weight")
+            if factor is None:
+                raise InputError(f"nlora_{name} of {layer} is missing from {folder}; save the adapter again")
+            ranks = {"A": factor.shape[:1], "N": factor.shape, "B": factor.shape[1:]}[name[0]]
+            if factor.ndim != 2 or set(ranks) != {rank}:
+                raise InputError(
+                    f"nlora_{name} of {layer} is {tuple(factor.shape)} in {folder}, and its config says rank {rank}; "
+                    "save the adapter again"
+                )
+    targets = config.target_modules
+    for target in sorted(targets) if isinstance(targets, set) else ():
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            raise InputError(f"{folder} has no factors of {target}, which its config names; save the adapter again")
 
 
 def _from_model(model: Any, adapter: str) -> tuple[NLoraConfig, dict[str, Tensor]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from nlora_lab.core.devices import find_device
 from nlora_lab.core.errors import InputError
@@ -52,10 +51,10 @@ def measure_saved(
     """
     check_choice("engine", engine, ENGINES)
     folder = None if adapter is None else expand_path(adapter)
-    if folder is not None and not (folder / "adapter_config.json").is_file():
-        raise InputError(
-            f"adapter={str(adapter)!r} holds no adapter_config.json; give a folder that save_pretrained wrote"
-        )
+    if folder is not None:
+        from nlora_lab.adapters.saved import read_adapter
+
+        read_adapter(folder)  # before the model is loaded
     target = find_device(device)
     if engine == "auto":
         can_use_vllm = find_spec("vllm") is not None and target.kind == "cuda" and task.kind == "text"
@@ -67,7 +66,9 @@ def measure_saved(
     loaded, tokenizer = load_model(model, head=task.head, labels=labels, revision=revision, dtype=dtype)
     stored = loaded._stored_classes
     if folder is not None:
-        loaded = _add_adapter(loaded, folder)
+        from nlora_lab.adapters.saved import load_adapter
+
+        loaded = load_adapter(loaded, folder)
         if labels and any(".modules_to_save." in name for name, _ in loaded.named_parameters()):
             order_head(loaded, saved_classes(folder) or stored, labels)
     elif labels and stored and class_order(stored, labels) is None:
@@ -86,22 +87,6 @@ def saved_classes(adapter: Path) -> tuple[str, ...]:
     if not (adapter / CONFIG).is_file():
         return ()
     return class_names(AutoConfig.from_pretrained(str(adapter), trust_remote_code=False))
-
-
-def _add_adapter(base: Any, folder: Path) -> Any:
-    from peft import PeftModel
-
-    import nlora_lab.adapters  # noqa: F401 - registers the adapters of this package with PEFT
-
-    try:
-        return PeftModel.from_pretrained(base, str(folder))
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise InputError(
-            f"the adapter {str(folder)!r} does not fit this model ({reason}); give the model that it was trained on"
-        ) from error
 
 
 def _measure_with_vllm(

@@ -11,12 +11,12 @@ Source: Kwon et al., "Efficient Memory Management for Large Language Model Servi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import whole_number
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM allows for max_lora_rank
 
@@ -64,12 +64,12 @@ def generate_texts(
 
 def _allowed_rank(folder: Path) -> int:
     """Return the smallest rank that vLLM allows and that is not below the rank of the adapter."""
-    file = folder / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind, rank = config["peft_type"], int(config["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({error}); save the adapter with save_pretrained") from error
+    from nlora_lab.adapters.saved import read_settings
+
+    settings = read_settings(folder)
+    kind, rank = settings["peft_type"], whole_number(settings.get("r"))
+    if rank is None or rank < 1:
+        raise InputError(f"{folder} has no rank, r={settings.get('r')!r}; save the adapter with save_pretrained")
     if kind != "LORA":
         raise InputError(f"{folder} is a {kind} adapter, and vLLM loads LoRA only; convert it with save_as_lora")
     if rank > LORA_RANKS[-1]:

@@ -130,17 +130,13 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None,
         InputError: ``adapter`` holds no adapter, does not name its base model or does not fit it, the dtype is
             unknown, or ``path`` cannot be written.
     """
-    from peft import PeftConfig, PeftModel
-
-    import nlora_lab.adapters  # noqa: F401 - makes this package's adapters known to PEFT
+    from nlora_lab.adapters.saved import load_adapter, read_adapter
     from nlora_lab.models.loading import load_model
 
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
     source = expand_path(adapter)
-    if not (source / "adapter_config.json").is_file():
-        raise InputError(f"{str(adapter)!r} holds no adapter_config.json; give a folder that save_pretrained wrote")
-    config = PeftConfig.from_pretrained(str(source))
+    config, _ = read_adapter(source)
     name = config.base_model_name_or_path if model is None else model
     if not name:
         raise InputError(f"{str(adapter)!r} does not name its base model; set model='…'")
@@ -150,9 +146,11 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None,
         name_classes(base, labels)
     folder = expand_path(path)
     try:
-        merged = PeftModel.from_pretrained(base, str(source)).merge_and_unload()
+        merged = load_adapter(base, source).merge_and_unload()
         folder.mkdir(parents=True, exist_ok=True)
         _save_whole(merged, tokenizer, folder, dtype)
+    except InputError:
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{str(adapter)!r} cannot be merged into {name!r} and written ({reason})") from error

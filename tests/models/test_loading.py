@@ -125,10 +125,10 @@ def test_a_checkpoint_with_missing_tensors_is_refused(copy):
 def test_a_broken_config_and_a_missing_tokenizer(copy):
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").unlink()
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         load_model(str(copy))
     (copy / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be read"):
         load_model(str(copy))
 
 
