@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,8 +24,9 @@ from nlora_lab.adapters.config import NLORA, NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.adapters.products import NO_START, Start, update_pair
 from nlora_lab.adapters.saved import WEIGHTS, read_adapter, read_settings
-from nlora_lab.core.errors import InputError
-from nlora_lab.models.layers import PEFT_PREFIX
+from nlora_lab.core.errors import InputError, ModelError
+from nlora_lab.models.layers import PEFT_PREFIX, linear_layers
+from nlora_lab.models.loading import meta_body
 
 COPIED_FIELDS = (
     "task_type", "auto_mapping", "base_model_name_or_path", "revision", "target_modules", "exclude_modules",
@@ -92,10 +94,28 @@ def _check_complete(folder: Path, config: NLoraConfig, state: dict[str, Tensor])
                     f"nlora_{name} of {layer} is {tuple(factor.shape)} in {folder}, and its config says rank {rank}; "
                     "save the adapter again"
                 )
-    targets = config.target_modules
-    for target in sorted(targets) if isinstance(targets, set) else ():
-        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            raise InputError(f"{folder} has no factors of {target}, which its config names; save the adapter again")
+    missing = sorted(_selected_layers(config, layers) - layers)
+    if missing:
+        raise InputError(
+            f"{folder} has no factors of {missing[0]}, which its config selects ({len(missing)} layers are missing); "
+            "save the adapter again"
+        )
+
+
+def _selected_layers(config: NLoraConfig, layers: set[str]) -> set[str]:
+    """The layers that a config selects in its base model, if that is a folder here, with names as in ``layers``."""
+    base = config.base_model_name_or_path
+    if not base or not Path(base).is_dir():
+        return set()
+    try:
+        names = list(linear_layers(meta_body(str(base))))
+    except ModelError:
+        return set()
+    # the body lacks the first part of the names, such as "model."
+    starts = (layer.removesuffix(name) for layer in layers for name in names if layer.endswith(f".{name}"))
+    start = next(starts, "")
+    inside = start.removeprefix(PEFT_PREFIX)
+    return {start + name for name in names if start and check_target_module_exists(config, inside + name)}
 
 
 def _from_model(model: Any, adapter: str) -> tuple[NLoraConfig, dict[str, Tensor]]:

@@ -51,7 +51,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if has_mark:
         raise InputError(f"{file} begins with a byte order mark, which PEFT cannot read; save it as UTF-8 without one")
     kinds = {str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
-    if settings.get("peft_type") not in kinds:
+    if str(settings.get("peft_type")) not in kinds:
         raise InputError(
             f"{file}: peft_type={settings.get('peft_type')!r} is not known to PEFT; save the adapter again"
         )

@@ -60,8 +60,8 @@ def test_vllm_generates_the_likeliest_tokens(vllm, tmp_path):
     [
         ('{"peft_type": "NLORA", "r": 8}', "is a NLORA adapter"),
         ('{"peft_type": "LORA", "r": 4096}', "has rank 4096"),
-        ("{", "cannot be read"),
-        ('{"peft_type": "LORA"}', "cannot be read"),
+        ("{", "is damaged"),
+        ('{"peft_type": "LORA"}', "has no rank, r=None"),
     ],
 )
 def test_an_adapter_that_vllm_cannot_load_is_named(vllm, tmp_path, config, names):
