@@ -68,7 +68,8 @@ def set_up(
         state.metrics["step0_change"] = measurement.first_change(model, data, base)
     raise_if_stopped(should_stop)
 
-    checkpoint = None if folder is None else folder.newest(data.digest, state.revision)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    checkpoint = None if folder is None else folder.newest(data.digest, state.revision, shapes)
     if checkpoint is not None:
         state.continue_from(checkpoint.run)
     done = len(state.steps)
