@@ -69,6 +69,18 @@ def tiny_neox() -> Any:
     )  # fmt: skip
 
 
+def tiny_mixtral() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, num_local_experts=3, max_position_embeddings=64,
+        )
+    )  # fmt: skip
+
+
 ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "llama": tiny_llama,
     "gpt2": tiny_gpt2,  # Conv1D, which stores W transposed; tied embeddings

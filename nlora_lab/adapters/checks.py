@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -10,11 +11,37 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nlora_lab.adapters.config import NLoraConfig
+from nlora_lab.adapters.factors import FactorLayer
 from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.core.errors import InputError
-from nlora_lab.models.layers import PEFT_PREFIX, is_linear
+from nlora_lab.models.layers import HEADS, PEFT_PREFIX, check_called, check_selection, is_linear, read_by_parent
+from nlora_lab.models.layouts import PACKED
 
-PACKED = ("qweight", "W_q", "qzeros", "codebooks")  # where GPTQ, AWQ, HQQ and AQLM layers keep their weights
+
+def check_adapter_name(model: nn.Module, adapter: str) -> None:
+    """Check that PEFT can tell the name of an adapter from the other parts of the names of its tensors.
+
+    Args:
+        model: the model that the adapter is added to.
+        adapter: the name of the adapter.
+
+    Raises:
+        InputError: a module or a parameter of the model has the same name. Tensors of other adapters would then get
+            lost when they are saved.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    parts = {part for name in names for part in ADAPTER_PART.sub("", name).split(".")}
+    if not adapter or "." in adapter or adapter in parts | RESERVED:
+        raise InputError(
+            f"adapter_name={adapter!r} is also the name of a part of the model, so saved tensors could not be told "
+            "apart; choose another name without dots, such as 'default'"
+        )
+
+
+ADAPTER_PART = re.compile(r"\.(n?lora_\w+|modules_to_save)\.[^.]+")  # what adapters add to a name, with their own
+RESERVED = {"base_model", "model", "base_layer", "weight", "bias", "modules_to_save", "original_module"} | {
+    *FactorLayer.adapter_layer_names
+}
 
 
 def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.Module]) -> None:
@@ -26,12 +53,16 @@ def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.M
         targets: the target layers by name.
 
     Raises:
-        InputError: a layer is not linear, its weight is quantised, sharded or shared with another module, the rank is
-            above its smaller side, or the start is computed from it and it holds NaN. The message names the layer.
+        InputError: a layer is not linear or is never called, its weight is quantised, sharded, computed or shared
+            with another module, the rank is above its smaller side, or the start is computed from it and it holds NaN.
+            Or an entry of the selection matches nothing. The message names the layer or the entry.
     """
-    shared = _owners(model)
+    if not config.awaits_weights:  # a saved selection is checked by the tensors beside it
+        check_selection(model, **_selection(config))
+    shared, parents = _owners(model), read_by_parent(model)
     for layer_name, target in targets.items():
         base = _base_layer(layer_name, target)
+        check_called(layer_name, base, parents)
         _check_plain(layer_name, base)
         others = [name for name in shared[id(base.weight)] if not _is_within(name, layer_name)]
         if others:
@@ -48,6 +79,20 @@ def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.M
             raise InputError(
                 f"{layer_name} holds NaN or infinity, so its adapter cannot be initialised; load the model again"
             )
+
+
+def _selection(config: NLoraConfig) -> dict[str, Any]:
+    """The fields of a config that select modules, without the heads that PEFT adds for every classifier."""
+    selection = {name: getattr(config, name) for name in SELECTION}
+    saved = selection["modules_to_save"]
+    if saved and config.task_type in ("SEQ_CLS", "TOKEN_CLS"):
+        selection["modules_to_save"] = [name for name in saved if name not in HEADS]
+    return selection
+
+
+SELECTION = (
+    "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "rank_pattern", "alpha_pattern",
+)  # fmt: skip
 
 
 def _base_layer(layer_name: str, target: nn.Module) -> Any:

@@ -7,6 +7,8 @@ that of ``nlora_lab.adapters.products.update_pair``, in which nothing large canc
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,18 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors import SafetensorError
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nlora_lab.adapters.config import NLORA, NLoraConfig
+from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.adapters.products import NO_START, Start, update_pair
-from nlora_lab.core.errors import InputError
-from nlora_lab.models.layers import PEFT_PREFIX
+from nlora_lab.adapters.saved import WEIGHTS, read_adapter, read_settings
+from nlora_lab.core.errors import InputError, ModelError
+from nlora_lab.models.layers import PEFT_PREFIX, linear_layers
+from nlora_lab.models.loading import meta_body
 
-WEIGHTS = "adapter_model.safetensors"
 COPIED_FIELDS = (
     "task_type", "auto_mapping", "base_model_name_or_path", "revision", "target_modules", "exclude_modules",
     "modules_to_save", "layers_to_transform", "layers_pattern",
@@ -63,26 +67,55 @@ def save_as_lora(model_or_saved_folder: Any, path: str | Path, adapter_name: str
 
 
 def _from_folder(folder: Path) -> tuple[NLoraConfig, dict[str, Tensor]]:
-    for name in ("adapter_config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder} does not hold a saved adapter: {name} is missing; save one with save_pretrained"
-            )
+    kind = read_settings(folder)["peft_type"]
+    if kind != NLORA:
+        raise InputError(
+            f"{folder} holds a {kind} adapter, not one of this package; give a folder with one of this package"
+        )
+    config, _ = read_adapter(folder)
+    state = load_file(folder / WEIGHTS)
+    _check_complete(folder, config, state)
+    return config, state
+
+
+def _check_complete(folder: Path, config: NLoraConfig, state: dict[str, Tensor]) -> None:
+    """Check the factors of every layer in a file against its config: which there must be, and their ranks."""
+    starts = () if not config.residual else ("N0",) if config.train == "N" else ("A0", "N0", "B0")
+    layers = {key.partition(".nlora_")[0] for key in state if ".nlora_" in key}
+    for layer in sorted(layers):
+        rank = config.rank_of(layer.removeprefix(PEFT_PREFIX))
+        for name in ("A", "N", "B", *starts):
+            factor = state.get(f"{layer}.nlora_{name}.weight")
+            if factor is None:
+                raise InputError(f"nlora_{name} of {layer} is missing from {folder}; save the adapter again")
+            ranks = {"A": factor.shape[:1], "N": factor.shape, "B": factor.shape[1:]}[name[0]]
+            if factor.ndim != 2 or set(ranks) != {rank}:
+                raise InputError(
+                    f"nlora_{name} of {layer} is {tuple(factor.shape)} in {folder}, and its config says rank {rank}; "
+                    "save the adapter again"
+                )
+    missing = sorted(_selected_layers(config, layers) - layers)
+    if missing:
+        raise InputError(
+            f"{folder} has no factors of {missing[0]}, which its config selects ({len(missing)} layers are missing); "
+            "save the adapter again"
+        )
+
+
+def _selected_layers(config: NLoraConfig, layers: set[str]) -> set[str]:
+    """The layers that a config selects in its base model, if that is a folder here, with names as in ``layers``."""
+    base = config.base_model_name_or_path
+    if not base or not Path(base).is_dir():
+        return set()
     try:
-        kind = NLoraConfig._get_peft_type(str(folder))
-        if kind != NLORA:
-            raise InputError(
-                f"{folder} holds a {kind} adapter, not one of this package; give a folder with one of this package"
-            )
-        config = NLoraConfig.from_pretrained(str(folder))
-    except InputError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder}/adapter_config.json is damaged ({error}); save the adapter again") from error
-    try:
-        return config, load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} is not a complete adapter file ({error}); save it again") from error
+        names = list(linear_layers(meta_body(str(base))))
+    except ModelError:
+        return set()
+    # the body lacks the first part of the names, such as "model."
+    starts = (layer.removesuffix(name) for layer in layers for name in names if layer.endswith(f".{name}"))
+    start = next(starts, "")
+    inside = start.removeprefix(PEFT_PREFIX)
+    return {start + name for name in names if start and check_target_module_exists(config, inside + name)}
 
 
 def _from_model(model: Any, adapter: str) -> tuple[NLoraConfig, dict[str, Tensor]]:
@@ -96,14 +129,26 @@ def _from_model(model: Any, adapter: str) -> tuple[NLoraConfig, dict[str, Tensor
         raise InputError(
             f"{adapter!r} is a {config.peft_type} adapter, not one of this package; save it with save_pretrained"
         )
-    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Setting `save_embedding_layers` to `True`"
+        )  # which is what is wanted
+        state = get_peft_model_state_dict(model, adapter_name=adapter)  # with embeddings that were resized
+    layers = sum(isinstance(m, NLoraLayer) and adapter in m.nlora_A for m in model.modules())
+    saved = sum(key.endswith(".nlora_A.weight") for key in state)
+    if saved != layers:
+        raise InputError(
+            f"PEFT gives the tensors of {saved} of the {layers} layers of adapter {adapter!r}; "
+            "give the adapter another name"
+        )
     # transformers' own add_adapter has no PeftModel around the model
     return config, {k if k.startswith(PEFT_PREFIX) else PEFT_PREFIX + k: v.detach() for k, v in state.items()}
 
 
 def _lora_weights(config: NLoraConfig, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return the tensors of the LoRA file, and the scale of each layer by its name in the base model."""
-    weights = {k: v.detach().cpu().contiguous() for k, v in state.items() if ".nlora_" not in k}
+    # copies, because tied embeddings are one tensor, and a file takes each tensor once
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if ".nlora_" not in k}
     layers = sorted(k.removesuffix(".nlora_A.weight") for k in state if k.endswith(".nlora_A.weight"))
     if not layers:
         raise InputError("the adapter has no factors, so its file is empty or of another kind; save it again")
@@ -143,8 +188,9 @@ def _lora_config(config: NLoraConfig, weights: dict[str, Tensor], scales: dict[s
     lora = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        rank_pattern={name: r for name, r in ranks.items() if r != rank},
-        alpha_pattern={name: a for name, a in alphas.items() if a != alpha},
+        # PEFT reads a key as a regular expression for the end of a name
+        rank_pattern={f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank},
+        alpha_pattern={f"^{re.escape(name)}": a for name, a in alphas.items() if a != alpha},
         lora_dropout=config.dropout,
         bias="none",
         inference_mode=True,

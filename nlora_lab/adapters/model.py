@@ -12,7 +12,7 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
-from nlora_lab.adapters.checks import check_saved_shapes, check_targets
+from nlora_lab.adapters.checks import check_adapter_name, check_saved_shapes, check_targets
 from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer, NLoraLinear
 from nlora_lab.adapters.snapshot import Snapshot
@@ -49,6 +49,7 @@ class NLoraModel(BaseTuner):
         snapshot = Snapshot(model, config)
         self._before = snapshot  # for a file that turns out not to fit, once the adapter is in
         try:
+            check_adapter_name(model, adapter_name)
             check_targets(model, config, self._targets(model, config))
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             for layer in model.modules():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from nlora_lab.cli.lab import START
 from nlora_lab.cli.parsers import add_command
+from nlora_lab.core.documents import read_json
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.formatting import format_bytes
 
@@ -254,8 +254,8 @@ def _incomplete(message: str) -> CheckResult:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        read_json(path)
+    except (OSError, ValueError):
         return False
     return True
 

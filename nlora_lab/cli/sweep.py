@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nlora_lab.cli.parsers import add_command
+from nlora_lab.core.documents import read_json
 from nlora_lab.core.errors import InputError
 
 CONNECT = 20  # seconds within which a scheduler must answer
@@ -103,8 +103,8 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
 def _read_grid(path: Path) -> Any:
     example = f"write JSON such as {GRID_EXAMPLE}, or a list of such grids"
     try:
-        grid = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        grid = read_json(path)
+    except (OSError, ValueError) as error:
         if path == Path("recorded"):
             example = "for the grid of the recorded runs, use a clone of the repository: python -m tools.record_grid"
         raise InputError(f"{path} is not a grid ({error}); {example}") from error

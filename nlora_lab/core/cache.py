@@ -11,6 +11,8 @@ from typing import Any
 
 import platformdirs
 
+from nlora_lab.core.documents import read_json
+
 OVERRIDE = "NLORA_LAB_CACHE"
 
 
@@ -47,8 +49,8 @@ class Cache:
             The document, or ``None`` if it is missing or cannot be read.
         """
         try:
-            return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            return read_json(self.folder / f"{name}.json")
+        except (OSError, ValueError):
             return None
 
     def put(self, name: str, document: Any) -> None:

@@ -15,5 +15,9 @@ class StoreError(InputError):
     """A store of runs cannot be written."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint of a run cannot be used. The message names the file."""
+
+
 class FitError(InputError):
     """A run needs more memory than is free."""

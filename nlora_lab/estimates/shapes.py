@@ -245,11 +245,10 @@ def _adapted_layers(arch: Architecture, targets: str | list[str]) -> LayerShapes
     if isinstance(targets, str):  # "all-linear"
         return arch.linears
 
-    def matches(name: str) -> bool:
-        return any(f".{name}".endswith(f".{t}") or t.endswith(f".{name}") for t in targets)
+    def matches(name: str, target: str) -> bool:
+        return f".{name}".endswith(f".{target}") or target.endswith(f".{name}")
 
-    layers = tuple(row for row in arch.linears if matches(row[0]))
-    if not layers:
-        names = ",".join(targets)
-        raise InputError(f"target_modules={names!r} matches no layer of this model; name some of its layers")
-    return layers
+    for target in targets:
+        if not any(matches(name, target) for name, _, _ in arch.linears):
+            raise InputError(f"target_modules: {target!r} matches no layer of this model; name some of its layers")
+    return tuple(row for row in arch.linears if any(matches(row[0], target) for target in targets))

@@ -16,6 +16,7 @@ from nlora_lab.core.devices import is_out_of_memory, release_memory
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.interrupts import StopCheck, never_stop, raise_if_stopped
 from nlora_lab.models.batch_limits import ANSWER_ROWS, kv_bytes_per_token, tokens_per_batch
+from nlora_lab.models.loading import end_tokens
 from nlora_lab.tasks.encoding import prompt_ids
 
 if TYPE_CHECKING:
@@ -119,10 +120,10 @@ def _plain_settings(model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[
     inner = getattr(getattr(model, "base_model", None), "model", None)
     owners: list[Any] = [m for m in (model, inner) if getattr(m, "generation_config", None) is not None]
     before = [owner.generation_config for owner in owners]
-    end = getattr(before[0], "eos_token_id", None) if before else None
+    ends = end_tokens(model, tokenizer)
     try:
         for owner in owners:
-            owner.generation_config = GenerationConfig(eos_token_id=end or tokenizer.eos_token_id, use_cache=True)
+            owner.generation_config = GenerationConfig(eos_token_id=ends, use_cache=True)
         yield
     finally:
         for owner, settings in zip(owners, before, strict=True):

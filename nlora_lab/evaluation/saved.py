@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from nlora_lab.core.devices import find_device
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path
 from nlora_lab.core.validation import check_choice
 from nlora_lab.evaluation.generation import longest_answer
-from nlora_lab.evaluation.scoring import Answer, accuracy, mark_answers, measure, task_prompts
+from nlora_lab.evaluation.scoring import Answer, accuracy, mark_answers, measure, task_prompt_ids
 from nlora_lab.evaluation.vllm_engine import generate_texts
-from nlora_lab.models.loading import load_model
-from nlora_lab.models.names import check_model
+from nlora_lab.models.heads import class_names, class_order, order_head
+from nlora_lab.models.loading import config_limit, load_model, position_limit
+from nlora_lab.models.names import CONFIG, check_model
 from nlora_lab.tasks.task import Task
 
 ENGINES = ("auto", "transformers", "vllm")
@@ -51,10 +51,10 @@ def measure_saved(
     """
     check_choice("engine", engine, ENGINES)
     folder = None if adapter is None else expand_path(adapter)
-    if folder is not None and not (folder / "adapter_config.json").is_file():
-        raise InputError(
-            f"adapter={str(adapter)!r} holds no adapter_config.json; give a folder that save_pretrained wrote"
-        )
+    if folder is not None:
+        from nlora_lab.adapters.saved import read_adapter
+
+        read_adapter(folder)  # before the model is loaded
     target = find_device(device)
     if engine == "auto":
         can_use_vllm = find_spec("vllm") is not None and target.kind == "cuda" and task.kind == "text"
@@ -62,32 +62,37 @@ def measure_saved(
     if engine == "vllm":
         return _measure_with_vllm(model, task, folder, shots, revision)
     dtype = "bfloat16" if target.precision == "bf16" else None
-    loaded, tokenizer = load_model(model, head=task.head, revision=revision, dtype=dtype)
+    labels = task.labels if task.kind == "classes" else ()
+    loaded, tokenizer = load_model(model, head=task.head, labels=labels, revision=revision, dtype=dtype)
+    stored = loaded._stored_classes
     if folder is not None:
-        loaded = _add_adapter(loaded, folder)
-    return measure(loaded.to(target.kind).eval(), tokenizer, task, shots=shots)
+        from nlora_lab.adapters.saved import load_adapter
 
-
-def _add_adapter(base: Any, folder: Path) -> Any:
-    from peft import PeftModel
-
-    import nlora_lab.adapters  # noqa: F401 - registers the adapters of this package with PEFT
-
-    try:
-        return PeftModel.from_pretrained(base, str(folder))
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:150]
+        loaded = load_adapter(loaded, folder)
+        if labels and any(".modules_to_save." in name for name, _ in loaded.named_parameters()):
+            order_head(loaded, saved_classes(folder) or stored, labels)
+    elif labels and stored and class_order(stored, labels) is None:
         raise InputError(
-            f"the adapter {str(folder)!r} does not fit this model ({reason}); give the model that it was trained on"
-        ) from error
+            f"model={model!r} tells apart {', '.join(stored)}, and the task {task.name!r} asks for "
+            f"{', '.join(labels)}; give a model that was trained for this task, or an adapter"
+        )
+    positions = position_limit(loaded, tokenizer)  # as a run measures itself
+    return measure(loaded.to(target.kind).eval(), tokenizer, task, shots=shots, max_length=positions)
+
+
+def saved_classes(adapter: Path) -> tuple[str, ...]:
+    """Return the classes of the head that was saved with an adapter, by the config beside it. Empty without one."""
+    from transformers import AutoConfig
+
+    if not (adapter / CONFIG).is_file():
+        return ()
+    return class_names(AutoConfig.from_pretrained(str(adapter), trust_remote_code=False))
 
 
 def _measure_with_vllm(
     model: str, task: Task, folder: Path | None, shots: int, revision: str | None
 ) -> tuple[list[Answer], dict[str, float]]:
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     if task.kind != "text":
         raise InputError(
@@ -100,7 +105,9 @@ def _measure_with_vllm(
         )
     source = check_model(model)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    prompts = task_prompts(task, tokenizer, "test", shots=shots)
-    texts = generate_texts(source, folder, prompts, longest_answer(tokenizer, task.test))
+    new_tokens = longest_answer(tokenizer, task.test)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    prompts = task_prompt_ids(task, tokenizer, task.test, shots, new_tokens, config_limit(config, tokenizer))
+    texts = generate_texts(source, folder, prompts, new_tokens, int(tokenizer.eos_token_id))
     results = mark_answers(task, task.test, texts)
     return results, {"accuracy": accuracy(results)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nlora_lab.core.interrupts import StopCheck, never_stop, raise_if_stopped
+from nlora_lab.core.validation import check_whole_number
 from nlora_lab.evaluation.generation import (
     batch_spans,
     choose_labels,
@@ -17,12 +18,12 @@ from nlora_lab.evaluation.generation import (
     evaluation_mode,
     longest_answer,
 )
+from nlora_lab.models.heads import check_end_tokens
 from nlora_lab.tasks.batches import Collate
 from nlora_lab.tasks.encoding import (
     IGNORED,
     encode_task,
     few_shot,
-    last_tokens,
     prompt_ids,
     prompt_texts,
     uses_chat,
@@ -96,14 +97,13 @@ def answers(
     rows = _first_rows(task, split, limit)
     if task.head:
         return _head_answers(task, rows, _head_outputs(model, tokenizer, task, rows, max_length, shots, should_stop))
-    chat = uses_chat(task, tokenizer)
-    ids = prompt_ids(_prompts(task, rows, shots), tokenizer, chat)
-    new_tokens = 0 if task.kind == "choice" else max_new_tokens or longest_answer(tokenizer, rows)
-    if max_length is not None:  # leave room for the answer, but at least half of the tokens for the prompt
-        room = max(max_length - new_tokens, max_length // 2, 1)
-        ids = [last_tokens(prompt, room, tokenizer) for prompt in ids]
+    if max_new_tokens is None:
+        max_new_tokens = longest_answer(tokenizer, rows)
+    new_tokens = 0 if task.kind == "choice" else check_whole_number("max_new_tokens", max_new_tokens)
+    ids = task_prompt_ids(task, tokenizer, rows, shots, new_tokens, max_length)
     if task.kind == "choice":
-        texts = choose_labels(model, tokenizer, ids, task.labels, "" if chat else " ", should_stop)
+        lead = "" if uses_chat(task, tokenizer) else " "
+        texts = choose_labels(model, tokenizer, ids, task.labels, lead, should_stop)
     else:
         texts = continue_prompts(model, tokenizer, ids, new_tokens, max_length, should_stop)
     return mark_answers(task, rows, texts)
@@ -128,6 +128,32 @@ def task_prompts(
         InputError: ``shots`` does not fit the task.
     """
     return prompt_texts(_prompts(task, _first_rows(task, split, limit), shots), tokenizer, uses_chat(task, tokenizer))
+
+
+def task_prompt_ids(
+    task: Task, tokenizer: PreTrainedTokenizerBase, rows: Dataset, shots: int, new_tokens: int, max_length: int | None
+) -> list[list[int]]:
+    """Return the token ids of the prompts that ``answers`` puts to a model.
+
+    Args:
+        task: a task that is answered in text or by a choice.
+        tokenizer: the tokenizer of the model.
+        rows: the items.
+        shots: put this many worked training examples before each prompt.
+        new_tokens: the largest number of tokens in an answer.
+        max_length: the largest number of tokens that prompt and answer may have together. ``None`` cuts nothing.
+
+    Returns:
+        One list of token ids per item.
+
+    Raises:
+        InputError: ``shots`` does not fit the task.
+    """
+    room = None
+    if max_length is not None:  # leave room for the answer, but at least half of the tokens for the prompt
+        check_whole_number("max_length", max_length, 2)
+        room = max(max_length - new_tokens, max_length // 2)
+    return prompt_ids(_prompts(task, rows, shots), tokenizer, uses_chat(task, tokenizer), limit=room)
 
 
 def mark_answers(task: Task, rows: Dataset, texts: Sequence[str]) -> list[Answer]:
@@ -283,6 +309,7 @@ def _head_outputs(
     """Return the outputs of the head for every row, (N, outputs) float32 on the CPU."""
     few_shot(task, shots)  # raises: a head takes no examples
     encoded = encode_task(rows, task, tokenizer, max_length).rows
+    check_end_tokens(model, tokenizer, encoded)
     collate, outputs = Collate(int(tokenizer.pad_token_id)), []
     with evaluation_mode(model):
         for start, end in batch_spans([len(row["input_ids"]) for row in encoded], 0):

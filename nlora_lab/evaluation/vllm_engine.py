@@ -2,8 +2,8 @@
 
 The tests replace vLLM by a stand-in. It has not been run on a card yet. To measure a fine-tuned model with it::
 
-    prompts = task_prompts(task, tokenizer, "test")
-    texts = generate_texts("model/", "adapter/", prompts, max_new_tokens=400)
+    prompts = task_prompt_ids(task, tokenizer, task.test, shots=0, new_tokens=400, max_length=None)
+    texts = generate_texts("model/", "adapter/", prompts, 400, tokenizer.eos_token_id)
     accuracy(mark_answers(task, task.test, texts))
 
 Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention", SOSP 2023.
@@ -11,26 +11,31 @@ Source: Kwon et al., "Efficient Memory Management for Large Language Model Servi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import whole_number
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM allows for max_lora_rank
 
 
 def generate_texts(
-    model_folder: str | Path, adapter_folder: str | Path | None, prompts: Sequence[str], max_new_tokens: int
+    model_folder: str | Path,
+    adapter_folder: str | Path | None,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    end_token: int,
 ) -> list[str]:
     """Continue prompts with the likeliest tokens.
 
     Args:
         model_folder: a folder with a model, or a hub id.
         adapter_folder: a folder with a LoRA adapter as PEFT saves it. ``None`` uses the model alone.
-        prompts: the texts to continue.
-        max_new_tokens: the largest number of new tokens. A continuation also ends at the end token.
+        prompts: the token ids to continue. The tokenizer of vLLM would put its own special tokens around a text.
+        max_new_tokens: the largest number of new tokens. A continuation also ends at an end token.
+        end_token: the end token of the tokenizer. vLLM knows those of the model.
 
     Returns:
         The continuation of each prompt.
@@ -49,11 +54,9 @@ def generate_texts(
         options = {"enable_lora": True, "max_lora_rank": _allowed_rank(Path(adapter_folder))}
     engine = LLM(model=str(model_folder), trust_remote_code=False, **options)
     request = None if adapter_folder is None else LoRARequest("adapter", 1, str(adapter_folder))
-    # a chat template writes the start token itself, and the tokenizer of vLLM would put another before it
-    start = getattr(engine.get_tokenizer(), "bos_token", None) or ""
     outputs = engine.generate(
-        [prompt.removeprefix(start) for prompt in prompts],
-        SamplingParams(temperature=0.0, max_tokens=max_new_tokens),
+        [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+        SamplingParams(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=[end_token]),
         lora_request=request,
     )
     return [output.outputs[0].text for output in outputs]
@@ -61,12 +64,12 @@ def generate_texts(
 
 def _allowed_rank(folder: Path) -> int:
     """Return the smallest rank that vLLM allows and that is not below the rank of the adapter."""
-    file = folder / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind, rank = config["peft_type"], int(config["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({error}); save the adapter with save_pretrained") from error
+    from nlora_lab.adapters.saved import read_settings
+
+    settings = read_settings(folder)
+    kind, rank = settings["peft_type"], whole_number(settings.get("r"))
+    if rank is None or rank < 1:
+        raise InputError(f"{folder} has no rank, r={settings.get('r')!r}; save the adapter with save_pretrained")
     if kind != "LORA":
         raise InputError(f"{folder} is a {kind} adapter, and vLLM loads LoRA only; convert it with save_as_lora")
     if rank > LORA_RANKS[-1]:

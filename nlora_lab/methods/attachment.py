@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_whole_number
 from nlora_lab.methods.table import Method, check_init, get_method
-from nlora_lab.models.layers import HEADS, head_modules, is_conv1d, linear_layers, target_layers
+from nlora_lab.models.layers import (
+    HEADS,
+    check_selection,
+    fused_weights,
+    head_modules,
+    is_conv1d,
+    linear_layers,
+    read_by_parent,
+    target_layers,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,11 +52,12 @@ def attach(
         return model.requires_grad_(True)
     head = head_modules(model)
     options = {"target_modules": "all-linear", "task_type": "SEQ_CLS" if head else "CAUSAL_LM", **options}
+    check_selection(model, **options)
     layers = check_rank(model, rank, options["target_modules"])
-    if entry.name == "olora":
-        _check_olora(layers)
-    if head and options["target_modules"] == "all-linear":
-        options["target_modules"] = list(layers)  # PEFT would take some heads for targets as well
+    if options["target_modules"] == "all-linear":
+        _say_what_is_left_out(model)
+        if head or read_by_parent(model):
+            options["target_modules"] = list(layers)  # PEFT would take some heads for targets, and layers never called
     unknown_heads = [name for name in head if not name.endswith(HEADS)]
     if unknown_heads:
         options.setdefault("modules_to_save", unknown_heads)  # PEFT trains only the heads it knows by name
@@ -57,7 +67,23 @@ def attach(
         # PEFT asks transformers for this property under its old name; nothing a learner can act on
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right by itself
-        return get_peft_model(model, entry.build(int(rank), alpha, init, **options))
+        config = entry.build(int(rank), alpha, init, **options)
+        if getattr(config, "init_lora_weights", None) == "olora":
+            _check_olora(layers)
+        return get_peft_model(model, config)
+
+
+def _say_what_is_left_out(model: Any) -> None:
+    """Warn of matrices that "all-linear" cannot reach. What does not train should not be a surprise."""
+    left_out = {**fused_weights(model), **read_by_parent(model)}
+    if left_out:
+        name, what = next(iter(left_out.items()))
+        why = f"inside a {what}" if isinstance(what, str) else f"several experts in one tensor of shape {what}"
+        warnings.warn(
+            f"{len(left_out)} weights of this {type(model).__name__} get no adapter, {name} first ({why}); only its "
+            "linear layers train",
+            stacklevel=3,
+        )
 
 
 def check_rank(model: nn.Module, rank: int, target_modules: Any = "all-linear") -> dict[str, Any]:

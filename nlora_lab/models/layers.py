@@ -5,6 +5,7 @@ GPT-2 and its relatives store a weight transposed, in a ``Conv1D``. Only this mo
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError
@@ -95,8 +96,75 @@ def head_modules(model: Any) -> list[str]:
     return [*drawn, *head]
 
 
+def read_by_parent(model: Any) -> dict[str, str]:
+    """List the linear layers that are never called, because a module above them reads their weight itself.
+
+    An adapter on such a layer would have no effect on the model, until it is merged.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The dotted name of each such layer, with the class of the module that reads it.
+    """
+    from torch import nn
+
+    def children(module: Any) -> tuple[str, ...]:
+        if isinstance(module, nn.MultiheadAttention):
+            return tuple(name for name, child in module.named_modules() if is_linear(child))
+        # only its quick way does so, which it takes in evaluation
+        return ("linear1", "linear2") if isinstance(module, nn.TransformerEncoderLayer) else ()
+
+    return {
+        ".".join(filter(None, (name, child))): type(module).__name__
+        for name, module in model.named_modules()
+        for child in children(module)
+    }
+
+
+def fused_weights(model: Any) -> dict[str, tuple[int, ...]]:
+    """List the weights of several experts in one tensor: name and shape. No adapter fits them."""
+    from torch.nn.modules.conv import _ConvNd
+
+    return {
+        f"{name}.{own}".removeprefix("."): tuple(p.shape)
+        for name, module in model.named_modules()
+        if not isinstance(module, _ConvNd)
+        for own, p in module._parameters.items()
+        if p is not None and p.is_floating_point() and p.ndim == 3 and min(p.shape) > 1
+    }
+
+
+def check_called(name: str, layer: Any, parents: dict[str, str]) -> None:
+    """Check that the weight of a linear layer is its own, and that the layer is called.
+
+    Args:
+        name: the name of the layer.
+        layer: the layer.
+        parents: what ``read_by_parent`` returns for the model.
+
+    Raises:
+        InputError: a module above the layer reads its weight, or the weight is computed from others at every call.
+    """
+    from torch.nn.utils.parametrize import is_parametrized
+
+    if name in parents:
+        raise InputError(
+            f"{name} is inside a {parents[name]}, which reads its weight and never calls it, so an adapter would do "
+            "nothing; leave it out of target_modules"
+        )
+    if is_parametrized(layer, "weight") or {"weight_g", "weight_orig"} & set(getattr(layer, "_parameters", ())):
+        raise InputError(
+            f"the weight of {name} is computed at every call (weight_norm, spectral_norm or another "
+            "parametrisation), so no adapter can change it; remove the parametrisation, or leave the layer out of "
+            "target_modules"
+        )
+
+
 def linear_layers(model: Any) -> dict[str, Any]:
     """List the linear layers that an adapter can sit on: every linear layer but those of the output head.
+
+    Layers that are never called are left out (see ``read_by_parent``).
 
     Args:
         model: a model, for example a transformers model.
@@ -105,12 +173,47 @@ def linear_layers(model: Any) -> dict[str, Any]:
         The layers by dotted name, in the order of the model.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    within = tuple(f"{name}." for name in head_modules(model))
+    within, uncalled = tuple(f"{name}." for name in head_modules(model)), read_by_parent(model)
     return {
         name: module
         for name, module in model.named_modules()
-        if is_linear(module) and module is not head and not f"{name}.".startswith(within)
+        if is_linear(module) and module is not head and not f"{name}.".startswith(within) and name not in uncalled
     }
+
+
+def check_selection(model: Any, **options: Any) -> None:
+    """Check that every entry of a selection of modules matches something in a model. PEFT ignores what does not.
+
+    Args:
+        model: a model without adapters.
+        **options: fields of a PEFT config: ``target_modules``, ``exclude_modules``, ``modules_to_save``,
+            ``layers_to_transform``, ``rank_pattern`` and ``alpha_pattern``. Other fields are not looked at.
+
+    Raises:
+        InputError: an entry matches nothing. The message names it.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    for field in ("target_modules", "exclude_modules", "modules_to_save"):
+        entries = options.get(field)
+        for entry in [] if entries is None or isinstance(entries, str) else sorted(entries):
+            if not any(f".{name}".endswith(f".{entry}") for name in names):
+                raise InputError(f"{field}: {entry!r} matches no module of this model; correct it, or leave it out")
+    numbers = {int(part) for name in names for part in name.split(".") if part.isdecimal() and len(part) < 10}
+    layers = options.get("layers_to_transform")
+    for number in [layers] if isinstance(layers, int) else layers or []:
+        if number not in numbers:
+            raise InputError(f"layers_to_transform: the model has no layer {number}; its layers have numbers from 0")
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in options.get(field) or {}:
+            if not any(_matches(pattern, name, field) for name in names):
+                raise InputError(f"{field}: {pattern!r} matches no module of this model; correct it, or leave it out")
+
+
+def _matches(pattern: str, name: str, field: str) -> bool:
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", name) is not None  # as PEFT does
+    except re.error as error:
+        raise InputError(f"{field}: {pattern!r} is not a regular expression ({error}); correct it") from error
 
 
 def target_layers(model: Any, target_modules: Any = "all-linear") -> dict[str, Any]:
@@ -134,10 +237,13 @@ def target_layers(model: Any, target_modules: Any = "all-linear") -> dict[str, A
     else:
         selection: Any = PeftConfig()
         selection.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
+        check_selection(model, target_modules=target_modules)
         layers = {name: m for name, m in model.named_modules() if name and check_target_module_exists(selection, name)}
     if not layers:
         raise InputError(f"target_modules={target_modules!r} matches no layer of this model; name some of its layers")
+    parents = read_by_parent(model)
     for name, module in layers.items():
         if not is_linear(module):
             raise InputError(f"{name} is a {type(module).__name__}, not a linear layer; leave it out of target_modules")
+        check_called(name, module, parents)
     return layers

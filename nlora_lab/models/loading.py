@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.core.files import shipped_folder
 from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.models import hub
-from nlora_lab.models.names import EMBEDDED, check_model
+from nlora_lab.models.heads import class_names, order_head
+from nlora_lab.models.names import CONFIG, EMBEDDED, check_config, check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ def load_model(
     name: str = EMBEDDED,
     *,
     head: int = 0,
+    labels: Sequence[str] = (),
     revision: str | None = None,
     dtype: str | None = None,
     attention: str | None = None,
@@ -41,6 +43,8 @@ def load_model(
         head: 0 for a causal language model. Any other number gives a classifier with that many outputs, where 1 is a
             regression. Only the head of a classifier may be missing from the weights, or have another size in them. It
             then starts at random, so seed torch before.
+        labels: the names of the classes, in the order of the outputs. A head whose config names the same classes in
+            another order is brought into this order. Empty leaves the head as it is.
         revision: the branch, tag or commit of a model on the hub (see ``revision_of``). ``None`` takes its newest
             state.
         dtype: "float32" or "bfloat16". ``None`` means float32.
@@ -58,6 +62,7 @@ def load_model(
     source = check_model(name)
     hub.check_revision(revision, source)
     head = _check_options(head, dtype, attention)
+    _check_labels(head, labels)
     try:
         commit = _find_commit(source, revision)
         with LOADING_LOCK, _quiet(bar=bool(commit) and not hub.is_cached(str(source), commit), reports=not head):
@@ -71,9 +76,13 @@ def load_model(
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, …
         raise ModelError(_explain(name, source, error, revision, attention)) from error
     check_complete(name, model, tokenizer, head)
+    if labels:
+        order_head(model, model._stored_classes, labels)
     model._drawn = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not head and getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = end_tokens(model, tokenizer)  # an export carries them
     if not head and model.loss_type is None:
         model.loss_type = "ForCausalLM"  # transformers assumes this too, but with a warning (for GPT-2, for example)
     if head:  # the classifier of a causal model looks for the last token before the padding
@@ -93,13 +102,43 @@ def position_limit(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None
     Returns:
         The smallest of the limits that are known, in tokens; ``None`` if none is.
     """
-    limits = [getattr(model.config, "max_position_embeddings", None)]
+    limits = [config_limit(model.config, tokenizer)]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa's start after the padding's
+    return min((limit for limit in limits if limit), default=None)
+
+
+def config_limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Find how many tokens a model has positions for, by its config and its tokenizer alone.
+
+    Args:
+        config: the config of the model.
+        tokenizer: its tokenizer.
+
+    Returns:
+        The smaller of the limits that are known, in tokens; ``None`` if none is.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
     if tokenizer.model_max_length < 1e9:  # transformers writes "no limit" as 1e30
         limits.append(tokenizer.model_max_length)
     return min((limit for limit in limits if limit), default=None)
+
+
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | list[int]:
+    """Find the tokens that end an answer: that of the tokenizer, which training writes, and those of the model.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+
+    Returns:
+        The token id, or a sorted list of several.
+    """
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = own if isinstance(own, list | tuple) else [own]
+    ends = sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None})
+    return ends[0] if len(ends) == 1 else ends
 
 
 def stored_dtype(model: Any) -> Any:
@@ -140,6 +179,13 @@ def _check_options(head: Any, dtype: Any, attention: Any) -> int:
     return outputs
 
 
+def _check_labels(head: int, labels: Sequence[str]) -> None:
+    if labels and len(labels) != head:
+        raise InputError(
+            f"labels={list(labels)!r} are {len(labels)} names for head={head} outputs; name each output once"
+        )
+
+
 def _check_flash_attention() -> None:
     # without the package transformers would fetch a compiled kernel from the hub and run it
     import torch
@@ -166,8 +212,9 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
 
     # False, not the default, which asks on stdin whether to run the model's own code
     safe = {"trust_remote_code": False, "revision": revision}
+    _check_cached_config(source, revision)
     config = AutoConfig.from_pretrained(source, **safe)
-    stored = config.dtype  # which loading overwrites
+    stored, classes = config.dtype, class_names(config)  # which loading overwrites
     _check_type(name, config, head)
     tokenizer = AutoTokenizer.from_pretrained(source, **safe)
     if head:
@@ -178,8 +225,15 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
         source, config=config, use_safetensors=True, ignore_mismatched_sizes=bool(head), output_loading_info=True,
         **safe, **options,
     )  # fmt: skip
-    model._stored_dtype = stored
+    model._stored_dtype, model._stored_classes = stored, classes
     return model, tokenizer, info
+
+
+def _check_cached_config(source: str | Path, revision: str | None = None) -> None:
+    """Check the config of a folder, or that of a hub id if it is in the cache."""
+    file = source / CONFIG if isinstance(source, Path) else hub.cached_file(source, CONFIG, revision)
+    if file is not None and file.exists():
+        check_config(file)
 
 
 def _check_type(name: str, config: Any, head: int) -> None:
@@ -325,9 +379,12 @@ def meta_body(source: Any) -> Any:
     try:
         if not isinstance(source, PretrainedConfig):
             place = shipped_folder("data") / EMBEDDED if source == EMBEDDED else source
+            _check_cached_config(Path(place) if Path(place).is_dir() else str(place))
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         with LOADING_LOCK, torch.device("meta"):
             return AutoModel.from_config(config, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, …
         first = " ".join(str(error).split())[:200]
         label = type(source).__name__ if isinstance(source, PretrainedConfig) else repr(str(source))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nlora_lab.core.documents import read_json
 from nlora_lab.core.errors import ModelError
 from nlora_lab.core.files import shipped_folder
 
@@ -51,9 +52,41 @@ def is_pickle(name: str | Path) -> bool:
     return str(name).lower().endswith(PICKLES)
 
 
+def check_config(file: Path) -> None:
+    """Check that a ``config.json`` can be read, and that no model of its sizes would fill every memory.
+
+    Args:
+        file: the config.
+
+    Raises:
+        ModelError: the file is not a JSON object, or a size in it is beyond any model. The message names it.
+    """
+    remedy = "download or save the model again"
+    try:
+        config = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}); {remedy}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} is not an object; {remedy}")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name, value in part.items():
+            limit = next((most for pattern, most in LARGEST.items() if re.search(pattern, name)), None)
+            if limit is not None and isinstance(value, int | float) and not -1 <= value <= limit:
+                raise ModelError(f"{file} says {name}={value!r}, and no model has more than {limit:,}; {remedy}")
+
+
+LARGEST = {
+    r"(^|_)(num_(hidden_)?layers|n_layers?|(en|de)coder_layers|num_blocks|depth)$": 10_000,
+    r"(^|_)(num_.*experts|num_.*heads|n_heads?|.*attention_heads)$": 100_000,
+    r"(^|_)(hidden_size|n_embd|d_model|dim|head_dim|intermediate_size|.*ffn_dim|n_inner|d_ff|vocab_size)$": 2**24,
+}
+"""The largest sizes that are believed, by the ends of their names in a config."""
+
+
 def _check_folder(folder: Path) -> None:
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).exists():
         raise ModelError(f"the folder {folder} holds no model: {CONFIG} is missing; save one with save_pretrained")
+    check_config(folder / CONFIG)
     if any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", INDEX)):
         return
     pickle = next((path for path in sorted(folder.iterdir()) if is_pickle(path)), None)

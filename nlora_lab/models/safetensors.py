@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from nlora_lab.core.documents import check_regular, parse_json, read_json
 from nlora_lab.core.errors import ModelError
 from nlora_lab.models.names import CONFIG, INDEX, SINGLE, check_model, is_pickle
 
@@ -18,7 +20,8 @@ FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 # in these architectures transformers stores the weight of a linear layer as (in, out)
 CONV1D_MODELS = {"gpt2", "openai-gpt", "decision_transformer", "imagegpt"}
 CONV1D_NAME = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
-QUANTISED = (".weight_scale_inv", ".weight_scale", ".qweight", ".weight_packed", ".absmax")
+EXPERTS = re.compile(r"(^|[._])(experts?|moe)([._]|$)")  # where several matrices are stored in one tensor
+TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text"}  # which store them as (in, out)
 
 Header = dict[str, tuple[str, list[int]]]
 """For each tensor in a file, by name: its dtype as safetensors writes it, and its shape."""
@@ -42,52 +45,85 @@ def read_header(file: Path) -> Header:
     from safetensors import SafetensorError, safe_open
 
     try:
+        _check_header(file)
         with safe_open(file, framework="pt") as f:
             slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118 - not a dict
             return {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
         reason = " ".join(str(error).split())[:150]
         raise ModelError(f"{file} is truncated or not safetensors ({reason}); download or save it again") from error
 
 
-def iterate_matrices(file: str, header: Header, conv1d: bool) -> Iterator[tuple[str, tuple[int, int], bool]]:
-    """Yield the 2-D floating-point tensors of a file.
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix in a safetensors file.
+
+    Attributes:
+        name: its name.
+        shape: its shape as (out, in).
+        transposed: whether it is stored transposed, as (in, out).
+        tensor: the tensor that holds it.
+        expert: its place in a tensor of several matrices (experts, ·, ·), or ``None`` for a tensor of its own.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    transposed: bool
+    tensor: str
+    expert: int | None = None
+
+
+def _check_header(file: Path) -> None:
+    """Parse the JSON header of a safetensors file more strictly than safetensors: no key may come twice."""
+    check_regular(file)
+    with file.open("rb") as f:
+        (size,) = struct.unpack("<Q", f.read(8))
+        if size > MOST_HEADER_BYTES:
+            raise ValueError(f"its header has {size} bytes")
+        parse_json(f.read(size).decode())
+
+
+MOST_HEADER_BYTES = 10**8  # safetensors' own bound
+
+
+def iterate_matrices(header: Header, config: Mapping[str, Any]) -> Iterator[StoredMatrix]:
+    """Yield the matrices of a file: its 2-D floating-point tensors, and each expert of a tensor of experts.
 
     Args:
-        file: the name of the file, for messages.
         header: what the file holds.
-        conv1d: whether its architecture has ``Conv1D`` layers, which store their weight transposed.
+        config: the ``config.json`` of the model. It says which architecture stores weights transposed.
 
     Yields:
-        The name of the tensor, its shape as (out, in), and whether it is stored transposed, as (in, out).
-
-    Raises:
-        ModelError: the file holds quantised weights. Packed or scaled numbers are not the matrix itself.
+        One matrix after the other.
     """
-    quantised = next((name for name in header if name.endswith(QUANTISED)), None)
-    if quantised is not None:
-        raise ModelError(
-            f"{file} holds quantised weights ({quantised}); scan the unquantised checkpoint, or load the model "
-            "dequantised and scan that"
-        )
+    kind = config.get("model_type")
     for name, (dtype, shape) in header.items():
-        if len(shape) != 2 or dtype not in FLOATS or 0 in shape:
+        if dtype not in FLOATS or 0 in shape:
             continue
-        transposed = conv1d and CONV1D_NAME.search(name) is not None
-        yield name, (shape[1], shape[0]) if transposed else (shape[0], shape[1]), transposed
+        if len(shape) == 2:
+            transposed = kind in CONV1D_MODELS and CONV1D_NAME.search(name) is not None
+            yield StoredMatrix(name, _out_in(shape, transposed), transposed, name)
+        elif len(shape) == 3 and min(shape) > 1 and EXPERTS.search(name):
+            transposed = kind in TRANSPOSED_EXPERTS
+            for expert in range(shape[0]):
+                yield StoredMatrix(f"{name}.{expert}", _out_in(shape[1:], transposed), transposed, name, expert)
 
 
-def has_conv1d(folder: Path) -> bool:
-    """Return whether the config in ``folder`` is of an architecture that stores weights transposed (``Conv1D``)."""
+def _out_in(shape: list[int], transposed: bool) -> tuple[int, int]:
+    return (shape[1], shape[0]) if transposed else (shape[0], shape[1])
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the ``config.json`` of a model folder; empty if there is none that can be read."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return config.get("model_type") in CONV1D_MODELS
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return False
+        config = read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
-def tensor_reader(find_file: Callable[[], Path], name: str) -> Callable[[], Tensor]:
-    """Return a function that reads the tensor ``name``, as it is stored, from the file that ``find_file`` returns."""
+def tensor_reader(find_file: Callable[[], Path], matrix: StoredMatrix) -> Callable[[], Tensor]:
+    """Return a function that reads ``matrix``, as it is stored, from the file that ``find_file`` returns."""
 
     def read() -> Tensor:
         from safetensors import SafetensorError, safe_open
@@ -96,11 +132,13 @@ def tensor_reader(find_file: Callable[[], Path], name: str) -> Callable[[], Tens
         # opened anew each time: the file is mapped, and its pages count as ours until it is closed
         try:
             with safe_open(file, framework="pt") as f:
-                value: Tensor = f.get_tensor(name)
-                return value
+                if matrix.expert is None:
+                    value: Tensor = f.get_tensor(matrix.tensor)
+                    return value
+                return f.get_slice(matrix.tensor)[matrix.expert]  # type: ignore[no-any-return]
         except (SafetensorError, OSError) as error:
             raise ModelError(
-                f"{name} cannot be read from {file} ({error}); delete the file, and download or save it again"
+                f"{matrix.name} cannot be read from {file} ({error}); delete the file, and download or save it again"
             ) from error
 
     return read
@@ -185,14 +223,14 @@ def read_index(index: Path) -> FileTensors:
         ModelError: the file is not an index, or names a file outside its folder.
     """
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = read_json(index)["weight_map"]
         names = sorted(set(listed.values()))
         # only plain names: an index must not lead out of its folder
         files: FileTensors = {
             index.parent / name: {tensor for tensor, file in listed.items() if file == name}
             for name in names if Path(name).name == name
         }  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} is not a safetensors index ({error!r}); download the model again") from error
     if not files or len(files) != len(names):
         raise ModelError(f"{index} is not a safetensors index: it names no file beside it; download the model again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.core.cache import Cache
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.hub import cached_file, check_revision
-from nlora_lab.models.layers import Shape, is_conv1d
+from nlora_lab.models.layers import Shape, fused_weights, is_conv1d
+from nlora_lab.models.layouts import check_plain, check_plain_model
 from nlora_lab.models.names import CONFIG
 from nlora_lab.models.safetensors import (
+    TRANSPOSED_EXPERTS,
+    Header,
     files_in_folder,
-    has_conv1d,
     iterate_matrices,
+    read_config,
     read_header,
     resolve_files,
     tensor_reader,
@@ -87,7 +90,7 @@ def places(matrices: list[Weight]) -> list[tuple[int, str]]:
 
 def _with_prefix(name: str) -> str:
     parts = name.removesuffix(".weight").split(".")
-    at = next(i for i, part in enumerate(parts) if part.isdigit())
+    at = next(i for i, part in enumerate(parts) if _is_number(part))
     return ".".join(parts[:at] + parts[at + 1 :])
 
 
@@ -103,14 +106,19 @@ def split_name(name: str) -> tuple[int, str]:
         The first number in the name and the part after it; without a number, −1 and the complete name.
     """
     parts = name.removesuffix(".weight").split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    at = next((i for i, part in enumerate(parts) if _is_number(part)), None)
     if at is None or at + 1 == len(parts):
         return -1, ".".join(parts)
     return int(parts[at]), ".".join(parts[at + 1 :])
 
 
+def _is_number(part: str) -> bool:
+    """Whether a part of a name is the number of a layer. "²" is a digit in Unicode and no number."""
+    return part.isascii() and part.isdigit() and len(part) < 10
+
+
 def list_weights(source: Any, revision: str | None = None, cache: Cache | None = None) -> list[Weight]:
-    """List every 2-D floating-point weight of a source. Nothing is read yet.
+    """List every 2-D floating-point weight of a source, and each expert of a 3-D one. Nothing is read yet.
 
     For a hub id only the headers of the weight files are fetched. A weight file is downloaded when the first of its
     weights is read.
@@ -169,15 +177,22 @@ def find_weight(source: Any, name: str, revision: str | None = None) -> Weight:
 
 
 def _in_model(model: Any) -> list[Weight]:
+    check_plain_model(model)
     conv1d = {f"{name}.weight" for name, module in model.named_modules() if is_conv1d(module)}
+    experts, kind = fused_weights(model), getattr(getattr(model, "config", None), "model_type", "")
     listed = []
     for name, p in model.named_parameters():  # a tied weight comes once
-        if p.ndim != 2 or not p.is_floating_point() or 0 in p.shape:
+        if (p.ndim != 2 and name not in experts) or not p.is_floating_point() or 0 in p.shape:
             continue
         if p.is_meta:
             raise InputError(f"{name} is on the meta device and has no values; load the weights first")
-        shape = (p.shape[1], p.shape[0]) if name in conv1d else (p.shape[0], p.shape[1])
-        listed.append(Weight(name, shape, name in conv1d, None, p.detach))
+        transposed = kind in TRANSPOSED_EXPERTS if name in experts else name in conv1d
+        m, n = reversed(p.shape[-2:]) if transposed else p.shape[-2:]
+        if name not in experts:
+            listed.append(Weight(name, (m, n), transposed, None, p.detach))
+            continue
+        parts = enumerate(p.detach())
+        listed += [Weight(f"{name}.{i}", (m, n), transposed, None, part.detach) for i, part in parts]
     return listed
 
 
@@ -189,24 +204,31 @@ def _in_source(source: str | Path, revision: str | None, cache: Cache | None) ->
         if not isinstance(listed, Path):
             return _in_shards(listed)
         files = files_in_folder(listed)
-    conv1d = has_conv1d(next(iter(files)).parent)
-    return [weight for file, names in files.items() for weight in _in_file(file, conv1d, names)]
-
-
-def _in_shards(shards: list[Shard]) -> list[Weight]:
-    config = cached_file(shards[0].hub_id, CONFIG, shards[0].commit)
-    conv1d = config is not None and has_conv1d(config.parent)
+    headers = {file: _named(read_header(file), names) for file, names in files.items()}
+    config = read_config(next(iter(files)).parent)
+    check_plain(str(source), _together(headers.values()), config)
     return [
-        Weight(name, shape, transposed, None, tensor_reader(shard.download, name), shard)
-        for shard in shards
-        for name, shape, transposed in iterate_matrices(shard.name, shard.header, conv1d)
+        Weight(stored.name, stored.shape, stored.transposed, file, tensor_reader(file.absolute, stored))
+        for file, header in headers.items()
+        for stored in iterate_matrices(header, config)
     ]
 
 
-def _in_file(file: Path, conv1d: bool, names: set[str] | None) -> list[Weight]:
-    """The matrices of a file: those with ``names``, which its index lists, or all for ``None``."""
-    header = {name: entry for name, entry in read_header(file).items() if names is None or name in names}
+def _named(header: Header, names: set[str] | None) -> Header:
+    """The tensors of a file with ``names``, which its index lists, or all for ``None``."""
+    return {name: entry for name, entry in header.items() if names is None or name in names}
+
+
+def _together(headers: Iterable[Header]) -> Header:
+    return {name: entry for header in headers for name, entry in header.items()}
+
+
+def _in_shards(shards: list[Shard]) -> list[Weight]:
+    file = cached_file(shards[0].hub_id, CONFIG, shards[0].commit)
+    config = {} if file is None else read_config(file.parent)
+    check_plain(shards[0].hub_id, _together(shard.header for shard in shards), config)
     return [
-        Weight(name, shape, transposed, file, tensor_reader(lambda: file, name))
-        for name, shape, transposed in iterate_matrices(file.name, header, conv1d)
+        Weight(stored.name, stored.shape, stored.transposed, None, tensor_reader(shard.download, stored), shard)
+        for shard in shards
+        for stored in iterate_matrices(shard.header, config)
     ]

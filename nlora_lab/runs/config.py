@@ -133,7 +133,7 @@ class RunConfig:
             check_choice("device", self.device, DEVICES)
         if self.model != EMBEDDED:
             check_model(check_text("model", self.model, f"give {EMBEDDED!r}, a folder, or a hub id"))
-        if self.method == "full" and self.dropout:
+        if get_method(self.method).build is None and self.dropout:
             raise InputError(f"dropout={self.dropout!r}: full fine-tuning has no adapter to apply it to; leave it out")
         self._check_data_and_scale()
 

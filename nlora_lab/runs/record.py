@@ -62,6 +62,9 @@ FIELDS = {
 LATER_FIELDS = {"answers": TEXTS, "together": COUNT, "error": TEXT, "revision": TEXT}
 """The fields of ``Run`` that the first records lack."""
 
+LABELS = "labels"
+"""The names of the classes. The record of a run without a classification head lacks it."""
+
 HELD_OUT = "held_out"
 """The field with the measurements on the way. A record without any lacks it."""
 
@@ -97,6 +100,7 @@ def _values(record: Any) -> Iterator[tuple[str, Any, Kind]]:
             yield name, record[name], kind
     for name, value in record["metrics"].items():
         yield f"metrics.{name}", value, NUMBER
+    yield LABELS, record.get(LABELS, []), TEXTS
     yield HELD_OUT, record.get(HELD_OUT, {}), NUMBERS_BY_NAME
     for name, column in record["history"].items():
         yield f"history.{name}", column, COUNTS if name == "step" else NUMBERS

@@ -5,14 +5,13 @@ Training, estimates and the command line all take these decisions from here, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from nlora_lab.core.devices import Device, find_device
 from nlora_lab.methods.table import Method, get_method
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.tasks.generated import TASKS
 from nlora_lab.tasks.glue import GLUE
 from nlora_lab.tasks.registry import load_task
 from nlora_lab.tasks.task import Task
@@ -38,15 +37,11 @@ class ResolvedRun:
 
     @cached_property
     def task(self) -> Task:
-        """The task, with as many rows as the config asks for. Loaded when it is first needed.
-
-        Prompts of public tasks go through the tokenizer's chat template where there is one.
-        """
+        """The task, with as many rows as the config asks for. Loaded when it is first needed."""
         c = self.config
-        task = load_task(
+        return load_task(
             c.task, c.data, c.difficulty, columns=c.columns, train_rows=c.train_rows, test_rows=c.test_rows
         )
-        return replace(task, chat=True) if c.task not in TASKS and task.kind == "text" else task
 
     @cached_property
     def head(self) -> int:
@@ -57,6 +52,13 @@ class ResolvedRun:
         if self.config.task in GLUE:
             return max(1, len(GLUE[self.config.task].labels))
         return self.task.head if self.config.task == "own" else 0
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the outputs of the head. Empty if no classes are asked for."""
+        if self.config.task in GLUE:
+            return GLUE[self.config.task].labels
+        return self.task.labels if self.config.task == "own" and self.task.kind == "classes" else ()
 
 
 def resolve(cfg: RunConfig, device: Device | None = None) -> ResolvedRun:

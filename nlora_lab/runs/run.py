@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.devices import processor
+from nlora_lab.core.documents import parse_json, read_text
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import write_atomically
 from nlora_lab.models.names import EMBEDDED
@@ -21,6 +22,7 @@ from nlora_lab.runs.record import (
     FIELDS,
     FORMAT,
     HELD_OUT,
+    LABELS,
     LATER_FIELDS,
     check_record,
     number_or_nan,
@@ -96,6 +98,7 @@ class Run:
         revision: the commit at which a model from the hub was loaded.
         held_out: the measurements on the way, in the order of the steps, where ``RunConfig.measure_every`` asks for
             them. The first runs were not measured on the way.
+        labels: the names of the classes in the order of the outputs of the trained head. Empty without such a head.
         weights: the trained tensors on the CPU, by their names in the model that ``nlora_lab.training.setup.build``
             makes. They are not part of the record.
     """
@@ -115,6 +118,7 @@ class Run:
     error: str = ""
     revision: str = ""
     held_out: tuple[HeldOut, ...] = field(default=(), repr=False)
+    labels: tuple[str, ...] = field(default=(), repr=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -205,6 +209,7 @@ class Run:
             "metrics": {k: number_or_null(v) for k, v in self.metrics.items()},
             "final_loss": number_or_null(self.final_loss),
             **{k: getattr(self, k) for k in (*FIELDS, *LATER_FIELDS)},
+            **({LABELS: self.labels} if self.labels else {}),
             **_held_out_columns(self.held_out, digits),
             "history": columns,
         }
@@ -224,13 +229,12 @@ class Run:
             InputError: the record is damaged, or was written by a newer version.
         """
         try:
-            record = json.loads(text)
+            record = parse_json(text)
             check_record(record)
             config = RunConfig(**{**record["config"], "model": EMBEDDED})  # checks everything but the model
             object.__setattr__(config, "model", record["config"]["model"])
             values = {k: record[k] for k in (*FIELDS, *LATER_FIELDS) if k in record}
-            if "answers" in values:
-                values["answers"] = tuple(values["answers"])
+            values |= {name: tuple(record[name]) for name in ("answers", LABELS) if name in record}
             metrics = {k: number_or_nan(v) for k, v in record["metrics"].items()}
             values["held_out"] = _held_out(record.get(HELD_OUT, {}))
             return cls(config=config, steps=_steps(config, record["history"]), metrics=metrics, **values)
@@ -267,7 +271,7 @@ class Run:
             InputError: the file cannot be read, or the record is damaged or newer.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text(Path(path))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); give the file of a run") from error
         return cls.from_json(text)

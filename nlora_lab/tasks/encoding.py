@@ -69,20 +69,37 @@ def uses_chat(task: Task, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def prompt_texts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, chat: bool) -> list[str]:
-    """Return the prompts as the model sees them. With ``chat``, the chat template is applied, which adds ``<s>``."""
-    if not chat:
-        return list(prompts)
-    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return [
-        tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        for conversation in conversations
-    ]
+    """Return the prompts as the model sees them. With ``chat``, the chat template is applied, which adds ``<s>``.
+
+    Raises:
+        InputError: the chat template cannot be applied, or it loses the prompt.
+    """
+    return [_with_template(prompt, tokenizer) for prompt in prompts] if chat else list(prompts)
+
+
+def _with_template(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Apply a chat template to one prompt. Some templates take a message as text, and others as a list of parts."""
+    reason = "it leaves out the prompt"
+    for content in (prompt, [{"type": "text", "text": prompt}]):
+        try:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template is a program, and raises what it likes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+            continue
+        if isinstance(text, str) and prompt.strip() in text:
+            return text
+    raise InputError(
+        f"the chat template of the tokenizer cannot be used ({reason}); correct chat_template, or remove it to use "
+        "plain prompts"
+    )
 
 
 def prompt_ids(
     prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False, limit: int | None = None
 ) -> list[list[int]]:
-    """Return the token ids of the prompts, each with one ``<s>`` at its start.
+    """Return the token ids of the prompts, each with one ``<s>`` at its start and without ``</s>`` at its end.
 
     Args:
         prompts: the texts.
@@ -95,7 +112,17 @@ def prompt_ids(
     """
     # a template writes <s> itself, and the tokenizer would put another before it
     ids = tokenizer(prompt_texts(prompts, tokenizer, chat), add_special_tokens=not chat)["input_ids"]
-    return [list(prompt) if limit is None else last_tokens(prompt, limit, tokenizer) for prompt in ids]
+    after = 0 if chat else _tokens_after_a_text(tokenizer)
+    ids = [list(prompt[: len(prompt) - after]) for prompt in ids]
+    return [prompt if limit is None else last_tokens(prompt, limit, tokenizer) for prompt in ids]
+
+
+def _tokens_after_a_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many special tokens the tokenizer puts after a text. After a prompt they would end the answer."""
+    alone = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer("a")["input_ids"])
+    starts = range(len(ids) - len(alone) + 1) if alone else ()
+    return next((len(ids) - start - len(alone) for start in starts if ids[start : start + len(alone)] == alone), 0)
 
 
 def last_tokens(ids: list[int], n: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -112,7 +139,7 @@ def last_tokens(ids: list[int], n: int, tokenizer: PreTrainedTokenizerBase) -> l
 
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
     """Encode rows of text as ``<s> prompt target </s>``. The labels of the prompt are ``IGNORED``."""
-    prompts = tokenizer(list(rows["prompt"]))["input_ids"]
+    prompts = prompt_ids(list(rows["prompt"]), tokenizer)
     targets = tokenizer(list(rows["target"]), add_special_tokens=False)["input_ids"]
     end = [tokenizer.eos_token_id]
     return [_example(p, [*t, *end]) for p, t in zip(prompts, targets, strict=True)]

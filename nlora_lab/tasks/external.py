@@ -94,7 +94,8 @@ def load_external(name: str, path: str | Path | None = None, columns: str | None
     from datasets import Dataset
 
     splits = {split: Dataset.from_list(split_rows) for split, split_rows in rows.items()}
-    return Task(name, f"from {source.where}", **task_format.fields, **splits)
+    is_text = task_format.fields.get("kind", "text") == "text"
+    return Task(name, f"from {source.where}", **splits, chat=is_text, **task_format.fields)
 
 
 def _place(name: str, path: str | Path | None) -> tuple[str | Path, str | None, tuple[str, ...]]:
@@ -104,8 +105,10 @@ def _place(name: str, path: str | Path | None) -> tuple[str | Path, str | None, 
             raise InputError("task='own' needs data: a file, a folder of train.jsonl and test.jsonl, or a hub id")
         return path, None, ("data",)
     if name in GLUE:
-        return path or GLUE_ID, name, (name, "data")
-    return (path or GSM8K_ID, "main", ("main",)) if name == "gsm8k" else (path or METAMATH_ID, None, ("main", "gsm8k"))
+        return GLUE_ID if path is None else path, name, (name, "data")
+    if name == "gsm8k":
+        return GSM8K_ID if path is None else path, "main", ("main",)
+    return METAMATH_ID if path is None else path, None, ("main", "gsm8k")
 
 
 def _own_format(train: Sequence[Part], columns: str | None) -> TaskFormat:

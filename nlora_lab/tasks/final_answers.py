@@ -14,9 +14,10 @@ MARKED_ANSWER = re.compile(
 )
 LATEX_WRAPPER = re.compile(r"\\(?:boxed|text)\{([^{}]*)\}")
 NUMBER = re.compile(
-    r"[\s$*]*(-?)[\s$]*(\d[\d,]*(?:\.\d+)?|\.\d+)"
-    # then the end, perhaps with a remark in brackets; or a unit, which is longer than the x of a formula
-    r"(?=[\s.*$]*(?:\([^()]*\))?[\s.]*$|%|\.?\s+[A-Za-z]{2,}|[A-Za-z]{2,}[\s.]*$)"
+    r"[\s*\\$€£¥]*(-?)[\s\\$€£¥]*(\d[\d,]*(?:\.\d+)?|\.\d+)"
+    # then the end, perhaps with a remark in brackets; or a unit: a word, or a letter that is not the x of a formula
+    r"(?=[\s.*\\$€£¥?;:]*(?:\([^()]*\))?[\s.?;:]*$|\s*\\?%|\.?\s+[A-Za-z]{2,}|[A-Za-z]{2,}[\s.?;:]*$"
+    r"|\s+[cghklLmst][\s.?;:]*$)"
 )
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 NEXT_QUESTION = "\nQuestion:"

@@ -53,12 +53,21 @@ def text_rows(part: Part, columns: tuple[str, str]) -> list[dict[str, str]]:
     """
     prompts, targets = part.texts(columns[0]), part.texts(columns[1])
     if columns[0] == "instruction" and "input" in part.columns:
-        inputs = [cell or "" for cell in part.column("input")]
-        prompts = [f"{p}\n{i}" if i else p for p, i in zip(prompts, inputs, strict=True)]
+        inputs = [_input_text(part, row, cell) for row, cell in enumerate(part.column("input"), start=1)]
+        prompts = [f"{p}\n{i}" if i.strip() else p for p, i in zip(prompts, inputs, strict=True)]
     return [
         {"prompt": p, "target": t if p[-1].isspace() or t[0].isspace() else f" {t}", "answer": t.strip()}
         for p, t in zip(prompts, targets, strict=True)
     ]
+
+
+def _input_text(part: Part, row: int, cell: Any) -> str:
+    """The text of a cell of ``input``. A missing cell is "", and a number counts as its digits."""
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    if isinstance(cell, bool) or not isinstance(cell, int | float):
+        raise InputError(f"{part.where}, row {row}: input={cell!r} must be text, a number, or left out")
+    return str(cell)
 
 
 def class_names(parts: Sequence[Part], column: str) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
+from nlora_lab.core import documents
+from nlora_lab.core.documents import parse_json
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path
 from nlora_lab.models.hub import check_reachable
@@ -146,7 +148,7 @@ def open_source(place: str | Path, config: str | None = None, subfolders: Sequen
     """
     path = expand_path(place)
     try:
-        is_file, is_folder = path.is_file(), path.is_dir()
+        is_file, is_folder = path.is_file(), bool(str(place)) and path.is_dir()  # "" would be the current folder
     except (OSError, ValueError):  # the path is too long, or has a NUL in it
         is_file = is_folder = False
     if is_file:
@@ -265,7 +267,7 @@ def read_file(path: Path) -> Part:
 def read_text(path: Path, remedy: str) -> str:
     """Read a UTF-8 file. An ``InputError`` names the file and ends with ``remedy``."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return documents.read_text(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); {remedy}") from error
 
@@ -276,8 +278,8 @@ def json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise InputError(f"{path}, line {number} is not JSON ({error}); {DOWNLOAD_AGAIN}") from error
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} is not an object; {WRITE_AN_OBJECT}")
@@ -286,8 +288,8 @@ def json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _array_rows(path: Path, text: str) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        rows = parse_json(text)
+    except ValueError as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"{path}{line} is not JSON ({error}); {DOWNLOAD_AGAIN}") from error
     for number, row in enumerate(rows, start=1):

@@ -43,7 +43,7 @@ class Task:
         labels: the answers to choose from, or the names of the classes in the order of their numbers. Empty for the
             kinds "text" and "score".
         kind: "text", "choice", "classes" or "score".
-        chat: whether prompts go through the chat template of the tokenizer, if it has one.
+        chat: whether prompts go through the chat template of the tokenizer, if it has one. External tasks in text do.
         final: reads the final answer from a generated text. It returns ``None`` if the text has none.
         measures: the names of the measures that ``measure`` computes. The first one is the one to compare runs by.
     """

@@ -1,8 +1,9 @@
 """Checkpoints of a run: everything that is needed to resume it, written completely or not at all.
 
-A checkpoint is a folder ``step-<number>``. It holds the trained weights and the optimiser's state (``state.pt``), the
-steps so far and their config (``run.json``), and the random numbers of each process. The digests of these files are
-written last. If they do not match, because the disk filled up or a copy is incomplete, the one before it is used.
+A checkpoint is a folder ``step-<number>``. It holds the trained weights and the tensors of the optimiser's state
+(``state.safetensors``), its numbers (``optimizer.json``), the steps so far and their config (``run.json``), and the
+random numbers of each process. No file is a pickle. The digests of these files are written last. If they do not match,
+because the disk filled up or a copy is incomplete, or if a file cannot be used, the checkpoint before it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -19,10 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from nlora_lab.core.errors import InputError
+from nlora_lab.core.documents import check_regular, read_json, read_text
+from nlora_lab.core.errors import CheckpointError, InputError, ModelError
 from nlora_lab.core.files import check_writable, expand_path
 from nlora_lab.core.validation import check_whole_number
+from nlora_lab.models.safetensors import Header, read_header
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Run, Step
 from nlora_lab.runs.store import run_key
@@ -34,7 +39,11 @@ if TYPE_CHECKING:
 
 KEPT = 2  # checkpoints: the newest, and the one before it
 CHECKPOINT_EVERY = 100  # steps, unless something else is asked for
-DIGESTS, ROWS = "digests.json", "rows.txt"
+DIGESTS, ROWS, RUN = "digests.json", "rows.txt", "run.json"
+STATE, OPTIMIZER = "state.safetensors", "optimizer.json"
+PICKLE = "state.pt"  # of the first versions
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shapes of the trained parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -66,30 +75,41 @@ class CheckpointFolder:
         """Whether a checkpoint is due after ``step`` updates."""
         return step % self.every == 0 or step == self.cfg.steps
 
-    def newest(self, digest: str | None = None, revision: str = "") -> SavedCheckpoint | None:
-        """Find the newest complete checkpoint.
+    def newest(
+        self, digest: str | None = None, revision: str = "", shapes: Shapes | None = None
+    ) -> SavedCheckpoint | None:
+        """Find the newest checkpoint that can be used. One that cannot is named in a warning.
 
         Args:
             digest: the digest of the training rows, or ``None`` to accept any rows.
             revision: the commit of the model, or "" to accept any commit.
+            shapes: the shapes of the parameters that will train, or ``None`` to accept any.
 
         Returns:
             The checkpoint, or ``None`` if there is none.
 
         Raises:
+            CheckpointError: there are checkpoints, and none can be used. The message names a file.
             InputError: the checkpoint was trained on different rows, or from another commit of the model.
         """
+        unusable: list[str] = []
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            if not _is_complete(folder):
+            try:
+                run = _read_run(folder, shapes)
+            except CheckpointError as error:
+                unusable.append(str(error))
                 continue
-            run = Run.load(folder / "run.json")
             if run_key(run.config) == run_key(self.cfg):
                 self._check_same(folder, run, digest, revision)
+                for reason in unusable:
+                    warnings.warn(f"{reason}; the checkpoint before it is used", stacklevel=2)
                 return SavedCheckpoint(folder, run)
+        if unusable:
+            raise CheckpointError(f"{unusable[0]}; remove {self.folder} to start again")
         return None
 
     def _check_same(self, folder: Path, run: Run, digest: str | None, revision: str) -> None:
-        if digest is not None and (folder / ROWS).read_text(encoding="utf-8") != digest:
+        if digest is not None and read_text(folder / ROWS) != digest:
             raise InputError(
                 f"the training rows differ from those of {folder}; restore the data, or remove {self.folder} to start "
                 "again"
@@ -118,22 +138,22 @@ class CheckpointFolder:
         with _warn_if_not_written(place):
             if accelerator.is_main_process:
                 for litter in self.folder.glob(".*.part"):  # of a process that was killed while it wrote
-                    shutil.rmtree(litter)
+                    shutil.rmtree(litter, ignore_errors=True)  # or of another run, which has just finished it
                 part.mkdir(parents=True)
         accelerator.wait_for_everyone()
         with _warn_if_not_written(place):
-            torch.save(_random_state(), part / _random_file(accelerator))
+            save_file(_random_state(), part / _random_file(accelerator))
         accelerator.wait_for_everyone()
         with _warn_if_not_written(place):
             if accelerator.is_main_process:
-                torch.save(state, part / "state.pt")
-                run.save(part / "run.json")
+                _write_state(state, part)
+                run.save(part / RUN)
                 (part / ROWS).write_text(digest, encoding="utf-8")
                 (part / DIGESTS).write_text(json.dumps(_digests(part)), encoding="utf-8")
                 shutil.rmtree(place, ignore_errors=True)
                 part.rename(place)
                 for old in sorted(self.folder.glob("step-*"))[:-KEPT]:
-                    shutil.rmtree(old)
+                    shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: SavedCheckpoint, accelerator: Accelerator, model: Any, optimizer: Any) -> None:
@@ -147,12 +167,12 @@ class CheckpointFolder:
         """
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-        state = torch.load(checkpoint.folder / "state.pt", map_location="cpu", weights_only=True)
+        state = _read_state(checkpoint.folder)
         load_weights(model, state["model"])
         set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_options())
         random_numbers = checkpoint.folder / _random_file(accelerator)
         if random_numbers.is_file():  # there is none if more processes resume than wrote the checkpoint
-            _set_random_state(torch.load(random_numbers, weights_only=True))
+            _set_random_state(load_file(random_numbers))
 
 
 @dataclass(frozen=True)
@@ -214,7 +234,7 @@ def load_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
 def _warn_if_not_written(place: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, InputError) as error:  # torch's zip writer raises RuntimeError
+    except (OSError, SafetensorError, InputError) as error:
         reason = " ".join(str(error).split())[:150]
         warnings.warn(f"the checkpoint {place} could not be written ({reason}); the run continues", stacklevel=3)
 
@@ -249,16 +269,90 @@ def _set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def _random_file(accelerator: Accelerator) -> str:
-    return f"random-{accelerator.process_index}.pt"
+    return f"random-{accelerator.process_index}.safetensors"
+
+
+def _write_state(state: dict[str, Any], folder: Path) -> None:
+    """Write what ``_state`` returns: tensors into a safetensors file, and all other values as JSON."""
+    tensors = {f"model/{name}": value for name, value in state["model"].items()}
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, values in state["optimizer"]["state"].items():
+        for field, value in values.items():
+            if torch.is_tensor(value):
+                tensors[f"optimizer/{field}/{name}"] = value
+            else:
+                numbers.setdefault(name, {})[field] = value
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / STATE)
+    document = {"state": numbers, "param_groups": state["optimizer"]["param_groups"]}
+    (folder / OPTIMIZER).write_text(json.dumps(document), encoding="utf-8")
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Read what ``_write_state`` wrote."""
+    document = read_json(folder / OPTIMIZER)
+    state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in document["state"].items()}
+    model = {}
+    for key, value in load_file(folder / STATE).items():
+        kind, _, name = key.partition("/")
+        if kind == "model":
+            model[name] = value
+        else:
+            field, _, name = name.partition("/")
+            state.setdefault(name, {})[field] = value
+    groups = [
+        {field: tuple(value) if field == "betas" else value for field, value in group.items()}
+        for group in document["param_groups"]
+    ]
+    return {"model": model, "optimizer": {"state": state, "param_groups": groups}}
+
+
+def _read_run(folder: Path, shapes: Shapes | None) -> Run:
+    """Check every file of a checkpoint, and return its run. A ``CheckpointError`` names the file."""
+    if (folder / PICKLE).exists():
+        raise CheckpointError(f"{folder / PICKLE} is a pickle of an earlier version, and none is ever opened")
+    file = folder / DIGESTS
+    try:
+        digests = read_json(file)
+        if not isinstance(digests, dict):
+            raise ValueError("it is not an object")
+        for file in (folder / name for name in (STATE, OPTIMIZER, RUN, ROWS)):
+            if digests.get(file.name) != _digest(file):
+                raise ValueError("it is not as it was written")
+        file = folder / OPTIMIZER
+        groups = read_json(file)["param_groups"]
+        trained = {name for group in groups for name in group["params"]}
+        file = folder / STATE
+        _check_state(read_header(file), trained, shapes)
+        file = folder / ROWS
+        read_text(file)
+        file = folder / RUN
+        return Run.load(file)
+    except ModelError as error:
+        raise CheckpointError(str(error).partition("; ")[0]) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{error}".split())[:150]
+        raise CheckpointError(f"the checkpoint file {file} cannot be used ({reason})") from error
+
+
+def _check_state(header: Header, trained: set[str], shapes: Shapes | None) -> None:
+    """Check that a state has every trained parameter, in the shapes of the model."""
+    saved = {name.removeprefix("model/"): tuple(shape) for name, (_, shape) in header.items() if name[:6] == "model/"}
+    if trained != set(saved):
+        raise ValueError("its weights are not those of its optimiser")
+    for name, shape in (saved if shapes is None else shapes).items():
+        if saved.get(name) != tuple(shape):
+            raise ValueError(f"{name} is {saved.get(name)} in it, and {tuple(shape)} in the model")
+    for key, (_, size) in header.items():
+        _, field, name = (*key.split("/", 2), "")[:3]
+        if field.startswith("exp_avg") and tuple(size) != saved.get(name):
+            raise ValueError(f"{key} is {tuple(size)}, and its weight {saved.get(name)}")
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = [file for file in folder.iterdir() if file.name != DIGESTS]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.name: _digest(file) for file in folder.iterdir() if file.name != DIGESTS}
 
 
-def _is_complete(folder: Path) -> bool:
-    try:
-        return bool(json.loads((folder / DIGESTS).read_text(encoding="utf-8")) == _digests(folder))
-    except (OSError, ValueError):
-        return False
+def _digest(file: Path) -> str:
+    check_regular(file)
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

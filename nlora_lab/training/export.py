@@ -13,7 +13,11 @@ from safetensors import SafetensorError
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path, write_atomically
 from nlora_lab.core.validation import check_choice
+from nlora_lab.evaluation.saved import saved_classes
+from nlora_lab.methods.plain_lora import check_plain, subtracts_start, with_twice_the_rank
 from nlora_lab.methods.table import METHODS
+from nlora_lab.models.heads import class_names, name_classes
+from nlora_lab.models.layers import head_modules
 from nlora_lab.models.loading import DTYPES, stored_dtype
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.runs.config import RunConfig
@@ -80,14 +84,17 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
     check_choice("form", form, FORMS)
     _check_weights(run)
     folder, kind = expand_path(path), METHODS[run.config.method]
-    if form == "lora" and (kind.build is None or kind.name == "dora"):
+    if form == "lora" and kind.build is None:
         raise InputError(f"{kind.label} cannot be written as a plain LoRA adapter; choose form='peft'")
     model, tokenizer = tuned_model(run)
+    is_ours = hasattr(model.base_model, "prefix") and model.base_model.prefix == "nlora_"
+    if form == "lora" and not is_ours:
+        check_plain(model.peft_config["default"], kind.label)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if form == "lora" and kind.writes_base:
+        if form == "lora" and not is_ours and subtracts_start(model.peft_config["default"]):
             _save_difference(model, run, folder)
-        elif form == "lora" and hasattr(model.base_model, "prefix") and model.base_model.prefix == "nlora_":
+        elif form == "lora" and is_ours:
             from nlora_lab.adapters import save_as_lora
 
             save_as_lora(model, folder)
@@ -97,6 +104,8 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
             model.save_pretrained(str(folder))
             if kind.build is None:
                 tokenizer.save_pretrained(str(folder))
+        if kind.build is not None and form != "merged":
+            _save_classes(model, folder)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be written ({error}); choose another folder") from error
     return folder
@@ -121,27 +130,27 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None,
         InputError: ``adapter`` holds no adapter, does not name its base model or does not fit it, the dtype is
             unknown, or ``path`` cannot be written.
     """
-    from peft import PeftConfig, PeftModel
-
-    import nlora_lab.adapters  # noqa: F401 - makes this package's adapters known to PEFT
+    from nlora_lab.adapters.saved import load_adapter, read_adapter
     from nlora_lab.models.loading import load_model
 
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
     source = expand_path(adapter)
-    if not (source / "adapter_config.json").is_file():
-        raise InputError(f"{str(adapter)!r} holds no adapter_config.json; give a folder that save_pretrained wrote")
-    config = PeftConfig.from_pretrained(str(source))
-    name = model or config.base_model_name_or_path
+    config, _ = read_adapter(source)
+    name = config.base_model_name_or_path if model is None else model
     if not name:
         raise InputError(f"{str(adapter)!r} does not name its base model; set model='…'")
     head = _outputs(source) if config.task_type == "SEQ_CLS" else 0
     base, tokenizer = load_model(_portable_name(name), head=head, revision=None if model else config.revision)
+    if head > 1 and (labels := saved_classes(source) or class_names(base.config)):
+        name_classes(base, labels)
     folder = expand_path(path)
     try:
-        merged = PeftModel.from_pretrained(base, str(source)).merge_and_unload()
+        merged = load_adapter(base, source).merge_and_unload()
         folder.mkdir(parents=True, exist_ok=True)
         _save_whole(merged, tokenizer, folder, dtype)
+    except InputError:
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{str(adapter)!r} cannot be merged into {name!r} and written ({reason})") from error
@@ -153,6 +162,13 @@ def _save_whole(model: Any, tokenizer: Any, folder: Path, dtype: str | None = No
 
     model.to(stored_dtype(model) if dtype is None else getattr(torch, dtype)).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def _save_classes(model: Any, folder: Path) -> None:
+    """Write the config of a classifier beside its adapter, because only the config says which output is which class."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if head_modules(base):
+        base.config.save_pretrained(str(folder))
 
 
 def _portable_name(name: str) -> str:
@@ -175,7 +191,6 @@ def _outputs(adapter: Path) -> int:
 def _save_difference(model: Any, run: Run, folder: Path) -> None:
     """Write ``[B, −B0] [A; A0]``, of rank 2r: what PiSSA and OLoRA, which train ``B A`` on a residual, add to W."""
     import torch
-    from peft import LoraConfig
     from safetensors.torch import save_file
 
     from nlora_lab.training.setup import build
@@ -191,13 +206,7 @@ def _save_difference(model: Any, run: Run, folder: Path) -> None:
         then, left = before[name].detach(), ".lora_B." in name
         joined = torch.cat([now.detach(), -then if left else then], dim=1 if left else 0)
         weights[name.replace(".default.", ".")] = joined.contiguous()
-    config = model.peft_config["default"]
-    # s = alpha / r stays what it was when both are doubled
-    LoraConfig(
-        r=2 * config.r, lora_alpha=2 * config.lora_alpha, target_modules=sorted(config.target_modules),
-        modules_to_save=config.modules_to_save, task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path, inference_mode=True,
-    ).save_pretrained(str(folder))  # fmt: skip
+    with_twice_the_rank(model.peft_config["default"]).save_pretrained(str(folder))
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -53,6 +54,7 @@ class RunState:
     error: str = ""
     revision: str = ""
     held_out: tuple[HeldOut, ...] = ()
+    labels: tuple[str, ...] = ()
     weights: dict[str, torch.Tensor] | None = None
 
     def add(self, step: Step) -> bool:
@@ -62,8 +64,9 @@ class RunState:
         return not self.diverged
 
     def describe(self, model: Any, data: TrainingData) -> None:
-        """Note what is known before the first step: trainable numbers, the model's commit, examples that were cut."""
+        """Note what is known before the first step: trainable numbers, commit, classes, examples that were cut."""
         self.trainable, self.revision = trainable_parameters(model), revision_of(model)
+        self.labels = data.task.labels if data.task.kind == "classes" else ()
         if data.training.cut:
             self.metrics["cut"] = data.training.cut
 
@@ -126,6 +129,7 @@ class TrainingSession:
         self._compiled = torch.compile(self.model, dynamic=True) if self.config.compile else self.model
         self._parts = distributed.parts_of(self.config, self.accelerator)
         self._started = time.perf_counter() - self.state.seconds
+        self._looked_for_gradients = False
 
     @property
     def config(self) -> RunConfig:
@@ -139,6 +143,9 @@ class TrainingSession:
     def backward(self, batch: Any) -> torch.Tensor:
         """Run the model forward and backward. Return the mean loss over the targets of ``batch``, a scalar tensor."""
         loss = distributed.backward(self.accelerator, self._compiled, batch, self._parts)
+        if not self._looked_for_gradients:
+            self._looked_for_gradients = True
+            warn_of_missing_gradients(self.model)
         self.memory.look()
         return loss
 
@@ -173,6 +180,23 @@ class TrainingSession:
     def stop_clock(self) -> None:
         """Write the time and the memory that training has taken so far into the state."""
         self.state.seconds, self.state.peak_memory = time.perf_counter() - self._started, self.memory.bytes
+
+
+def warn_of_missing_gradients(model: Any) -> None:
+    """Name the trained parameters that the first backward pass has not reached. They do not train.
+
+    Args:
+        model: the model, after a backward pass.
+    """
+    parameters = dict(model.named_parameters())
+    missing = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
+    if missing and not all(p.requires_grad for p in parameters.values()):  # full fine-tuning chooses no layers
+        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        warnings.warn(
+            f"{len(missing)} trained parameters got no gradient in the first step and may never train: {names}; "
+            "leave their layers out of target_modules",
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from nlora_lab.core.devices import PeakMemory
 from nlora_lab.core.interrupts import StopCheck, never_stop, raise_if_stopped
 from nlora_lab.estimates.requirements import check_fit
 from nlora_lab.methods.attachment import attach
+from nlora_lab.models.heads import check_end_tokens
 from nlora_lab.models.loading import LOADING_LOCK, load_model, position_limit, revision_of
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.resolution import ResolvedRun, resolve
@@ -56,6 +57,8 @@ def set_up(
     data = TrainingData(cfg, task, tokenizer, token_limit(cfg, model, tokenizer), position_limit(model, tokenizer))
     if cfg.batching == "packed":
         check_packing(model, data)
+    if task.head:
+        check_end_tokens(model, tokenizer, [*data.training.rows, *data.validation.rows, *data.test.rows])
     state.describe(model, data)
     base = load_untouched_base(run)
     observed = ObservedPeftModel(model, base)
@@ -65,7 +68,8 @@ def set_up(
         state.metrics["step0_change"] = measurement.first_change(model, data, base)
     raise_if_stopped(should_stop)
 
-    checkpoint = None if folder is None else folder.newest(data.digest, state.revision)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    checkpoint = None if folder is None else folder.newest(data.digest, state.revision, shapes)
     if checkpoint is not None:
         state.continue_from(checkpoint.run)
     done = len(state.steps)
@@ -145,7 +149,8 @@ def move_by_rounding(model: Any, replicate: int) -> None:
 def load_base(run: ResolvedRun, head: int = 0) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load the model of ``run`` on the CPU without an adapter, and its tokenizer. ``head``: see ``load_model``."""
     c = run.config
-    return load_model(c.model, head=head, revision=c.revision, dtype=run.dtype, attention=c.attention)
+    labels = run.labels if head else ()
+    return load_model(c.model, head=head, labels=labels, revision=c.revision, dtype=run.dtype, attention=c.attention)
 
 
 def load_untouched_base(run: ResolvedRun) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from factories import ARCHITECTURES, PRESETS, adapted, apart, base_logits, base_
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from nlora_lab.adapters import inttune, nlora, save_as_lora, slora
+from nlora_lab.adapters import export, inttune, nlora, save_as_lora, slora
 from nlora_lab.core.errors import InputError
 
 STOCK = """
@@ -201,3 +202,84 @@ def test_an_integral_alpha_is_written_as_an_integer(tmp_path):
     assert (config["r"], config["lora_alpha"]) == (8, 8)
     assert isinstance(config["lora_alpha"], int)
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
+
+
+def with_resized_embeddings(folder):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(5)
+    model.resize_token_embeddings(101)
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_both_routes_to_a_lora_adapter_keep_resized_embeddings(tmp_path, tied):
+    base_model("gpt2" if tied else "llama").save_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    model = get_peft_model(with_resized_embeddings(tmp_path / "base"), slora(4, target_modules="all-linear")).eval()
+    move(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(tmp_path / "saved")
+    live, saved = save_as_lora(model, tmp_path / "live"), save_as_lora(tmp_path / "saved", tmp_path / "from folder")
+    first, second = load_file(live / "adapter_model.safetensors"), load_file(saved / "adapter_model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(len(tensor) == 101 for tensor in first.values())
+
+
+@pytest.mark.parametrize("name", ["mlp", "model", "weight", "layers", "nlora_A", "base_layer", "0", "a.b"])
+def test_an_adapter_called_like_a_part_of_the_model_is_refused_when_it_is_added(name):
+    model = get_peft_model(base_model("llama"), slora(4))
+    with pytest.raises(InputError, match=f"adapter_name={name!r}"):
+        model.add_adapter(name, slora(4))
+    with pytest.raises(InputError, match=f"adapter_name={name!r}"):
+        get_peft_model(base_model("llama"), slora(4), adapter_name=name)
+    model.add_adapter("second", slora(4))
+
+
+@pytest.mark.parametrize("name", ["default", "second", "adapter-1", "poems_v2"])
+def test_an_adapter_of_any_other_name_is_saved_completely(name, tmp_path):
+    model = get_peft_model(base_model("llama"), slora(4, target_modules="all-linear"), adapter_name=name)
+    model.save_pretrained(tmp_path)
+    place = tmp_path if name == "default" else tmp_path / name
+    assert len(load_file(place / "adapter_model.safetensors")) == 3 * 14
+    assert len(load_file(save_as_lora(model, tmp_path / "lora", name) / "adapter_model.safetensors")) == 2 * 14
+
+
+def test_layers_that_got_lost_are_counted_before_anything_is_written(tmp_path, monkeypatch):
+    model = get_peft_model(base_model("llama"), slora(4, target_modules="all-linear"))
+    complete = export.get_peft_model_state_dict
+
+    def without_mlp(*args, **options):
+        return {k: v for k, v in complete(*args, **options).items() if ".mlp." not in k}
+
+    monkeypatch.setattr(export, "get_peft_model_state_dict", without_mlp)
+    with pytest.raises(InputError, match="8 of the 14 layers"):
+        save_as_lora(model, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+
+
+class Twins(torch.nn.Module):
+    """Layers whose names end alike, and a name that means more as a regular expression than it says."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.ab, self.axb = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self.x, self.a = torch.nn.Module(), torch.nn.Module()
+        self.x.ab, self.a.b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.axb(self.x.ab(self.ab(self.a.b(x))))
+
+
+def test_the_rank_of_one_layer_is_not_that_of_another_whose_name_ends_alike(tmp_path):
+    model = get_peft_model(Twins(), slora(2, target_modules=["ab", "x.ab", "a.b", "axb"], rank_pattern={
+        "^ab$": 3, "^x.ab$": 4, "^a[.]b$": 5, "^axb$": 2}, alpha_pattern={"^a[.]b$": 7.0}))  # fmt: skip
+    move(model)
+    x = torch.ones(1, 8)
+    folder = save_as_lora(model, tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(Twins(), folder)
+    assert apart(loaded(x).detach(), model(x).detach()) < 1e-5

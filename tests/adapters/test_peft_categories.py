@@ -37,6 +37,7 @@ from peft import (
 from torch import nn
 
 from nlora_lab.adapters import NLoraConfig, NLoraLayer, NLoraModel, nlora, slora
+from nlora_lab.core.errors import InputError
 
 presets = pytest.mark.parametrize("name", list(PRESETS))
 architectures = pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -380,12 +381,12 @@ def test_pefts_own_conversion_to_lora_by_svd(ids):
 
 
 def test_rank_patterns_that_match_nothing_are_reported():
-    with pytest.warns(RuntimeWarning, match="rank_pattern"):
+    with pytest.raises(InputError, match="rank_pattern: 'no_such' matches no module"):
         get_peft_model(base_model("llama"), slora(4, rank_pattern={"no_such": 2}))
 
 
 def test_excluded_modules_that_match_nothing_are_reported():
-    with pytest.warns(UserWarning, match="exclude_modules"):
+    with pytest.raises(InputError, match="exclude_modules: 'no_such' matches no module"):
         get_peft_model(base_model("llama"), slora(4, exclude_modules=["no_such"]))
 
 

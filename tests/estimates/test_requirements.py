@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import ROOT
+from factories import ROOT, write_lines
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig
 
 from nlora_lab.core.devices import Device
@@ -27,6 +27,7 @@ from nlora_lab.methods.table import METHODS
 from nlora_lab.models import batch_limits
 from nlora_lab.models.loading import load_model, meta_body
 from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.resolution import resolve
 
 CPU = Device("cpu", "no", "CPU, float32")
 SMALL = {
@@ -295,7 +296,7 @@ def test_bad_input_is_named():
         estimate(RunConfig(), "V100")
     with pytest.raises(InputError, match=r"rank=500 is above 128, .*smaller rank"):
         estimate(RunConfig(rank=500))
-    with pytest.raises(InputError, match="target_modules='nobody' matches no layer"):
+    with pytest.raises(InputError, match="target_modules: 'nobody' matches no layer"):
         estimate(RunConfig(target_modules="nobody"))
 
 
@@ -357,3 +358,12 @@ def test_a_longer_row_costs_a_token_more_only_by_its_mask():
     assert token_bytes(arch, added, 200, setting) - token_bytes(arch, added, 100, setting) == 400
     eager = replace(setting, eager_attention=True)
     assert token_bytes(arch, added, 200, eager) - token_bytes(arch, added, 100, eager) == 4 * 4 * 100
+
+
+def test_a_classifier_of_own_data_has_no_logits_of_a_language_model(tmp_path):
+    rows = [{"text": f"pears {i}", "label": i % 2} for i in range(40)]
+    cfg = RunConfig("slora", task="own", data=write_lines(tmp_path / "own.jsonl", rows))
+    needs = estimate(cfg)
+    assert needs.logits == 0
+    assert needs.total == estimate(cfg, head=2).total < estimate(cfg, head=0).total
+    assert resolve(cfg).head == resolve(cfg).task.head == 2

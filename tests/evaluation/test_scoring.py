@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-from factories import tiny_bert, tiny_llama
+from factories import EMBEDDED, tiny_bert, tiny_llama
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.interrupts import Interrupted
 from nlora_lab.evaluation.generation import batch_spans, greedy, label_tokens, longest_answer, pad_left, split_labels
 from nlora_lab.evaluation.scoring import accuracy, answers, mark_answers, mean_loss, measure, task_prompts
 from nlora_lab.models import batch_limits
+from nlora_lab.models.loading import load_model
 from nlora_lab.tasks.batches import plain_batches
 from nlora_lab.tasks.encoding import encode_task, few_shot, prompt_ids
 from nlora_lab.tasks.final_answers import full_answer, marked_answer
@@ -23,6 +25,7 @@ from nlora_lab.tasks.generated import TASKS
 from nlora_lab.tasks.glue import compute_measures
 from nlora_lab.tasks.registry import load_task
 from nlora_lab.tasks.task import Task
+from nlora_lab.training.export import _save_whole
 
 
 def task_for(rows, **changes):
@@ -356,3 +359,20 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(tokenizer):
     small.room = 0
     with pytest.raises(torch.OutOfMemoryError):
         answers(small, tokenizer, task)
+
+
+@pytest.mark.parametrize(("own", "ends"), [(887, [2, 887]), ([0, 887], [0, 2, 887]), (0, [0, 2]), (2, 2), (None, 2)])
+def test_an_answer_ends_at_the_tokens_of_the_model_and_of_the_tokenizer(embedded, tmp_path, own, ends):
+    folder = shutil.copytree(EMBEDDED, tmp_path / "model")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": own}))
+    model, tokenizer = load_model(str(folder))
+    assert model.generation_config.eos_token_id == ends
+    task = load_task("word-problems", test_rows=6)
+    assert answers(model, tokenizer, task) == answers(*embedded, task)
+    if own is not None:  # also of a model that was loaded elsewhere
+        model.generation_config.eos_token_id = own
+        assert answers(model, tokenizer, task) == answers(*embedded, task)
+    model.generation_config.eos_token_id = ends
+    _save_whole(model, tokenizer, tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == ends

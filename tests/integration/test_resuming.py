@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +14,11 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from nlora_lab.core.errors import InputError
+from nlora_lab.core.errors import CheckpointError, InputError
+from nlora_lab.models.names import is_pickle
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.training import checkpoints as resume
 from nlora_lab.training.checkpoints import CheckpointFolder, RemainingBatches
@@ -63,10 +68,79 @@ def test_two_are_kept_and_a_damaged_one_is_passed_over(undisturbed, tmp_path):
     stopped_after(5, tmp_path)
     folders = sorted(CheckpointFolder(tmp_path, CFG).folder.glob("step-*"))
     assert [f.name for f in folders] == ["step-00000004", "step-00000005"]
-    state = folders[-1] / "state.pt"
+    state = folders[-1] / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1000])  # half of it was written
-    assert len(CheckpointFolder(tmp_path, CFG).newest().run.steps) == 4
-    assert histories(fine_tune(CFG, checkpoints=tmp_path)) == histories(undisturbed)
+    with pytest.warns(UserWarning, match=r"step-00000005/state\.safetensors cannot be used"):
+        assert len(CheckpointFolder(tmp_path, CFG).newest().run.steps) == 4
+    with pytest.warns(UserWarning, match="the checkpoint before it is used"):
+        assert histories(fine_tune(CFG, checkpoints=tmp_path)) == histories(undisturbed)
+
+
+def sign(folder):
+    """Make the digests of a damaged checkpoint right."""
+    digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir() if f.name != "digests.json"}
+    (folder / "digests.json").write_text(json.dumps(digests))
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def reshape(file):
+    weights = load_file(file)
+    save_file({name: torch.ones(2, 3) if name.startswith("model/") else weights[name] for name in weights}, file)
+
+
+DAMAGE = {
+    "missing": lambda file: file.unlink(),
+    "empty": lambda file: file.write_bytes(b""),
+    "junk": lambda file: file.write_bytes(os.urandom(500)),
+    "not UTF-8": lambda file: file.write_bytes(b'{"a": "\xff"}'),
+    "not an object": lambda file: file.write_bytes(b"[]"),
+    "a pipe": pipe,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    home = tmp_path_factory.mktemp("two")
+    stopped_after(3, home)
+    return home
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("damage", [*DAMAGE, "other shapes"])
+@pytest.mark.parametrize("name", ["state.safetensors", "optimizer.json", "run.json", "rows.txt", "digests.json"])
+def test_whatever_is_damaged_the_checkpoint_before_is_used(two_checkpoints, tmp_path, name, damage, signed):
+    if (signed and (damage == "a pipe" or name in ("digests.json", "rows.txt"))) or (
+        damage == "other shapes" and name != "state.safetensors"
+    ):
+        pytest.skip("there is no such damage")
+    home = shutil.copytree(two_checkpoints, tmp_path / "home")
+    folders = sorted(CheckpointFolder(home, CFG).folder.glob("step-*"))
+    for folder in reversed(folders):
+        DAMAGE.get(damage, reshape)(folder / name)
+        if signed:
+            sign(folder)
+        if folder is folders[-1]:
+            with pytest.warns(UserWarning, match=rf"step-00000003.*{name}.*the checkpoint before it is used"):
+                assert len(CheckpointFolder(home, CFG).newest().run.steps) == 2
+    with pytest.raises(CheckpointError, match=rf"step-00000003.*{name}") as raised:
+        CheckpointFolder(home, CFG).newest()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_checkpoint_of_another_model_and_an_old_one_are_not_used(two_checkpoints, tmp_path):
+    home = shutil.copytree(two_checkpoints, tmp_path / "home")
+    folder = CheckpointFolder(home, CFG)
+    with pytest.raises(CheckpointError, match=r"some\.weight is None in it, and \(2, 2\) in the model"):
+        folder.newest(shapes={"some.weight": (2, 2)})
+    for step in folder.folder.glob("step-*"):
+        (step / "state.pt").write_bytes(b"pickle")
+        assert not [f for f in step.iterdir() if is_pickle(f) and f.name != "state.pt"]
+    with pytest.raises(CheckpointError, match=r"state\.pt is a pickle of an earlier version.*to start again"):
+        folder.newest()
 
 
 def test_another_config_has_checkpoints_of_its_own(tmp_path):
@@ -109,18 +183,19 @@ def test_ctrl_c_on_the_command_line_leaves_a_checkpoint(tmp_path):
 
 
 SLOW = """
-    import sys, time, torch
+    import sys, time
     from nlora_lab.runs.config import RunConfig
     from nlora_lab.training.loop import fine_tune
-    save = torch.save
+    from nlora_lab.training import checkpoints
+    save = checkpoints.save_file
 
     def slowly(state, path):
         save(state, path)
-        if "state" in str(path) and "00000004" in str(path):
+        if "state." in str(path) and "00000004" in str(path):
             print("half of it is written", flush=True)
             time.sleep(60)
 
-    torch.save = slowly
+    checkpoints.save_file = slowly
     fine_tune(RunConfig(**{config}), checkpoints=sys.argv[1], every=2)
 """
 
@@ -151,7 +226,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(undisturbed, t
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resume.torch, "save", full_disk)
+    monkeypatch.setattr(resume, "save_file", full_disk)
     with pytest.warns(UserWarning, match="No space left.*continues"):
         run = fine_tune(CFG, checkpoints=tmp_path, every=3)
     assert histories(run) == histories(undisturbed)

@@ -123,7 +123,7 @@ def test_what_no_table_can_be_made_of_is_named(tmp_path):
         parameter_table(model, 17)
     with pytest.raises(nl.InputError, match="rank=0"):
         parameter_table(model, 0)
-    with pytest.raises(nl.InputError, match="matches no layer"):
+    with pytest.raises(nl.InputError, match="'q_porj' matches no module"):
         parameter_table(model, 4, ["q_porj"])
     with pytest.raises(nl.InputError, match="embed_tokens is a Embedding"):
         parameter_table(model, 4, ["embed_tokens"])

@@ -10,7 +10,7 @@ from factories import tiny_llama
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.tasks.batches import BatchOrder, Collate, training_batches
-from nlora_lab.tasks.encoding import IGNORED, Encoded, encode, encode_task, last_tokens, pack, prompt_ids
+from nlora_lab.tasks.encoding import IGNORED, Encoded, encode, encode_task, last_tokens, pack, prompt_ids, prompt_texts
 from nlora_lab.tasks.generated import TASKS
 from nlora_lab.tasks.registry import load_task
 from nlora_lab.tasks.task import Task
@@ -323,3 +323,58 @@ def test_a_model_in_which_packed_examples_see_one_another_is_found_out(embedded)
     for model in (opt, bloom):
         with pytest.raises(InputError, match="see one another"):
             check_packing(model, data)
+
+
+@pytest.mark.parametrize("template", ["<s> $A </s>", "$A </s>", "<s> <s> $A </s> </s>"])
+def test_a_prompt_is_the_same_whatever_the_tokenizer_puts_after_a_text(llama, template):
+    """The prompt of an answer is the beginning of the row that was trained, and does not end with ``</s>``."""
+    from tokenizers.processors import TemplateProcessing
+
+    start = template.count("<s>")
+    llama._tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
+    plain = llama([row["prompt"] for row in TEXTS], add_special_tokens=False)["input_ids"]
+    prompts = prompt_ids([row["prompt"] for row in TEXTS], llama)
+    assert prompts == [[1] * start + ids for ids in plain]
+    for rows in (encode_task(dataset(TEXTS), task_for(TEXTS), llama).rows, encode(dataset(TEXTS), llama)):
+        for row, prompt in zip(rows, prompts, strict=True):
+            assert row["input_ids"][: len(prompt)] == prompt
+            assert row["labels"][len(prompt)] != IGNORED
+            assert row["input_ids"].count(2) == 1
+
+
+PARTS = (
+    "{{ bos_token }}{% for m in messages %}Q: {% for part in m['content'] %}{% if part is mapping and "
+    "part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{{ '\\n' }}{% endfor %}A:"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        PARTS,
+        PARTS.replace("part is mapping and ", ""),  # fails on the letters of a text
+        {"default": PARTS, "tools": "{{ 1 }}"},
+    ],
+)
+def test_a_chat_template_that_wants_parts_gets_parts(llama, template):
+    llama.chat_template = template
+    prompts = [row["prompt"] for row in TEXTS]
+    assert prompt_texts(prompts, llama, True) == [f"<s>Q: {prompt}\nA:" for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no user here') }}", "{% for %}", "", "A:", "{{ messages[3].content }}", "{{ nothing.x }}",
+        {"tools": TEMPLATE}, "{{ messages[0]['content'][:3] }}", "{{ messages[0]['content'] | upper }}",
+    ],
+)  # fmt: skip
+def test_a_chat_template_that_loses_the_prompt_is_an_input_error(llama, template):
+    llama.chat_template = template
+    with pytest.raises(InputError, match=r"the chat template of the tokenizer cannot be used \(.*remove it"):
+        prompt_texts(["Question: Ana has 3 pears.\nAnswer:"], llama, True)
+
+
+def test_a_chat_template_may_trim_the_prompt(llama):
+    llama.chat_template = "{{ messages[0]['content'] | trim }} A:"
+    assert prompt_texts([" Why? "], llama, True) == ["Why? A:"]

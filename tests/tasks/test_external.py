@@ -558,3 +558,27 @@ def test_kind_and_metric_of_the_generated_tasks():
     words, facts = load_task("word-problems"), load_task("entailment")
     assert (words.kind, words.head, words.metric) == ("text", 0, "exact match of the final number")
     assert (facts.kind, facts.head, facts.metric) == ("choice", 0, "accuracy of the next token")
+
+
+def test_a_cell_that_is_zero_is_not_an_empty_cell(tmp_path):
+    cells = [0, 0.0, "0", "", None, 7, "x"]
+    rows = [{"instruction": f"Double it, {i}.", "input": cell, "output": "y"} for i, cell in enumerate(cells * 4)]
+    del rows[4]["input"]
+    task = load_task("own", jsonl(tmp_path / "own.jsonl", rows))
+    prompts = {p for split in (task.train, task.validation, task.test) for p in split["prompt"]}
+    endings = ["\n0", "\n0.0", "\n0", "", "", "\n7", "\nx"]
+    assert prompts == {f"Double it, {i}.{endings[i % 7]}" for i in range(len(rows))}
+
+
+@pytest.mark.parametrize("cell", [True, [1], {"a": 1}])
+def test_an_input_that_is_neither_text_nor_a_number_is_named(cell, tmp_path):
+    rows = [{"instruction": f"Double it, {i}.", "input": "1", "output": "y"} for i in range(9)]
+    rows[4]["input"] = cell
+    with pytest.raises(InputError, match=r"row 5: input=.* must be text, a number, or left out"):
+        load_task("own", jsonl(tmp_path / "own.jsonl", rows))
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "metamath", "sst2"])
+def test_an_empty_place_is_not_the_default_place(name):
+    with pytest.raises(InputError, match=r"data=''|does not exist"):
+        load_task(name, "")

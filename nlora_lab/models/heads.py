@@ -1,0 +1,129 @@
+"""The classes of a sequence classifier: which output of its head stands for which class.
+
+The order of the outputs is a convention of whoever trained the head. Only the names in its config say what it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nlora_lab.core.errors import ModelError
+from nlora_lab.models.layers import head_modules
+
+PLACEHOLDER = re.compile(r"LABEL_\d+")  # what transformers writes where nobody has named the classes
+
+
+def class_names(config: Any) -> tuple[str, ...]:
+    """Return the names that a config gives to the outputs of a head.
+
+    Args:
+        config: a transformers config.
+
+    Returns:
+        The names in the order of the outputs. Empty if the config names none.
+    """
+    names = getattr(config, "id2label", None) or {}
+    listed = tuple(str(names[index]) for index in sorted(names))
+    return () if all(PLACEHOLDER.fullmatch(name) for name in listed) else listed
+
+
+def class_order(stored: Sequence[str], labels: Sequence[str]) -> list[int] | None:
+    """Find the output that stands for each label. Case, spaces and dashes do not count.
+
+    Args:
+        stored: the names of the outputs of a head, in order.
+        labels: the names of the classes in the order that a task gives them.
+
+    Returns:
+        The output of each label. ``None`` if the two do not name the same classes.
+    """
+    plain = [re.sub(r"[\s-]+", "_", name.strip().casefold()) for name in stored]
+    wanted = [re.sub(r"[\s-]+", "_", name.strip().casefold()) for name in labels]
+    if len(set(plain)) != len(plain) or sorted(plain) != sorted(wanted):
+        return None
+    return [plain.index(name) for name in wanted]
+
+
+def name_classes(model: Any, labels: Sequence[str]) -> None:
+    """Write the names of the classes into the config of a model, so that every export carries them."""
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: number for number, label in enumerate(labels)}
+
+
+def order_head(model: Any, stored: Sequence[str], labels: Sequence[str]) -> None:
+    """Bring the outputs of a classifier into the order of ``labels``, by their names, and name them so.
+
+    Where ``stored`` is empty or names other classes, the outputs stay in their order.
+
+    Args:
+        model: a sequence classifier, with or without an adapter that has a trained head. It is changed.
+        stored: the names of the outputs of its head, in order.
+        labels: the names of the classes in the order wanted.
+
+    Raises:
+        ModelError: the outputs have to be moved, and the head has no layer with that many outputs.
+    """
+    order = class_order(stored, labels)
+    if order is not None and order != list(range(len(labels))):
+        _move_outputs(_output_layer(model, len(labels)), order)
+    name_classes(model, labels)
+
+
+def check_end_tokens(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check that a classifier with an encoder and a decoder finds what it reads: the end token of every text.
+
+    Such a classifier (BART, T5) takes the representation of the last end token, and needs the same number of them in
+    every text. Other classifiers pass.
+
+    Args:
+        model: a sequence classifier, with or without an adapter.
+        tokenizer: its tokenizer.
+        rows: encoded rows with ``input_ids``.
+
+    Raises:
+        ModelError: the tokenizer adds no end token, pads with it, or a text has another number of them.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        return
+    end = base.config.eos_token_id
+    counts = [list(row["input_ids"]).count(end) for row in rows]
+    wrong = next((n for n, count in enumerate(counts) if count == 0 or count != counts[0]), None)
+    problem = f"pads with it (token {end})" if tokenizer.pad_token_id == end else None
+    if wrong is not None:
+        problem = f"puts {counts[wrong]} of them (token {end}) into row {wrong + 1}"
+    if problem is not None:
+        raise ModelError(
+            f"a {type(base).__name__} reads the end token of each text, and its tokenizer {problem}; use a tokenizer "
+            "that adds one end token to every text, or another model"
+        )
+
+
+def _output_layer(model: Any, outputs: int) -> Any:
+    """The last layer of the head with that many outputs: that of an adapter, if it has trained one."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    heads = tuple(f"{name}." for name in head_modules(base))
+    layers = {
+        name: module
+        for name, module in base.named_modules()
+        if f"{name}.".startswith(heads)
+        and getattr(module, "weight", None) is not None
+        and len(module.weight) == outputs
+    }
+    trained = [module for name, module in layers.items() if ".modules_to_save." in name]
+    layer = next(iter(reversed(trained or list(layers.values()))), None)
+    if layer is None:
+        raise ModelError(
+            f"the head of a {type(base).__name__} has no layer with {outputs} outputs, so its classes cannot be "
+            "mapped to those of the task; choose another model"
+        )
+    return layer
+
+
+def _move_outputs(layer: Any, order: list[int]) -> None:
+    for name in ("weight", "bias"):
+        values = getattr(layer, name, None)
+        if values is not None:
+            values.data = values.data[order].clone()

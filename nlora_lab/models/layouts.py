@@ -1,0 +1,108 @@
+"""Weights that are not stored as the matrix itself: quantised, scaled, or computed from several tensors.
+
+Such numbers look like a matrix and are not the one that the model multiplies by.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nlora_lab.core.errors import InputError, ModelError
+
+PACKED = ("qweight", "W_q", "qzeros", "codebooks")  # where GPTQ, AWQ, HQQ and AQLM layers keep their weights
+# whole numbers of these widths are masks or positions where the name says so, and else packed weights
+SMALL_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32"}
+BUFFER = re.compile(r"(position_ids|token_type_ids|_index|mask|(attn|attention)\.(masked_)?bias)$")
+NARROW_FLOATS = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
+SCALE = re.compile(r"(?:^|_)(scales?|scb|absmax|zeros|zero_points?|quant_map|quant_state)(_inv)?(_.*)?$", re.IGNORECASE)
+PARTS = re.compile(r"(\.weight_v|\.weight_orig|\.parametrizations\.weight\.original\d*)$")
+REMEDY = "scan the unquantised checkpoint, or load the model dequantised and scan that"
+
+Header = Mapping[str, tuple[str, list[int]]]
+
+
+def check_plain(place: str, header: Header, config: Mapping[str, Any]) -> None:
+    """Check that the tensors of a checkpoint are the matrices themselves.
+
+    Args:
+        place: names the checkpoint in messages.
+        header: dtype and shape of all its tensors.
+        config: its ``config.json``; empty if there is none.
+
+    Raises:
+        ModelError: the config or a tensor says otherwise. The message names the layout.
+    """
+    layout = _configured(config) or next(filter(None, (_layout(name, header) for name in header)), "")
+    if layout:
+        raise ModelError(f"{place} holds quantised weights ({layout}); {REMEDY}")
+    parts = next((name for name in header if PARTS.search(name) and len(header[name][1]) == 2), None)
+    if parts is not None:
+        raise ModelError(
+            f"{place} holds weights that are computed from several tensors ({parts}); "
+            "remove weight_norm or spectral_norm, and save the model again"
+        )
+
+
+def _configured(config: Mapping[str, Any]) -> str:
+    """The method of a config's ``quantization_config``, or "" without one. MLX writes ``quantization``."""
+    texts = [config, config.get("text_config")]
+    for part in texts:
+        for field in ("quantization_config", "quantization"):
+            settings = part.get(field) if isinstance(part, Mapping) else None
+            if settings:
+                method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
+                return f"{field}: {method or 'no method is named'}"
+    return ""
+
+
+def _layout(name: str, header: Header) -> str:
+    """What says that a tensor is quantised or is the scale of another one; "" if nothing does."""
+    dtype, shape = header[name]
+    if dtype in NARROW_FLOATS or (dtype in SMALL_INTEGERS and len(shape) > 1 and not BUFFER.search(name)):
+        return f"{name} is {dtype}"
+    parent, _, last = name.rpartition(".")
+    match = SCALE.search(last)
+    if last in PACKED:
+        return name
+    if match is None:
+        return ""
+    stem = last[: match.start()]
+    scaled = [f"{parent}.{own}".strip(".") for own in ("weight", "", stem)]
+    return f"{name} is a scale" if any(len(header[s][1]) > 1 for s in scaled if s in header and s != name) else ""
+
+
+def check_plain_model(model: Any) -> None:
+    """Check that the weights of a live model are the matrices themselves.
+
+    Args:
+        model: an ``nn.Module``.
+
+    Raises:
+        InputError: a layer is quantised, or its weight is computed. The message names it.
+    """
+    from torch import Tensor, nn
+    from torch.nn.utils.parametrize import is_parametrized
+
+    for name, module in model.named_modules():
+        packed = next((field for field in PACKED if hasattr(module, field)), None)
+        tensors = [*module._parameters.items(), *module._buffers.items()]
+        scale = next(
+            (own for own, t in tensors if t is not None and own.startswith("weight_") and SCALE.search(own)), None
+        )
+        for own, p in module._parameters.items():
+            if p is None or p.ndim < 2:
+                continue
+            is_plain = p.is_floating_point() and type(p) in (nn.Parameter, Tensor)
+            if packed or not is_plain or (scale and own == "weight"):
+                what = packed or scale or f"{type(p).__name__} of {p.dtype}"
+                raise InputError(f"{name}.{own} has quantised weights ({what}); {REMEDY}".removeprefix("."))
+        if packed:
+            raise InputError(f"{name} has quantised weights ({packed}); {REMEDY}")
+        if is_parametrized(module, "weight") or {"weight_g", "weight_orig"} & set(module._parameters):
+            computed = [p for p in module.parameters() if p.ndim == 2]
+            if computed:
+                raise InputError(
+                    f"the weight of {name} is computed from several tensors; remove weight_norm or spectral_norm first"
+                )
