@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer
+from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.layers import PEFT_PREFIX, is_linear
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from nlora_lab.adapters.config import NLORA, NLoraConfig
 from nlora_lab.adapters.products import NO_START, Start, update_pair
+from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.layers import PEFT_PREFIX
 

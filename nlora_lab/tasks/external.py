@@ -37,10 +37,10 @@ from nlora_lab.tasks.final_answers import full_answer, marked_answer
 from nlora_lab.tasks.glue import GLUE, GLUE_ID, glue_rows
 from nlora_lab.tasks.gsm8k import GSM8K_ID, METAMATH_ID, gsm8k_rows, metamath_groups, metamath_rows
 from nlora_lab.tasks.own import class_names, class_rows, find_columns, text_rows
+from nlora_lab.tasks.rows import Row, make_rows
 from nlora_lab.tasks.sources import Part, Source, open_source
 from nlora_lab.tasks.task import Task
 
-Row = dict[str, Any]
 VALIDATION_SHARE = (20, 500)  # one row in 20, at most 500
 TEST_SHARE = (10, 1000)
 
@@ -91,9 +91,7 @@ def load_external(name: str, path: str | Path | None = None, columns: str | None
         rows["train"], _, rows["validation"] = hold_out(
             rows["train"], groups, VALIDATION_SHARE, "validation", source.where
         )
-    from datasets import Dataset
-
-    splits = {split: Dataset.from_list(split_rows) for split, split_rows in rows.items()}
+    splits = {split: make_rows(split_rows) for split, split_rows in rows.items()}
     return Task(name, f"from {source.where}", **task_format.fields, **splits)
 
 
