@@ -14,6 +14,7 @@ SLOW = (
     "sweeps",
     "labs",
     "training",
+    "gpu",
     "adapters/test_adapter_libraries.py",
     "adapters/test_contract.py",
     "adapters/test_export.py",
