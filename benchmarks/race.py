@@ -34,8 +34,8 @@ STEPS = 16
 def make_configs(batch_size: int, device: str, steps: int = STEPS, rates: dict[str, float] = RATES) -> list[Any]:
     from nlora_lab.runs.config import RunConfig
 
-    # one step more than the runs make: a stopped run is not evaluated
-    shared = {"steps": steps + 1, "batch_size": batch_size, "device": device}
+    # one step more than the runs make: a stopped run is not evaluated. Few rows are encoded in less time
+    shared = {"steps": steps + 1, "train_rows": 512, "batch_size": batch_size, "device": device}
     return [RunConfig(method=method, lr=lr, **shared) for method, lr in rates.items()]
 
 

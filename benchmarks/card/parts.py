@@ -103,8 +103,7 @@ def grid(context: Context) -> dict[str, Case]:
     from tools.record_grid import fixed_grid
 
     s, configs = context.sizes, fixed_grid()
-    changes: dict[str, Any] = {"device": context.device, "steps": s.grid_steps, "test_rows": s.grid_test_rows}
-    first = [replace(config, **changes) for config in configs[: s.grid_runs]]
+    first = [replace(config, device=context.device, **s.grid_changes) for config in configs[: s.grid_runs]]
     chunks = range(0, len(first), s.grid_together)
     return {
         f"runs {i + 1} to {i + s.grid_together}": partial(time_grid, first[i : i + s.grid_together], len(configs))
@@ -333,13 +332,15 @@ def path(context: Context) -> dict[str, Case]:
     """The notebook's cells that train, with the embedded model: its own model is on the hub."""
     from nlora_lab.estimates.recipes import RECIPES
 
-    recipe, n = RECIPES["laptop"], context.sizes.path_steps
-    short = recipe.config("nlora", steps=n, test_rows=8, device=context.device)
+    recipe = RECIPES["laptop"]
+    quick: dict[str, Any] = {"steps": context.sizes.path_steps, "train_rows": 512, "test_rows": 8}
+    quick["device"] = context.device
+    short = recipe.config("nlora", **quick)
     return {
         "estimate": lambda: {"bytes": recipe.estimate("nlora", device="H100").total},
         "accumulation": partial(compare_runs, replace(short, accumulation=1), replace(short, accumulation=4)),
         "stop and resume": partial(stop_and_resume, short),
-        "race and export": partial(race_and_export, recipe.configs(("lora", "nlora"), steps=n, device=context.device)),
+        "race and export": partial(race_and_export, recipe.configs(("lora", "nlora"), **quick)),
     }
 
 
@@ -362,7 +363,7 @@ def race_and_export(configs: list[RunConfig]) -> dict[str, Any]:
     from nlora_lab.tasks.registry import load_task
     from nlora_lab.training.export import save_adapter, tuned_model
 
-    runs = run_race([replace(config, test_rows=8) for config in configs])
+    runs = run_race(configs)
     tuned, tokenizer = tuned_model(runs[1])
     answered = answers(tuned, tokenizer, load_task(configs[0].task, test_rows=3))
     with tempfile.TemporaryDirectory() as folder:

@@ -28,8 +28,9 @@ def report(out: Path, parts: Sequence[Part]) -> str:
         parts: the parts of the command.
     """
     records = {part.name: read_part(out, part.name) for part in parts}
-    device = value(records["machine"], "device", "name")
-    lines = [INTRODUCTION, f"Device: {device or NOTHING}.", "", *targets(records)]
+    name, is_card, is_tiny = (value(records["machine"], "device", key) for key in ("name", "memory", "tiny"))
+    sizes, judged = (", tiny sizes" if is_tiny else ""), (records if is_card and not is_tiny else {})
+    lines = [INTRODUCTION, f"Device: {name or NOTHING}{sizes}.", "", *targets(judged)]
     for part in parts:
         if part.name != "machine":
             lines += ["", f"## {part.title[0].upper()}{part.title[1:]}", "", *table(part.name, records[part.name])]
@@ -54,8 +55,8 @@ def divided(a: float | None, b: float | None) -> float | None:
 
 
 def targets(records: dict[str, Rows]) -> list[str]:
-    """The table of the targets: measured, and whether it is reached."""
-    race, steps, starts, tests = (records[name] for name in ("race", "steps", "starts", "tests"))
+    """The table of the targets, which are those of a card: measured, and whether they are reached."""
+    race, steps, starts, tests = (records.get(name, {}) for name in ("race", "steps", "starts", "tests"))
 
     def step(method: str) -> float | None:
         return divided(value(steps, method, "seconds"), value(steps, "lora", "seconds"))
@@ -64,7 +65,7 @@ def targets(records: dict[str, Rows]) -> list[str]:
     rows: list[tuple[str, str, float | None, Callable[[float], bool]]] = [
         ("tests marked gpu that fail", "0", failures(tests), lambda x: x == 0),
         (
-            "race of 8, relative to 8 runs, batch 16",
+            "race of 8, relative to 8 runs",
             "≤ 0.35",
             value(race, "batch 16", "ratio", "median"),
             at_most(0.35),
@@ -76,7 +77,7 @@ def targets(records: dict[str, Rows]) -> list[str]:
         ("start of `pissa`, relative to NLoRA", "≥ 50", divided(pissa_start, nlora_start), lambda x: x >= 50),
         ("peak of NLoRA, relative to LoRA's, its own factors and 1 layer", "≤ 1", memory_ratio(steps), at_most(1)),
     ]
-    lines = ["| target | at best | measured | reached |", "|---|---|---|---|"]
+    lines = ["| what | target | measured | reached |", "|---|---|---|---|"]
     for what, bound, figure, reached in rows:
         measured = NOTHING if figure is None else f"{figure:.3g}"
         verdict = "–" if figure is None else "yes" if reached(figure) else "**no**"

@@ -42,8 +42,7 @@ class Sizes:
     repeat_steps: int = 20
     path_steps: int = 10
     grid_runs: int = 40
-    grid_steps: int = 250
-    grid_test_rows: int | None = None
+    grid_changes: dict[str, Any] = field(default_factory=dict)
     grid_together: int = 8
 
 
@@ -64,6 +63,6 @@ def sizes_of(tiny: bool) -> Sizes:
         tiny=True, race_steps=1, race_batches=(4,), race_methods=2, shapes=shapes, batch=2, length=16, steps=2,
         step_methods=("lora", "slora", "nlora", "inttune"), varied=("nlora",),
         variants=("checkpointing", "eager attention", "flash attention"), layers={(64, 64): 4, (96, 64): 2}, starts=2,
-        checkpoints=(Llama(96, 64, 80, 32, 1),), repeat_steps=2, path_steps=2, grid_runs=2, grid_steps=1,
-        grid_test_rows=2, grid_together=2,
+        checkpoints=(Llama(96, 64, 80, 32, 1),), repeat_steps=2, path_steps=2, grid_runs=2,
+        grid_changes={"steps": 1, "test_rows": 2, "train_rows": 64}, grid_together=2,
     )  # fmt: skip
