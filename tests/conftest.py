@@ -24,6 +24,7 @@ SLOW = (
     "evaluation/test_scoring.py",
     "models/test_hub.py",
     "paper",
+    "project/test_card.py",
     "project/test_linear_algebra_benchmark.py",
     "project/test_wheel.py",
     "runs/test_shipped.py",
