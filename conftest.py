@@ -12,11 +12,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two single-threaded processes do twice the work of one with two threads
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
-import shape_checks
-from jaxtyping import install_import_hook
+try:
+    import shape_checks
+    from jaxtyping import install_import_hook
+except ImportError:  # a bare GPU node runs tests/gpu alone, without shapes checked
+    install_import_hook = None
 
-# now, not in pytest_configure: that runs after tests/conftest.py, which already imports these packages
-install_import_hook(shape_checks.PACKAGES, "shape_checks.check_shapes")
+if install_import_hook is not None:
+    # now, not in pytest_configure: that runs after tests/conftest.py, which already imports these packages
+    install_import_hook(shape_checks.PACKAGES, "shape_checks.check_shapes")
 
 
 def pytest_configure() -> None:

@@ -31,24 +31,19 @@ BATCHES = (16, 4)
 STEPS = 16
 
 
-def make_configs(batch_size: int, device: str) -> list[Any]:
+def make_configs(batch_size: int, device: str, steps: int = STEPS, rates: dict[str, float] = RATES) -> list[Any]:
     from nlora_lab.runs.config import RunConfig
 
-    # one step more than the runs make: a stopped run is not evaluated
-    shared = {"steps": STEPS + 1, "batch_size": batch_size, "device": device}
-    return [RunConfig(method=method, lr=lr, **shared) for method, lr in RATES.items()]
-
-
-def stop(*event: Any) -> bool:
-    """``on_step`` of a run gets (step), that of a race (config, step)."""
-    return event[-1].step == STEPS
+    # one step more than the runs make: a stopped run is not evaluated. Few rows are encoded in less time
+    shared = {"steps": steps + 1, "train_rows": 512, "batch_size": batch_size, "device": device}
+    return [RunConfig(method=method, lr=lr, **shared) for method, lr in rates.items()]
 
 
 def run_together(configs: list[Any]) -> list[Any]:
     from nlora_lab.training.races import race
 
     # stop on the event of the last run: by then all runs have made the step
-    runs = race(configs, lambda cfg, step: cfg is configs[-1] and stop(step))
+    runs = race(configs, lambda cfg, step: cfg is configs[-1] and step.step == cfg.steps - 1)
     assert {run.together for run in runs} == {len(configs)}
     return runs
 
@@ -56,16 +51,18 @@ def run_together(configs: list[Any]) -> list[Any]:
 def run_one_by_one(configs: list[Any]) -> list[Any]:
     from nlora_lab.training.loop import fine_tune
 
-    return [fine_tune(cfg, stop) for cfg in configs]
+    return [fine_tune(cfg, lambda step, cfg=cfg: step.step == cfg.steps - 1) for cfg in configs]
 
 
 def seconds(runs: list[Any]) -> float:
-    assert all(len(run.steps) == STEPS for run in runs)
+    assert all(len(run.steps) == run.config.steps - 1 for run in runs)
     return sum(run.seconds for run in runs)
 
 
-def measure(batch_size: int, device: str, rounds: int) -> dict[str, Any]:
-    configs = make_configs(batch_size, device)
+def measure(
+    batch_size: int, device: str, rounds: int, steps: int = STEPS, rates: dict[str, float] = RATES
+) -> dict[str, Any]:
+    configs = make_configs(batch_size, device, steps, rates)
     ways = {"race": run_together, "one by one": run_one_by_one}
     times: dict[str, list[float]] = {way: [] for way in ways}
     memory: dict[str, int] = {}

@@ -5,9 +5,8 @@ name that needs them. The names that most people need are here. All other names 
 ``nl.plots.valleys``.
 """
 
-from importlib.metadata import version
+from nlora_lab.core.files import package_version
+from nlora_lab.core.lazy_names import lazy_names
 
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__version__ = version("nlora-lab")
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+__version__ = package_version()

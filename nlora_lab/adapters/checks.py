@@ -6,13 +6,13 @@ import re
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.factors import FactorLayer
 from nlora_lab.adapters.layer import NLoraLayer
+from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.layers import HEADS, PEFT_PREFIX, check_called, check_selection, is_linear, read_by_parent
 from nlora_lab.models.layouts import PACKED

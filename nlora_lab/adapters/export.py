@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,7 @@ from nlora_lab.adapters.config import NLORA, NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.adapters.products import NO_START, Start, update_pair
 from nlora_lab.adapters.saved import WEIGHTS, read_adapter, read_settings
+from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.models.layers import PEFT_PREFIX, linear_layers
 from nlora_lab.models.loading import meta_body

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nlora_lab.adapters.products import Factors, Start, at_least_float32, update_pair
+from nlora_lab.core.array_types import Float
 from nlora_lab.models.layers import is_conv1d, layer_shape, weight_matrix
 
 

@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from nlora_lab.adapters.products import (
     update_pair,
 )
 from nlora_lab.adapters.start import start_factors
+from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError
 
 FACTORS = ("A", "N", "B")

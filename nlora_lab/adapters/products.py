@@ -15,9 +15,10 @@ export and the batched training of several adapters use ``update_pair``.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from nlora_lab.core.array_types import Float
 
 Factors = tuple[Float[Tensor, "*layers r n"], Float[Tensor, "*layers r r"], Float[Tensor, "*layers m r"]]
 """A (r, n), N (r, r), B (m, r): the order in which they act on x."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from nlora_lab.adapters.config import NLoraConfig
 from nlora_lab.adapters.products import Factors
+from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.checks import SingularBlockError
 from nlora_lab.lowrank.cross import nystrom

@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from nlora_lab.core.documents import read_json
 
 OVERRIDE = "NLORA_LAB_CACHE"
@@ -23,7 +21,13 @@ def cache_folder() -> Path:
         The folder that the environment variable ``NLORA_LAB_CACHE`` names, or the platform's usual place.
     """
     override = os.environ.get(OVERRIDE)
-    return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("nlora-lab", appauthor=False))
+    if override:
+        return Path(override).expanduser()
+    try:
+        from platformdirs import user_cache_dir
+    except ImportError:  # a bare GPU node, which runs Linux
+        return Path.home() / ".cache" / "nlora-lab"
+    return Path(user_cache_dir("nlora-lab", appauthor=False))
 
 
 class Cache:

@@ -33,6 +33,23 @@ def shipped_folder(name: str) -> Path:
     raise InputError(f"the folder {name}/ is missing beside {_PACKAGE}; install nlora-lab again")
 
 
+def package_version() -> str:
+    """Return the version of this package, also in a clone that is not installed.
+
+    Returns:
+        The version of the installed package, or else the one in ``pyproject.toml`` beside the package.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nlora-lab")
+    except PackageNotFoundError:
+        import tomllib
+
+        with (_PACKAGE.parent / "pyproject.toml").open("rb") as file:
+            return str(tomllib.load(file)["project"]["version"])
+
+
 def expand_path(path: str | Path) -> Path:
     """Return a path with a leading ``~`` replaced by the home folder.
 

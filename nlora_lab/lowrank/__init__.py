@@ -13,6 +13,6 @@ Every function takes one matrix or a batch of matrices, of any floating dtype, o
 first. The arithmetic is float32 or better, and float64 for small ``r × r`` systems.
 """
 
-import lazy_loader
+from nlora_lab.core.lazy_names import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_number, check_whole_number
 

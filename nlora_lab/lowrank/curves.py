@@ -17,9 +17,9 @@ import warnings
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from nlora_lab.core.array_types import Bool, Float, Float64, Int64
 from nlora_lab.core.validation import check_choice
 from nlora_lab.lowrank.checks import (
     IllConditionedWarning,

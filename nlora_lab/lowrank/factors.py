@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
+from nlora_lab.core.array_types import Float, Int64
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
 from nlora_lab.lowrank.checks import check_matrix, check_matrix_form, check_nonzero, rescaled

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nlora_lab.core.array_types import Float, Float64
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_whole_number
 from nlora_lab.lowrank.checks import check_generator, check_rtol, standard_normal

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float32, Num
 from torch import Tensor
 
+from nlora_lab.core.array_types import Float, Float32, Num
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_whole_number
 

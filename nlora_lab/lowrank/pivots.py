@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
+from nlora_lab.core.array_types import Float, Int64
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.lowrank.checks import check_generator, check_matrix, check_rank, rescaled

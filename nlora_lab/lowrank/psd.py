@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
+from nlora_lab.core.array_types import Float, Int64
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.checks import check_generator, check_matrix, check_rank
 from nlora_lab.lowrank.cross import nystrom

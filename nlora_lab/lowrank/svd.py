@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float64
 from torch import Tensor
 
+from nlora_lab.core.array_types import Float, Float64
 from nlora_lab.core.validation import check_whole_number
 from nlora_lab.lowrank.checks import (
     check_generator,

@@ -7,6 +7,6 @@ The figures that the paper reports are data in ``reported_figures``, each with i
 ``ledger`` goes through the claims one by one.
 """
 
-import lazy_loader
+from nlora_lab.core.lazy_names import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -9,8 +9,8 @@ from functools import cache
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
 
+from nlora_lab.analysis.statistics import check_confidence, standard_error, two_shares
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.statistics import check_confidence, standard_error, two_shares
 from nlora_lab.paper.reported_figures import (
     BAR_ERROR,
     FIGURE_4,

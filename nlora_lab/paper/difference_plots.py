@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.core.statistics import LEAST_PAIRS
+from nlora_lab.analysis.statistics import LEAST_PAIRS
 from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.figure import INK
 from nlora_lab.plots.matplotlib_renderer import new_figure, png_bytes

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from nlora_lab.analysis.comparison import compare, steps_to
 from nlora_lab.analysis.selection import Runs, at_best, at_each_rate, at_rate, best_rates, recorded_index
+from nlora_lab.analysis.statistics import LEAST_PAIRS, holm, paired
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.statistics import LEAST_PAIRS, holm, paired
 from nlora_lab.core.validation import check_choice
 from nlora_lab.methods.table import METHODS
 from nlora_lab.paper.verdicts import EDGE, FEW, NEITHER, NO_RUNS, OPPOSITE, OTHERWISE, REPRODUCED, SAME

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from nlora_lab.analysis.statistics import LEAST_PAIRS
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.statistics import LEAST_PAIRS
 from nlora_lab.paper import evidence
 from nlora_lab.paper.reported_figures import ABSTRACT, FIGURE_4_BARS, GSM8K, INTTUNE_TABLE, RELEASED_CODE, SECOND_HAND
 from nlora_lab.paper.start_costs import start_times

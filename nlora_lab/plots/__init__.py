@@ -1,5 +1,5 @@
 """Figures: each is described once and drawn by plotly or by matplotlib."""
 
-import lazy_loader
+from nlora_lab.core.lazy_names import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

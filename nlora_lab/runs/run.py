@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nlora_lab.core.devices import processor
 from nlora_lab.core.documents import parse_json, read_text
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.files import write_atomically
+from nlora_lab.core.files import package_version, write_atomically
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.record import (
@@ -296,9 +296,10 @@ def versions() -> dict[str, str]:
     """Return what a result depends on to the last digit: versions, the processor, and how torch was built for it."""
     import torch
 
-    names = ("nlora-lab", "torch", "transformers", "peft", "accelerate")
+    names = ("torch", "transformers", "peft", "accelerate")
     return {
         "python": platform.python_version(),
+        "nlora-lab": package_version(),
         **{name: version(name) for name in names},
         "torch build": f"{torch.__version__}, commit {str(torch.version.git_version)[:9]}",
         "processor": processor(),

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from nlora_lab.core.array_types import Float
 from nlora_lab.lowrank.checks import check_single_matrix, rescaled
 from nlora_lab.lowrank.curves import error_curve
 from nlora_lab.lowrank.svd import randomized_svd, singular_values, truncation_errors

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Float64
 from torch import Tensor
 
+from nlora_lab.core.array_types import Float, Float64
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_number, check_whole_number
 from nlora_lab.lowrank.checks import check_rank, check_single_matrix

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
+from nlora_lab.core.array_types import Shaped
 from nlora_lab.core.cache import Cache
 from nlora_lab.models.weights import Weight
 from nlora_lab.spectra.matrix_numbers import PLAIN_COLUMNS, rank_columns

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from nlora_lab.core.array_types import Float
 from nlora_lab.core.cache import Cache, cache_folder
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path

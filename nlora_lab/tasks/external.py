@@ -38,9 +38,8 @@ from nlora_lab.tasks.glue import GLUE, GLUE_ID, glue_rows
 from nlora_lab.tasks.gsm8k import GSM8K_ID, METAMATH_ID, gsm8k_rows, metamath_groups, metamath_rows
 from nlora_lab.tasks.own import class_names, class_rows, find_columns, text_rows
 from nlora_lab.tasks.sources import Part, Source, open_source
-from nlora_lab.tasks.task import Task
+from nlora_lab.tasks.task import Row, Task, make_rows
 
-Row = dict[str, Any]
 VALIDATION_SHARE = (20, 500)  # one row in 20, at most 500
 TEST_SHARE = (10, 1000)
 
@@ -91,9 +90,7 @@ def load_external(name: str, path: str | Path | None = None, columns: str | None
         rows["train"], _, rows["validation"] = hold_out(
             rows["train"], groups, VALIDATION_SHARE, "validation", source.where
         )
-    from datasets import Dataset
-
-    splits = {split: Dataset.from_list(split_rows) for split, split_rows in rows.items()}
+    splits = {split: make_rows(split_rows) for split, split_rows in rows.items()}
     is_text = task_format.fields.get("kind", "text") == "text"
     return Task(name, f"from {source.where}", **splits, chat=is_text, **task_format.fields)
 

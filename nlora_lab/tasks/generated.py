@@ -17,7 +17,7 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import shipped_folder
 from nlora_lab.core.validation import check_choice
 from nlora_lab.tasks.sources import json_lines, read_text
-from nlora_lab.tasks.task import Item, Task
+from nlora_lab.tasks.task import Item, Task, make_rows
 from nlora_lab.tasks.vocabulary import CONTAINERS, GAIN_VERBS, LOSS_VERBS, THINGS, count, people, plural
 
 SIZES = {"train": 6400, "validation": 200, "test": 200}  # 6,400 = 400 steps of 16 rows, each row once
@@ -172,8 +172,6 @@ def load_generated(name: str, folder: str | Path | None = None, difficulty: str 
     Raises:
         InputError: a file of the folder cannot be read or used.
     """
-    from datasets import Dataset
-
     level = difficulty or DEFAULT_DIFFICULTY
     if folder is not None:
         level, items = f"from {folder}", _read_folder(Path(folder))
@@ -185,7 +183,7 @@ def load_generated(name: str, folder: str | Path | None = None, difficulty: str 
     if labels:
         for item in (item for split in items.values() for item in split):
             check_choice("answer", item["answer"], labels)
-    splits = {split: Dataset.from_list(rows) for split, rows in items.items()}
+    splits = {split: make_rows(rows) for split, rows in items.items()}
     return Task(name, level, labels=labels, kind="choice" if labels else "text", **splits)
 
 

@@ -358,13 +358,3 @@ def test_the_race_is_where_the_lab_and_the_command_line_find_it():
     assert nl.race is races.race
     assert not hasattr(loop, "race")
     assert replace(RunConfig(), lr=1e-3).lr == 1e-3
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_race_on_a_gpu(monkeypatch):
-    monkeypatch.setenv("NLORA_LAB_DEVICE", "cuda")
-    configs = [RunConfig(method=m, lr=lr, **QUICK) for m, lr in RATES.items()]
-    for run in race(configs):
-        alike(run, fine_tune(run.config), loss=2e-2, norm=1e-1)
-        assert run.together == len(RATES)

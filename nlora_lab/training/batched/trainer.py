@@ -207,12 +207,10 @@ class BatchedTrainer:
     def _adapter_run(self, number: int, adapter: ExtractedAdapter, model: BatchedModel) -> AdapterRun:
         run = self.runs[number]
         adapter.to(model.device)
-        optimizer = torch.optim.AdamW(
-            adapter.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay
-        )  # fmt: skip
-        return AdapterRun(
-            number, run, self.states[number], adapter, optimizer, ObservedBatchedAdapter(model, adapter)
-        )  # fmt: skip
+        cfg, fused = run.config, model.device.type == "cuda"
+        optimizer = torch.optim.AdamW(adapter.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
+        observed = ObservedBatchedAdapter(model, adapter)
+        return AdapterRun(number, run, self.states[number], adapter, optimizer, observed)
 
     def _loop(self, passes: BatchedPasses, batch: list[AdapterRun], data: TrainingData) -> bool:
         """Make the steps. Runs that diverge leave ``batch`` and are reported. Return whether the rest was stopped."""

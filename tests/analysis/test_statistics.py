@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from nlora_lab.analysis.statistics import Interval, holm, median_interval, paired, standard_error, two_shares
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.statistics import Interval, holm, median_interval, paired, standard_error, two_shares
 
 FIVE = [0.375, 0.72, 0.97, 0.66, 0.81]
 

@@ -1,6 +1,6 @@
 """How much numbers scatter, and what a comparison can see through that scatter.
 
-Every function takes plain numbers, as in ``core.statistics``. ``nlora_lab.analysis.noise`` applies them to runs.
+Every function takes plain numbers, as in ``analysis.statistics``. ``nlora_lab.analysis.comparison`` applies such numbers to runs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nlora_lab.analysis.statistics import Interval, check_confidence
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.statistics import Interval, check_confidence
 
 POWER = 0.8
 """The probability with which a difference should be seen, as is usual."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nlora_lab.analysis.noise import POWER, detectable, pairing_gain, scatter, welch
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.noise import POWER, detectable, pairing_gain, scatter, welch
 
 
 @pytest.mark.parametrize(("between", "within"), [(3.0, 1.0), (1.0, 3.0), (0.0, 2.0)])
