@@ -187,7 +187,7 @@ function drawAxes(pool, panel) {
     pool.put("grid", `${key}-x${value}`, "path", { d: `M${at} ${top}V${bottom}`, class: "grid" });
     if (!x.silent) pool.put("grid", `${key}-X${value}`, "text", { x: at, y: bottom + 15, class: "tick middle" }, text);
   }
-  if (x.title) pool.put("grid", `${key}-title`, "text", { x: right, y: bottom + 30, class: "tick end" }, x.title);
+  if (x.title) pool.put("grid", `${key}-title`, "text", { x: round(x.titleAt === undefined ? right : panel.sx(x.titleAt)), y: bottom + 30, class: "tick end" }, x.title);
 }
 
 /** A path through points. A value that is not a number interrupts it. */

@@ -192,7 +192,7 @@ function panelsOf(view, width, measure) {
   return {
     height: HEIGHT + shift,
     steps: { key: "s", box: [46, split[0], 24, HEIGHT - 36], heading: "training loss over steps, nats per token",
-      x: { limits: [0, end], ticks: roundTicks(0, view.end), title: "step" }, y: loss },
+      x: { limits: [0, end], ticks: roundTicks(0, view.end), title: "step", titleAt: view.end }, y: loss },
     valleys: { key: "v", box: [split[1], width - 12, 24 + shift, middle + shift - 8], heading: "final loss against the learning rate",
       x: { ...rate, silent: true }, y: loss },
     share: { key: "a", box: [split[1], width - 12, middle + 24 + shift, HEIGHT - 36 + shift], heading: title,
@@ -250,7 +250,7 @@ function drawNames(pool, names, kind) {
 
 function drawCurve(pool, panel, m, look) {
   const { steps, middle, low, high } = m.point.curve;
-  const clip = (v) => panel.sy(Math.min(Math.max(v, FLOOR), panel.y.limits[1]));
+  const clip = (v) => panel.sy(Math.min(Math.max(v, panel.y.limits[0]), panel.y.limits[1]));
   const xs = steps.map(panel.sx);
   const [up, down] = [Array.from(high, clip), Array.from(low, clip)];
   const band = `${linePath(xs, up)}${linePath([...xs].reverse(), [...down].reverse()).replace("M", "L")}Z`;
@@ -288,7 +288,7 @@ function drawValley(pool, panel, m, look, spread) {
 }
 
 function drawLive(pool, panel, c, i, look) {
-  const clip = (v) => panel.sy(Math.min(v, panel.y.limits[1]));
+  const clip = (v) => panel.sy(Math.min(Math.max(v, panel.y.limits[0]), panel.y.limits[1]));
   const xs = c.x.map(panel.sx);
   const line = { fill: "none", stroke: look.stroke, "stroke-dasharray": look.dash };
   pool.put("lines", `live${i}-raw`, "path", { ...line, d: linePath(xs, c.raw.map(clip)), "stroke-width": 1, "stroke-opacity": 0.3 });
