@@ -14,9 +14,9 @@ import anywidget
 import numpy as np
 import traitlets
 
-from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
 from nlora_lab.labs.figures import Throttle
+from nlora_lab.labs.panel import Control, one_of, within
 from nlora_lab.labs.view import LabView, Message, Settings
 from nlora_lab.lowrank.slora_init import CORE_INITS
 from nlora_lab.methods.table import METHODS
@@ -70,27 +70,6 @@ class LabWidget(anywidget.AnyWidget):
         self.on_msg(lambda _, content, __: press(content.get("press", "")))
 
 
-class Control(traitlets.HasTraits):
-    """A control of the lab. ``value`` can be read and set, and ``observe(handler, "value")`` reports changes.
-
-    Args:
-        widget: the widget in which the control lives.
-        trait: the name of its value there.
-        check: called with a new value. It returns the value to take, or raises ``InputError``.
-    """
-
-    value = traitlets.Any()
-
-    def __init__(self, widget: LabWidget, trait: str, check: Callable[[Any], Any]) -> None:
-        self._check = check
-        super().__init__(value=getattr(widget, trait))
-        traitlets.link((self, "value"), (widget, trait))
-
-    @traitlets.validate("value")
-    def _checked(self, proposal: dict[str, Any]) -> Any:
-        return self._check(proposal["value"])
-
-
 class Button:
     """A button of the lab. ``click()`` does what a click on it does."""
 
@@ -126,13 +105,13 @@ class TrainingControls:
         self.widget = w = LabWidget(recordings, self._press)
         w.methods = list(names)
         self.method = Control(w, "methods", _method_names)
-        self.lr = Control(w, "lr", lambda v: _within("lr", v, LOWEST_RATE, HIGHEST_RATE))
+        self.lr = Control(w, "lr", lambda v: within("lr", v, LOWEST_RATE, HIGHEST_RATE))
         self.own_rates = Control(w, "own_rates", bool)
-        self.rank = Control(w, "rank", lambda v: round(_within("rank", v, 1, 128)))
-        self.init = Control(w, "init", lambda v: _one_of("init", v, CORE_INITS))
-        self.steps = Control(w, "steps", lambda v: round(_within("steps", v, 1, 1000)))
-        self.task = Control(w, "task", lambda v: _one_of("task", v, TASKS))
-        self.seed = Control(w, "seed", lambda v: round(_within("seed", v, 0, 10**6)))
+        self.rank = Control(w, "rank", lambda v: round(within("rank", v, 1, 128)))
+        self.init = Control(w, "init", lambda v: one_of("init", v, CORE_INITS))
+        self.steps = Control(w, "steps", lambda v: round(within("steps", v, 1, 1000)))
+        self.task = Control(w, "task", lambda v: one_of("task", v, TASKS))
+        self.seed = Control(w, "seed", lambda v: round(within("seed", v, 0, 10**6)))
         self._throttle = Throttle(self.every, self.share)
         for control in (
             self.method, self.rank, self.init, self.lr, self.own_rates, self.steps, self.task, self.seed
@@ -195,15 +174,3 @@ def _method_names(value: str | Iterable[str]) -> tuple[str, ...]:
     for name in names:
         check_choice("method", name, METHODS)
     return tuple(name for name in METHODS if name in names)
-
-
-def _within(name: str, value: Any, low: float, high: float) -> float:
-    """The number, moved into its limits as a slider does."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or math.isnan(value):
-        raise InputError(f"{name}={value!r} must be a number from {low:g} to {high:g}")
-    return min(max(float(value), low), high)
-
-
-def _one_of(name: str, value: Any, choices: Iterable[str]) -> str:
-    check_choice(name, value, choices)
-    return str(value)

@@ -94,7 +94,7 @@ def _cell(
         "lr": [p.lr for p in points],
         "loss": [_spread(p.loss) for p in points],
         "accuracy": [_spread(p.accuracy) for p in points],
-        "validation": [_number(validation_loss(p)) for p in points],
+        "validation": [json_number(validation_loss(p)) for p in points],
         "seeds": [p.seeds for p in points],
         "diverged": [p.diverged for p in points],
         "trainable": [p.runs[0].trainable for p in points],
@@ -128,9 +128,9 @@ def _coded(values: Sequence[float]) -> npt.NDArray[np.uint16]:
 
 
 def _spread(spread: Spread) -> list[float | str | None]:
-    return [_number(spread.middle), _number(spread.low), _number(spread.high)]
+    return [json_number(spread.middle), json_number(spread.low), json_number(spread.high)]
 
 
-def _number(value: float) -> float | str | None:
-    """A number as JSON can hold it."""
+def json_number(value: float) -> float | str | None:
+    """Return a number as JSON can hold it: NaN is ``None``, and infinity "inf"."""
     return None if math.isnan(value) else "inf" if math.isinf(value) else value

@@ -22,6 +22,14 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** A labelled control. `id` ties the label to it. */
+function field(label, control, { wide = false, short = false, title } = {}) {
+  const id = newId("field");
+  control.id = id;
+  const output = control.type === "range" ? h("output", { for: id, "aria-hidden": "true" }) : null;
+  return h("span", { class: `field ${wide ? "wide" : ""} ${short ? "short" : ""}`, title }, h("label", { for: id }, label), control, output);
+}
+
 /** The elements of an SVG figure. They are kept from one drawing to the next, and only what differs is set. */
 class Pool {
   constructor(svg, layers) {
@@ -60,7 +68,10 @@ class Pool {
   }
 }
 
-// --- numbers as texts ---
+// --- numbers, and numbers as texts ---
+
+/** A number as JSON holds it: null is not a number, and infinity is a word. */
+const number = (v) => (v == null ? NaN : v === "inf" ? Infinity : v);
 
 /** Round to two digits, as Python's `.1e` does: a tie goes to the even digit. */
 function twoDigits(value) {

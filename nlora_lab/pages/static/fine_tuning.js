@@ -4,7 +4,6 @@
 const [FLOOR, CEILING, WINDOW] = [1e-3, 5, 10]; // losses outside are drawn at the edge; steps of a running mean
 const NO_LOSS = 65535;
 
-const number = (v) => (v == null ? NaN : v === "inf" ? Infinity : v);
 const cut = (loss) => (Number.isNaN(loss) ? CEILING : Math.min(Math.max(loss, FLOOR), CEILING));
 
 // --- what was recorded ---

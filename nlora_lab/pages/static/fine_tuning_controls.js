@@ -4,14 +4,6 @@
 const SETTINGS = ["methods", "rank", "init", "lr", "own_rates", "steps", "task", "seed", "measure"];
 const EVENTS = [...SETTINGS, "live", "running", "progress", "status"].map((name) => `change:${name}`).join(" ");
 
-/** A labelled control. `id` ties the label to it. */
-function field(label, control, { wide = false, short = false, title } = {}) {
-  const id = newId("field");
-  control.id = id;
-  const output = control.type === "range" ? h("output", { for: id, "aria-hidden": "true" }) : null;
-  return h("span", { class: `field ${wide ? "wide" : ""} ${short ? "short" : ""}`, title }, h("label", { for: id }, label), control, output);
-}
-
 const options = (names) => names.map((name) => h("option", { value: name }, name));
 
 class Controls {
