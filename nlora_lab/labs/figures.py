@@ -114,8 +114,7 @@ class PlotlyFigure:
     """
 
     def __init__(self, first: Drawing) -> None:
-        if in_colab():
-            allow_custom_widgets()
+        allow_custom_widgets()
         traces, layout = first.plotly()
         self.widget = _figure_widget()(data=traces, layout=layout)
         # plotly offers no public way to give a FigureWidget its page settings
@@ -220,6 +219,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 def allow_custom_widgets() -> None:
     """Let Colab load the scripts of widgets that are not its own, without which it shows nothing."""
+    if not in_colab():
+        return
     with suppress(ImportError, AttributeError):
         import_module("google.colab.output").enable_custom_widget_manager()
 

@@ -24,6 +24,7 @@ from nlora_lab.labs.training_controls import HINT, TrainingControls
 from nlora_lab.labs.view import TABS, LabView, Message, live_curves, make_view, method_view
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.names import EMBEDDED, check_model
+from nlora_lab.pages.sections import write_lab
 from nlora_lab.plots.lab import LabDrawing
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.rate_points import RatePoint
@@ -49,8 +50,7 @@ class FineTuneLab(LivePanel):
     Args:
         method: the name of the method ticked at first, or several names.
         model: "embedded", a folder, or a hub id. The recorded runs that ship are of the embedded model.
-        figures: the kind of figure in the tab "inside": "plotly", "image", or "auto" to choose by where the notebook
-            runs.
+        figures: the kind of figure in the tab "inside": "plotly", "image", or "auto" to choose by the front end.
         recorded: the recorded runs to show, as a store or its folder. By default those that ship.
         store: a store or folder in which every finished run is saved too. By default none.
 
@@ -87,8 +87,7 @@ class FineTuneLab(LivePanel):
         self._list = RunList(self.store)
         self._race = LiveRace(self._on_race, background=not in_colab())
         self._remark = ""  # why a run of the last race could not be saved
-        if in_colab():
-            allow_custom_widgets()
+        allow_custom_widgets()
         self._controls = c = TrainingControls(method, self.recordings, self._update)
         self.method, self.lr, self.own_rates, self.rank, self.init = c.method, c.lr, c.own_rates, c.rank, c.init
         self.steps, self.task, self.seed, self.run, self.stop = c.steps, c.task, c.seed, c.run, c.stop
@@ -96,14 +95,13 @@ class FineTuneLab(LivePanel):
         self.inside, self.clear = self._tabs.inside, self._tabs.export_row.clear
         self._view = self._make_view(HINT)
         self._panel = widgets.VBox([c.widget, self._tabs])
-        self._draw_parts()
+        self._tabs.draw(self._view)
+        c.draw(self._view)
         self.run.on_click(lambda _: self._start())
         self.stop.on_click(lambda _: self._race.stop())
         self.clear.on_click(lambda _: self._clear())
         self._tabs.export_row.write.on_click(lambda _: self._export_ticked())
         self._tabs.observe(lambda _: self._on_tab(), "selected_index")
-
-    # --- the lab as a Python object ---
 
     @property
     def runs(self) -> list[Run]:
@@ -282,14 +280,24 @@ class FineTuneLab(LivePanel):
         """
         return self._list.export(kind, path, numbers)
 
+    def save_page(self, path: str | Path) -> Path:
+        """Write the lab into one HTML file: recorded runs as the controls stand now, no kernel, no network.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        return write_lab(path, self.recordings, self._controls.page_state())
+
     def drawing(self) -> LabDrawing:
         """Return the figure that the controls and the runs make now."""
         with self._race.lock:
             return self._make_view().drawing
-
-    def picture(self) -> bytes:
-        """Return the figure as PNG bytes."""
-        return self.drawing().png()
 
     def __repr__(self) -> str:
         return f"FineTuneLab: {len(self.runs)} run{'s' * (len(self.runs) != 1)}"
@@ -307,11 +315,8 @@ class FineTuneLab(LivePanel):
         """Make a new view and draw everything from it. Without a new ``status`` the old one stays."""
         with self._race.lock:
             self._view = self._make_view(status)
-            self._draw_parts()
-
-    def _draw_parts(self) -> None:
-        self._controls.draw(self._view)
-        self._tabs.draw(self._view)
+            self._controls.draw(self._view)
+            self._tabs.draw(self._view)
 
     def _say(self, kind: str, text: str) -> None:
         """Show a line beside the buttons. Nothing else has changed."""
@@ -348,15 +353,12 @@ class FineTuneLab(LivePanel):
         """Show progress and growing curves. Everything else is reused from the last view."""
         if self._race.pace.due():
             name, text = self._race.headline(event)
-            self._view = replace(
-                self._view, progress=self._race.pace.progress, status=(("strong", name), ("plain", text))
-            )
+            status = ("strong", name), ("plain", text)
+            self._view = replace(self._view, progress=self._race.pace.progress, status=status)
             self._controls.draw_status(self._view)
         if self._controls.due():
             self._view = replace(self._view, live=live_curves(self._view.entries, self._race.curves.values()))
             self._controls.draw(self._view)
-
-    # --- what the buttons do ---
 
     def _start(self) -> None:
         try:
@@ -393,7 +395,6 @@ class FineTuneLab(LivePanel):
         ticked = [i for i, entry in enumerate(self._list.entries) if entry.ticked]
         try:
             written = self.export(*self._tabs.export_row.target(), *ticked)
+            self._say("plain", f"Written: {', '.join(map(str, written))}")
         except InputError as error:
             self._say("error", str(error))
-        else:
-            self._say("plain", f"Written: {', '.join(map(str, written))}")

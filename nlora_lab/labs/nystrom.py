@@ -14,7 +14,7 @@ import traitlets
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.labs.figures import allow_custom_widgets, in_colab
+from nlora_lab.labs.figures import allow_custom_widgets
 from nlora_lab.labs.panel import Control, LivePanel, format_error, one_of, within
 from nlora_lab.lowrank.checks import IllConditionedWarning, check_matrix
 from nlora_lab.lowrank.cross import CORES, nystrom
@@ -85,8 +85,7 @@ class NystromLab(LivePanel):
         self._analysed: dict[Any, AnalysedMatrix] = {}
         self._shown: tuple[Any, LowRank] | None = None
         self._names = {value: label for label, value in _choices(self._custom is not None)}
-        if in_colab():
-            allow_custom_widgets()
+        allow_custom_widgets()
         choices = [[label, value] for value, label in self._names.items()]
         self._widget = w = NystromWidget(choices=choices, matrix=next(iter(self._names)))
         self._panel = widgets.VBox([w])
@@ -157,10 +156,6 @@ class NystromLab(LivePanel):
         residual = f.residual(current.W)
         images = (current.thumb, thumbnail(current.W - residual), thumbnail(residual))
         return NystromDrawing(images, current.scale, self._lines(), current.sigma, self.rank.value, (m, n), self.error)
-
-    def picture(self) -> bytes:
-        """Return the figure as PNG bytes."""
-        return self.drawing().png()
 
     def __repr__(self) -> str:
         return f"NystromLab: {self.summary()}"

@@ -77,14 +77,18 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
 class LivePanel:
     """Something that a notebook shows as widgets, and as a picture with a line of text on pages without a kernel.
 
-    A subclass sets ``self._panel`` to its widget, and offers :meth:`picture` and ``__repr__``.
+    A subclass sets ``self._panel`` to its widget, and offers :meth:`drawing` and ``__repr__``.
     """
 
     _panel: widgets.Widget
 
-    def picture(self) -> bytes:
-        """Return the figure as PNG bytes, empty if there is nothing to show yet."""
+    def drawing(self) -> Drawing:
+        """Return the figure that the controls select."""
         raise NotImplementedError
+
+    def picture(self) -> bytes:
+        """Return the figure as PNG bytes."""
+        return self.drawing().png()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return picture_bundle(self._panel, repr(self), self.picture() or None)
@@ -100,17 +104,9 @@ class FigurePanel(LivePanel):
     _controls: list[list[widgets.Widget]]
     _figure: LiveFigure
 
-    def drawing(self) -> Drawing:
-        """Return the figure that the controls select."""
-        raise NotImplementedError
-
     def summary(self) -> str:
         """Return what the figure shows, in one line of plain text."""
         raise NotImplementedError
-
-    def picture(self) -> bytes:
-        """Return the figure as PNG bytes."""
-        return self.drawing().png()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: {self.summary()}"

@@ -145,6 +145,11 @@ class TrainingControls:
             self.widget.progress = list(view.progress)
             self.widget.status = [list(part) for part in view.status]
 
+    def page_state(self) -> dict[str, Any]:
+        """Return what a page without a kernel shows first: the settings, and the runs trained here."""
+        names = ("methods", "lr", "own_rates", "rank", "init", "steps", "task", "seed", "measure", "live")
+        return {name: getattr(self.widget, name) for name in names}
+
     def due(self) -> bool:
         """Return whether growing curves may be sent again. It limits how much time they take from the training."""
         return self._throttle.due()

@@ -8,6 +8,7 @@ from pathlib import Path
 STATIC = Path(__file__).parent / "static"
 FINE_TUNING = ("figure.js", "fine_tuning.js", "fine_tuning_controls.js")
 NYSTROM = ("figure.js", "nystrom.js", "nystrom_controls.js")
+SPECTRUM = ("figure.js", "spectrum.js")
 
 
 @cache
