@@ -8,6 +8,7 @@ from . import labs as labs
 from . import lowrank as lowrank
 from . import methods as methods
 from . import models as models
+from . import pages as pages
 from . import paper as paper
 from . import plots as plots
 from . import runs as runs

@@ -11,6 +11,7 @@ from nlora_lab.cli.export import add_export
 from nlora_lab.cli.health import add_doctor
 from nlora_lab.cli.lab import add_lab, open_lab
 from nlora_lab.cli.measure import add_measure
+from nlora_lab.cli.page import add_page
 from nlora_lab.cli.parsers import Command
 from nlora_lab.cli.recipes import add_estimate, add_recipes
 from nlora_lab.cli.results import add_compare, add_gather
@@ -20,7 +21,7 @@ from nlora_lab.cli.sweep import add_sweep
 from nlora_lab.core.errors import InputError
 
 GROUPS = {
-    "Learn": (add_lab, add_doctor),
+    "Learn": (add_lab, add_page, add_doctor),
     "Train": (add_run, add_race, add_sweep, add_recipes, add_estimate),
     "Look at results": (add_compare, add_gather, add_measure, add_scan, add_export),
 }

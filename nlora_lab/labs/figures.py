@@ -25,13 +25,6 @@ Figures = Literal["auto", "plotly", "image"]
 OVERRIDE = "NLORA_LAB_FIGURES"
 
 
-class GrowingDrawing(Drawing, Protocol):
-    """A drawing whose last traces grow while runs are training."""
-
-    def annotations(self) -> list[dict[str, Any]]:
-        """Return the annotations of the layout, which move with the growing traces."""
-
-
 class LiveFigure(Protocol):
     """What a lab needs of a figure."""
 
@@ -39,12 +32,6 @@ class LiveFigure(Protocol):
 
     def draw(self, drawing: Drawing) -> None:
         """Show a drawing."""
-
-    def due(self) -> bool:
-        """Return whether growing curves may be shown again. It limits how much time they take from the training."""
-
-    def grow(self, drawing: GrowingDrawing, traces: list[dict[str, Any]]) -> None:
-        """Show the new points of ``traces``, the last ones of the drawing, which the figure shows already."""
 
     def on_click(self, report: Callable[[str, str], None]) -> None:
         """Call ``report(x, y)`` when a cell of the first trace is clicked, if the figure can notice clicks."""
@@ -88,7 +75,7 @@ def live_figure(first: Drawing, figures: Figures = "auto") -> LiveFigure:
     return ImageFigure(first) if pick_figures(figures) == "image" else PlotlyFigure(first)
 
 
-class _Throttle:
+class Throttle:
     """Decides when to draw again.
 
     Args:
@@ -100,6 +87,7 @@ class _Throttle:
         self.every, self.share, self._next = every, share, 0.0
 
     def due(self) -> bool:
+        """Return whether it is time to draw."""
         return self.left() <= 0
 
     def left(self) -> float:
@@ -108,6 +96,7 @@ class _Throttle:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
+        """Measure how long a drawing takes, and so decide when the next one is due."""
         started = time.monotonic()
         yield
         now = time.monotonic()
@@ -115,7 +104,7 @@ class _Throttle:
 
 
 class PlotlyFigure:
-    """Plotly's ``FigureWidget``. It sends what has changed, and growing curves at most ten times a second.
+    """Plotly's ``FigureWidget``. It sends what has changed.
 
     Args:
         first: the drawing to begin with.
@@ -124,12 +113,8 @@ class PlotlyFigure:
         widget: the widget to show.
     """
 
-    every = 0.1  # seconds
-    share = 100  # at most 1 % of the training time goes here; recording what is inside takes another 1 or 2 %
-
     def __init__(self, first: Drawing) -> None:
-        if in_colab():
-            _allow_custom_widgets()
+        allow_custom_widgets()
         traces, layout = first.plotly()
         self.widget = _figure_widget()(data=traces, layout=layout)
         # plotly offers no public way to give a FigureWidget its page settings
@@ -137,13 +122,12 @@ class PlotlyFigure:
         self.widget._view_count = 0  # from None: the page now counts its views of the figure
         self.widget.observe(self._on_view_count, "_view_count")
         self._sent, self._layout = traces, layout
-        self._throttle = _Throttle(self.every, self.share)
         self._lock = threading.RLock()  # _fit runs in a thread of its own, and batch_update must not run twice at once
 
     def draw(self, drawing: Drawing) -> None:
         """Make the figure equal to ``drawing``, and send what differs in the traces and the layout."""
         traces, layout = drawing.plotly()
-        with self._lock, self._throttle.drawing():
+        with self._lock:
             if [_identity(t) for t in traces] != [_identity(t) for t in self._sent]:
                 # a page loses changes to traces that come together with new traces, so send all of them as new ones
                 self.widget.data = ()
@@ -162,24 +146,6 @@ class PlotlyFigure:
                 if changed:
                     self.widget.layout.update(changed)
             self._sent, self._layout = traces, layout
-
-    def due(self) -> bool:
-        """Return whether growing curves may be shown again."""
-        return self._throttle.due()
-
-    def grow(self, drawing: GrowingDrawing, traces: list[dict[str, Any]]) -> None:
-        """Send the points of the growing curves, and the labels."""
-        annotations = drawing.annotations()
-        with self._lock:
-            first = len(self._sent) - len(traces)
-            if [_identity(t) for t in traces] != [_identity(t) for t in self._sent[max(first, 0) :]]:
-                return  # the figure does not show these curves yet
-            with self._throttle.drawing(), self.widget.batch_update():
-                for i, new in enumerate(traces, start=first):
-                    self.widget.data[i].update({"x": new["x"], "y": new["y"]})
-                    self._sent[i] = {**self._sent[i], "x": new["x"], "y": new["y"]}
-                self._layout["annotations"] = annotations
-                self.widget.layout.annotations = annotations
 
     def on_click(self, report: Callable[[str, str], None]) -> None:
         """Call ``report(x, y)`` with the names of the cell that was clicked in the first trace."""
@@ -251,8 +217,10 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _allow_custom_widgets() -> None:
-    """Let Colab load the script of plotly's widget, without which it shows nothing."""
+def allow_custom_widgets() -> None:
+    """Let Colab load the scripts of widgets that are not its own, without which it shows nothing."""
+    if not in_colab():
+        return
     with suppress(ImportError, AttributeError):
         import_module("google.colab.output").enable_custom_widget_manager()
 
@@ -273,13 +241,11 @@ class ImageFigure:
         widget: the widget to show.
     """
 
-    every = 1.0  # seconds
-    share = 10  # a picture takes a quarter of a second; with a smaller share the figure would seem to stand still
     rest = 0.1  # seconds between two pictures while events come in, or the time that a picture takes if that is longer
 
     def __init__(self, first: Drawing) -> None:
         self.widget = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-        self._throttle, self._hold = _Throttle(self.every, self.share), _Throttle(self.rest, 1)
+        self._hold = Throttle(self.rest, 1)
         self._lock = threading.RLock()
         self._waiting: Drawing | None = None  # the latest drawing, while it is not drawn yet
         self._draw(first)
@@ -295,16 +261,8 @@ class ImageFigure:
                 loop.call_later(self._hold.left(), self._draw_waiting)
             self._waiting = drawing
 
-    def due(self) -> bool:
-        """Return whether growing curves may be shown again."""
-        return self._throttle.due()
-
-    def grow(self, drawing: GrowingDrawing, traces: list[dict[str, Any]]) -> None:
-        """Draw and send the picture now."""
-        self._draw(drawing)
-
     def _draw(self, drawing: Drawing) -> None:
-        with self._lock, self._throttle.drawing(), self._hold.drawing():
+        with self._lock, self._hold.drawing():
             self._waiting = None  # it is older than this one
             self.widget.value = drawing.png()
 

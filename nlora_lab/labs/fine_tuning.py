@@ -6,7 +6,6 @@ parts of the lab draw themselves from that view.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,16 @@ import ipywidgets as widgets
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice, check_text
-from nlora_lab.labs.figures import Figures, in_colab, live_figure
+from nlora_lab.labs.figures import Figures, allow_custom_widgets, in_colab
 from nlora_lab.labs.live import Ended, Event, Finished, LiveRace, Loading, Started, Stepped
-from nlora_lab.labs.panel import LivePanel, error_html
+from nlora_lab.labs.panel import LivePanel
 from nlora_lab.labs.run_list import RunList
 from nlora_lab.labs.tabs import Tabs
 from nlora_lab.labs.training_controls import HINT, TrainingControls
-from nlora_lab.labs.view import TABS, LabView, live_curves, make_view, method_view
+from nlora_lab.labs.view import TABS, LabView, Message, live_curves, make_view, method_view
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.names import EMBEDDED, check_model
+from nlora_lab.pages.sections import write_lab
 from nlora_lab.plots.lab import LabDrawing
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.rate_points import RatePoint
@@ -50,12 +50,12 @@ class FineTuneLab(LivePanel):
     Args:
         method: the name of the method ticked at first, or several names.
         model: "embedded", a folder, or a hub id. The recorded runs that ship are of the embedded model.
-        figures: "plotly", "image", or "auto" to choose by where the notebook runs.
+        figures: the kind of figure in the tab "inside": "plotly", "image", or "auto" to choose by the front end.
         recorded: the recorded runs to show, as a store or its folder. By default those that ship.
         store: a store or folder in which every finished run is saved too. By default none.
 
     Attributes:
-        method: the boxes of the methods. ``value`` is a tuple of names; one name can be set too.
+        method: the ticked methods. ``value`` is a tuple of names; one name can be set too.
         rank: the slider of the rank r.
         init: the menu of the initialisation of N, for SLoRA.
         lr: the slider of the learning rate.
@@ -87,23 +87,21 @@ class FineTuneLab(LivePanel):
         self._list = RunList(self.store)
         self._race = LiveRace(self._on_race, background=not in_colab())
         self._remark = ""  # why a run of the last race could not be saved
-        self._undrawn = False  # whether the figure has no line yet for a curve that has begun
-        self._controls = c = TrainingControls([method] if isinstance(method, str) else method, self._update)
+        allow_custom_widgets()
+        self._controls = c = TrainingControls(method, self.recordings, self._update)
         self.method, self.lr, self.own_rates, self.rank, self.init = c.method, c.lr, c.own_rates, c.rank, c.init
         self.steps, self.task, self.seed, self.run, self.stop = c.steps, c.task, c.seed, c.run, c.stop
         self._tabs = Tabs(figures, self._edit, self._delete)
         self.inside, self.clear = self._tabs.inside, self._tabs.export_row.clear
         self._view = self._make_view(HINT)
-        self._figure = live_figure(self._view.drawing, figures)
-        self._panel = widgets.VBox([*c.rows(), self._figure.widget, self._tabs])
-        self._draw_parts()
+        self._panel = widgets.VBox([c.widget, self._tabs])
+        self._tabs.draw(self._view)
+        c.draw(self._view)
         self.run.on_click(lambda _: self._start())
         self.stop.on_click(lambda _: self._race.stop())
         self.clear.on_click(lambda _: self._clear())
         self._tabs.export_row.write.on_click(lambda _: self._export_ticked())
         self._tabs.observe(lambda _: self._on_tab(), "selected_index")
-
-    # --- the lab as a Python object ---
 
     @property
     def runs(self) -> list[Run]:
@@ -114,6 +112,11 @@ class FineTuneLab(LivePanel):
     def running(self) -> bool:
         """Whether something is training."""
         return self._race.running
+
+    @property
+    def status(self) -> str:
+        """The line beside the buttons, as text."""
+        return " ".join(text for _, text in self._view.status)
 
     def configs(self) -> list[RunConfig]:
         """Return the runs that the controls select: one config per ticked method.
@@ -189,7 +192,7 @@ class FineTuneLab(LivePanel):
         """Open a tab.
 
         Args:
-            tab: "at this rate", "runs", "answers" or "inside".
+            tab: "runs", "answers" or "inside".
 
         Raises:
             InputError: the tab does not exist.
@@ -277,43 +280,49 @@ class FineTuneLab(LivePanel):
         """
         return self._list.export(kind, path, numbers)
 
+    def save_page(self, path: str | Path) -> Path:
+        """Write the lab into one HTML file: recorded runs as the controls stand now, no kernel, no network.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        return write_lab(path, self.recordings, self._controls.page_state())
+
     def drawing(self) -> LabDrawing:
         """Return the figure that the controls and the runs make now."""
         with self._race.lock:
             return self._make_view().drawing
-
-    def picture(self) -> bytes:
-        """Return the figure as PNG bytes."""
-        return self.drawing().png()
 
     def __repr__(self) -> str:
         return f"FineTuneLab: {len(self.runs)} run{'s' * (len(self.runs) != 1)}"
 
     # --- from an event to a view, and from the view to the parts ---
 
-    def _make_view(self, status: str | None = None) -> LabView:
+    def _make_view(self, status: Message | None = None) -> LabView:
         return make_view(
             self._controls.settings(), self.recordings, entries=self._list.entries, tab=self._tabs.opened,
             training=self._race.curves.values(), running=self.running, progress=self._race.pace.progress,
             status=self._view.status if status is None else status, model=self.model,
         )  # fmt: skip
 
-    def _update(self, status: str | None = None) -> None:
+    def _update(self, status: Message | None = None) -> None:
         """Make a new view and draw everything from it. Without a new ``status`` the old one stays."""
         with self._race.lock:
             self._view = self._make_view(status)
-            self._figure.draw(self._view.drawing)
-            self._draw_parts()
-
-    def _draw_parts(self) -> None:
-        self._controls.draw(self._view)
-        self._tabs.draw(self._view)
-
-    def _say(self, status: str) -> None:
-        """Show a line of HTML beside the buttons. Nothing else has changed."""
-        with self._race.lock:
-            self._view = replace(self._view, status=status)
             self._controls.draw(self._view)
+            self._tabs.draw(self._view)
+
+    def _say(self, kind: str, text: str) -> None:
+        """Show a line beside the buttons. Nothing else has changed."""
+        with self._race.lock:
+            self._view = replace(self._view, status=((kind, text),))
+            self._controls.draw_status(self._view)
 
     def _on_tab(self) -> None:
         """Fill the tab that was opened. Nothing else has changed."""
@@ -325,50 +334,43 @@ class FineTuneLab(LivePanel):
         """Take in what the race reports. The lock is held."""
         match event:
             case Started():
-                self._remark, self._undrawn = "", False
+                self._remark = ""
                 self._update()
             case Loading(device):
-                self._say(f"Loading the model. It trains on: {html.escape(device)}")
+                self._say("plain", f"Loading the model. It trains on: {device}")
             case Stepped():
                 self._on_step(event)
             case Finished(run, recorder):
                 self._remark = self._list.add(run, recorder) or self._remark
                 if not self._race.stopping:  # else drawing would hold up the end, which draws everything too
-                    self._undrawn = False
                     self._update()
             case Ended():
                 text, failed = event.outcome()
-                status = error_html(text) if failed else html.escape(text)
-                self._update(f"{status} {error_html(self._remark)}" if self._remark else status)
+                remark = (("error", self._remark),) if self._remark else ()
+                self._update((("error" if failed else "plain", text), *remark))
 
     def _on_step(self, event: Stepped) -> None:
         """Show progress and growing curves. Everything else is reused from the last view."""
         if self._race.pace.due():
-            name, text = map(html.escape, self._race.headline(event))
-            self._view = replace(self._view, progress=self._race.pace.progress, status=f"<b>{name}</b> {text}")
-            self._controls.draw(self._view)
-        if event.first:
-            self._undrawn = True
-        elif self._undrawn:  # once for all runs that made their first step together
-            self._undrawn = False
-            self._update()
-        elif self._figure.due():
+            name, text = self._race.headline(event)
+            status = ("strong", name), ("plain", text)
+            self._view = replace(self._view, progress=self._race.pace.progress, status=status)
+            self._controls.draw_status(self._view)
+        if self._controls.due():
             self._view = replace(self._view, live=live_curves(self._view.entries, self._race.curves.values()))
-            self._figure.grow(self._view.drawing, self._view.growing)
-
-    # --- what the buttons do ---
+            self._controls.draw(self._view)
 
     def _start(self) -> None:
         try:
             configs = self.configs()
         except InputError as error:
             self._race.error = error
-            self._say(error_html(str(error)))
+            self._say("error", str(error))
             return
         if configs:
             self._race.start(configs)
         else:
-            self._say(error_html("No method is ticked: tick at least one."))
+            self._say("error", "No method is ticked: tick at least one.")
 
     def _edit(self, run: Run, **changes: Any) -> None:
         with self._race.lock:
@@ -378,7 +380,7 @@ class FineTuneLab(LivePanel):
     def _delete(self, run: Run) -> None:
         with self._race.lock:
             if self.running:
-                self._say("You can delete a run once the training has ended.")
+                self._say("plain", "You can delete a run once the training has ended.")
                 return
             self._list.remove(run)
             self._update()
@@ -393,7 +395,6 @@ class FineTuneLab(LivePanel):
         ticked = [i for i, entry in enumerate(self._list.entries) if entry.ticked]
         try:
             written = self.export(*self._tabs.export_row.target(), *ticked)
+            self._say("plain", f"Written: {', '.join(map(str, written))}")
         except InputError as error:
-            self._say(error_html(str(error)))
-        else:
-            self._say(f"Written: {html.escape(', '.join(map(str, written)))}")
+            self._say("error", str(error))

@@ -7,13 +7,15 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
 import torch
+import traitlets
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.labs.figures import Figures
-from nlora_lab.labs.panel import LABEL_STYLE, FigurePanel, format_error
+from nlora_lab.labs.figures import allow_custom_widgets
+from nlora_lab.labs.panel import Control, LivePanel, format_error, one_of, within
 from nlora_lab.lowrank.checks import IllConditionedWarning, check_matrix
 from nlora_lab.lowrank.cross import CORES, nystrom
 from nlora_lab.lowrank.curves import error_curve
@@ -23,6 +25,9 @@ from nlora_lab.lowrank.pivots import PIVOTS
 from nlora_lab.lowrank.svd import singular_values
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.models.weights import list_weights
+from nlora_lab.pages.matrices import FACTS, PAGE_ENTRIES, entry_of
+from nlora_lab.pages.recorded import json_number
+from nlora_lab.pages.scripts import NYSTROM, module, style
 from nlora_lab.plots.approximations import APPROXIMATIONS, ErrorLine, line_of
 from nlora_lab.plots.matrices import NystromDrawing, thumbnail
 from nlora_lab.spectra.measures import block_condition
@@ -30,18 +35,36 @@ from nlora_lab.spectra.measures import block_condition
 MAX_RANK = 96
 SIZE = 128  # rows and columns of the generated matrices
 EXACT_RANK = 12
-TOLERANCES = [("none", 0.0), *((f"{t:g}", t) for t in (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3))]
 
 
-class NystromLab(FigurePanel):
+class NystromWidget(anywidget.AnyWidget):
+    """The lab in the page. It computes the approximations of a matrix that is not too large by itself."""
+
+    _esm = module(NYSTROM)
+    _css = style()
+
+    facts = traitlets.Dict(FACTS).tag(sync=True)
+    choices: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    entries = traitlets.Dict().tag(sync=True)
+    computed = traitlets.Dict().tag(sync=True)
+    matrix = traitlets.Unicode().tag(sync=True)
+    p = traitlets.Float(1.0).tag(sync=True)
+    rank = traitlets.Int(8).tag(sync=True)
+    pivots = traitlets.Unicode(PIVOTS[0]).tag(sync=True)
+    core = traitlets.Unicode(CORES[0]).tag(sync=True)
+    tolerance = traitlets.Float(0.0).tag(sync=True)
+    oversample = traitlets.Int(0).tag(sync=True)
+
+
+class NystromLab(LivePanel):
     """A matrix, its cross (Nyström) approximation and the residual, with the error at every rank.
 
     Every control is an attribute and can be set from Python. What is shown is ``approximation``, ``error``, ``best``
-    and ``condition``. The formulas are those of ``nl.nystrom``.
+    and ``condition``. The formulas are those of ``nl.nystrom``. The page computes in double precision. A matrix of
+    more than 49,152 entries is computed in the kernel.
 
     Args:
         W: a matrix of your own, (m, n). It is then the first choice of ``matrix``, "yours".
-        figures: "plotly", "image", or "auto" to choose by where the notebook runs.
 
     Attributes:
         matrix: the menu of the matrices: the layers of the embedded model, Gaussian noise, singular values
@@ -50,38 +73,34 @@ class NystromLab(FigurePanel):
         rank: the slider of the rank r.
         pivots: the menu of ways to choose rows and columns.
         core: the menu of cores.
-        tolerance: the slider of ``rtol``, the relative tolerance of the pseudo-inverse.
+        tolerance: the menu of ``rtol``, the relative tolerance of the pseudo-inverse. 0 means the default.
         oversample: the slider of the number of extra rows. The core "block" takes none.
 
     Raises:
         InputError: W is not one finite matrix, or it is zero.
     """
 
-    def __init__(self, W: Tensor | None = None, *, figures: Figures = "auto") -> None:
+    def __init__(self, W: Tensor | None = None) -> None:
         self._custom = None if W is None else check_one_matrix(W)
         self._analysed: dict[Any, AnalysedMatrix] = {}
         self._shown: tuple[Any, LowRank] | None = None
-        names = _choices(self._custom is not None)
-        wide = widgets.Layout(width="360px")
-        self.matrix = widgets.Dropdown(options=names, description="matrix", style=LABEL_STYLE, layout=wide)
-        self.p = widgets.FloatSlider(
-            1.0, min=0, max=3, step=0.1, description="exponent p", style=LABEL_STYLE, continuous_update=False
-        )
-        self.rank = widgets.IntSlider(8, 1, MAX_RANK, description="rank r", style=LABEL_STYLE, layout=wide)
-        self.pivots = widgets.Dropdown(options=PIVOTS, description="rows, columns", style=LABEL_STYLE)
-        self.core = widgets.Dropdown(options=CORES, description="core", style=LABEL_STYLE)
-        self.tolerance = widgets.SelectionSlider(
-            options=TOLERANCES, description="tolerance", style=LABEL_STYLE, continuous_update=False, layout=wide
-        )
-        self.oversample = widgets.IntSlider(
-            0, 0, 32, description="extra rows", style=LABEL_STYLE, continuous_update=False
-        )
-        self._controls = [[self.matrix, self.p], [self.rank, self.tolerance], [self.pivots, self.core, self.oversample]]
-        self._adjust_controls()
-        self._open(figures)
-        self.matrix.observe(lambda _: self._matrix_changed(), "value")
-        self.core.observe(lambda _: self._adjust_controls(), "value")
-        self._follow(self.p, self.rank, self.pivots, self.core, self.tolerance, self.oversample)
+        self._names = {value: label for label, value in _choices(self._custom is not None)}
+        allow_custom_widgets()
+        choices = [[label, value] for value, label in self._names.items()]
+        self._widget = w = NystromWidget(choices=choices, matrix=next(iter(self._names)))
+        self._panel = widgets.VBox([w])
+        self.matrix = Control(w, "matrix", lambda v: one_of("matrix", v, self._names))
+        self.p = Control(w, "p", lambda v: round(within("p", v, 0, 3), 1))
+        self.rank = Control(w, "rank", lambda v: round(within("rank", v, 1, self._current().max_rank)))
+        self.pivots = Control(w, "pivots", lambda v: one_of("pivots", v, PIVOTS))
+        self.core = Control(w, "core", lambda v: one_of("core", v, CORES))
+        self.tolerance = Control(w, "tolerance", lambda v: within("tolerance", v, 0, 0.99))
+        self.oversample = Control(w, "oversample", lambda v: round(within("oversample", v, 0, self._most_extra())))
+        self._send_matrix()
+        for choice in (self.matrix, self.p):
+            choice.observe(lambda _: self._send_matrix(), "value")
+        for control in (self.rank, self.pivots, self.core, self.tolerance, self.oversample):
+            control.observe(lambda _: self._send_computed(), "value")
 
     # --- what is shown, from Python ---
 
@@ -125,7 +144,7 @@ class NystromLab(FigurePanel):
         choice = f"{self.pivots.value}, {self.core.value}"
         extra = f", {self.oversample.value} extra rows" if self._options()["oversample"] else ""
         return (
-            f"{self.matrix.label} ({m} × {n}), rank {self.rank.value}, {choice}{extra}: "
+            f"{self._names[self.matrix.value]} ({m} × {n}), rank {self.rank.value}, {choice}{extra}: "
             f"error {_error_text(self.error)}{worse}; best possible {_error_text(self.best)}; "
             f"condition number of the block {_condition_text(self.condition)}"
         )
@@ -137,6 +156,9 @@ class NystromLab(FigurePanel):
         residual = f.residual(current.W)
         images = (current.thumb, thumbnail(current.W - residual), thumbnail(residual))
         return NystromDrawing(images, current.scale, self._lines(), current.sigma, self.rank.value, (m, n), self.error)
+
+    def __repr__(self) -> str:
+        return f"NystromLab: {self.summary()}"
 
     # --- behind it ---
 
@@ -178,17 +200,44 @@ class NystromLab(FigurePanel):
             return gaussian(SIZE, EXACT_RANK, 0) @ gaussian(EXACT_RANK, SIZE, 1)
         return read_embedded(choice)
 
-    def _matrix_changed(self) -> None:
-        with self._one_redraw():  # not one for each slider that moves along
-            self._adjust_controls()
+    def _key(self) -> str:
+        """The name of the matrix in the page: with a slider for the exponent there is one per exponent."""
+        return f"power:{self.p.value:.1f}" if self.matrix.value == "power" else self.matrix.value
 
-    def _adjust_controls(self) -> None:
-        """Keep the sliders within the size of the matrix, and disable what makes no difference."""
+    def _most_extra(self) -> int:
+        return min(32, self.W.shape[0] - self._current().max_rank)
+
+    def _send_matrix(self) -> None:
+        """Send the chosen matrix, and keep the sliders within its size."""
         current = self._current()
-        self.rank.max = current.max_rank
-        self.oversample.max = min(32, current.W.shape[0] - current.max_rank)
-        self.oversample.disabled = self.core.value == "block"
-        self.p.layout.visibility = "visible" if self.matrix.value == "power" else "hidden"
+        in_page = current.W.numel() <= PAGE_ENTRIES
+        entry = entry_of(current.W, current.max_rank, current.sigma, current.best, with_numbers=in_page)
+        self.rank.value = self.rank.value  # checked again: the new matrix may be smaller
+        self.oversample.value = self.oversample.value
+        self._send_computed()
+        self._widget.entries = {self._key(): entry}
+
+    def _send_computed(self) -> None:
+        """Send what the page draws of a matrix that is too large to be computed there."""
+        if self.W.numel() <= PAGE_ENTRIES:
+            return
+        drawing = self.drawing()
+        lines = [
+            {
+                "label": x.label,
+                "colour": x.colour,
+                "dash": x.dash,
+                "width": x.width,
+                "errors": [*map(json_number, x.errors)],
+            }
+            for x in drawing.lines
+        ]
+        (m, n), condition = drawing.shape, json_number(self.condition)
+        images = [{"m": t.shape[0], "n": t.shape[1], "W": t.float().numpy().tobytes()} for t in drawing.matrices]
+        self._widget.computed = {
+            "key": self._key(), "m": m, "n": n, "images": images, "top": drawing.scale, "lines": lines,
+            "sigma": drawing.sigma, "error": self.error, "condition": condition,
+        }  # fmt: skip
 
 
 @dataclass

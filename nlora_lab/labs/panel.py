@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
+import traitlets
 
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
 from nlora_lab.labs.figures import Figures, LiveFigure, live_figure
 from nlora_lab.plots.drawings import Drawing, picture_bundle
 
@@ -31,17 +36,59 @@ def row_of(*parts: widgets.Widget) -> widgets.Widget:
     return widgets.Box(parts, layout=widgets.Layout(**ROW))
 
 
+class _Value(traitlets.Any):
+    allow_none = False  # traitlets would not check ``None``
+
+
+class Control(traitlets.HasTraits):
+    """A control of a lab that lives in a widget of ours. ``observe(handler, "value")`` reports changes of ``value``.
+
+    Args:
+        widget: the widget.
+        trait: the name of the value there.
+        check: called with a new value. It returns the value to take, or raises ``InputError``.
+    """
+
+    value = _Value()
+
+    def __init__(self, widget: traitlets.HasTraits, trait: str, check: Callable[[Any], Any]) -> None:
+        self._check = check
+        super().__init__(value=getattr(widget, trait))
+        traitlets.link((self, "value"), (widget, trait))
+
+    @traitlets.validate("value")
+    def _checked(self, proposal: dict[str, Any]) -> Any:
+        return self._check(proposal["value"])
+
+
+def within(name: str, value: Any, low: float, high: float) -> float:
+    """Return a number, moved into its limits as a slider does, or raise ``InputError``."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or math.isnan(value):
+        raise InputError(f"{name}={value!r} must be a number from {low:g} to {high:g}")
+    return min(max(float(value), low), high)
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
+    """Return a name if it is one of the choices, or raise ``InputError``."""
+    check_choice(name, value, choices)
+    return str(value)
+
+
 class LivePanel:
     """Something that a notebook shows as widgets, and as a picture with a line of text on pages without a kernel.
 
-    A subclass sets ``self._panel`` to its widget, and offers :meth:`picture` and ``__repr__``.
+    A subclass sets ``self._panel`` to its widget, and offers :meth:`drawing` and ``__repr__``.
     """
 
     _panel: widgets.Widget
 
-    def picture(self) -> bytes:
-        """Return the figure as PNG bytes, empty if there is nothing to show yet."""
+    def drawing(self) -> Drawing:
+        """Return the figure that the controls select."""
         raise NotImplementedError
+
+    def picture(self) -> bytes:
+        """Return the figure as PNG bytes."""
+        return self.drawing().png()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return picture_bundle(self._panel, repr(self), self.picture() or None)
@@ -57,17 +104,9 @@ class FigurePanel(LivePanel):
     _controls: list[list[widgets.Widget]]
     _figure: LiveFigure
 
-    def drawing(self) -> Drawing:
-        """Return the figure that the controls select."""
-        raise NotImplementedError
-
     def summary(self) -> str:
         """Return what the figure shows, in one line of plain text."""
         raise NotImplementedError
-
-    def picture(self) -> bytes:
-        """Return the figure as PNG bytes."""
-        return self.drawing().png()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: {self.summary()}"

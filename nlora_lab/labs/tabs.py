@@ -1,4 +1,4 @@
-"""The tabs below the figure of the fine-tuning lab: recorded numbers, runs, answers, and the inside of the adapters."""
+"""The tabs below the figure of the fine-tuning lab: runs, answers, and the inside of the adapters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 import ipywidgets as widgets
 
 from nlora_lab.core.formatting import format_rate
-from nlora_lab.labs.figures import Figures, LiveFigure, live_figure
+from nlora_lab.labs.figures import Figures, LiveFigure, live_figure, pick_figures
 from nlora_lab.labs.panel import LivePanel, error_html, row_of
 from nlora_lab.labs.run_list import Edit, ExportRow, RunRows, swatch
 from nlora_lab.labs.view import TABS, Entry, LabView
 from nlora_lab.plots.inside import InsideDrawing, inside_record
 from nlora_lab.plots.layer_maps import LayerMapDrawing
-from nlora_lab.runs.rate_points import Spread
 from nlora_lab.runs.run import Run
 from nlora_lab.tasks.final_answers import final_number
 from nlora_lab.tasks.task import Item
@@ -42,11 +41,11 @@ class Tabs(widgets.Tab):
     """
 
     def __init__(self, figures: Figures, edit: Edit, delete: Callable[[Run], None]) -> None:
-        self.rates, self.comparison, self.answers = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.comparison, self.answers = widgets.HTML(), widgets.HTML()
         self.rows, self.export_row = RunRows(edit, delete), ExportRow()
         self.inside = InsidePanel(figures)
         runs = widgets.VBox([self.rows, self.comparison, self.export_row])
-        super().__init__([self.rates, runs, self.answers, self.inside.widget], titles=TABS)
+        super().__init__([runs, self.answers, self.inside.widget], titles=TABS)
 
     @property
     def opened(self) -> str:
@@ -61,9 +60,7 @@ class Tabs(widgets.Tab):
 
     def draw_open(self, view: LabView) -> None:
         """Fill the open tab alone."""
-        if view.tab == "at this rate":
-            self.rates.value = rate_table(view)
-        elif view.tab == "runs":
+        if view.tab == "runs":
             self.comparison.value = comparison([entry for entry in view.entries if entry.ticked])
         elif view.tab == "answers":
             self.answers.value = answers(view)
@@ -83,35 +80,6 @@ def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
         + "".join(f"<tr>{row}</tr>" for row in rows)
         + "</table></div>"
     )
-
-
-def format_spread(value: Spread, scale: float = 1.0, form: str = ".3f", unit: str = "") -> str:
-    """Print median and range, as in ``0.058 (0.054–0.177)``, or one number where they are the same."""
-    if math.isnan(value.middle):
-        return "–"
-    if math.isinf(value.middle):
-        return "diverged"
-    low, middle, high = (v * scale for v in (value.low, value.middle, value.high))
-    top = "∞" if math.isinf(high) else f"{high:{form}}"
-    return f"{middle:{form}}{unit}" + (f" ({low:{form}}–{top})" if value.low != value.high else "")
-
-
-def rate_table(view: LabView) -> str:
-    """Return one row per ticked method: what was recorded at its rate, and its own best rate."""
-    head = ("recorded", "parameters", "rate", "final loss", "accuracy", "seeds", "best rate", "accuracy at best rate")
-    body = []
-    for m in view.methods:
-        name = f"{swatch(m.method)} {html.escape(m.label)}"
-        best = ("–", "–")
-        if m.best is not None:
-            best = (format_rate(m.best.lr), format_spread(m.best.accuracy, 100, ".1f", " %"))
-        if m.point is None:
-            body.append((name, "–", "not recorded: press Run", "–", "–", "–", *best))
-            continue
-        results = format_spread(m.point.loss), format_spread(m.point.accuracy, 100, ".1f", " %")
-        parameters = f"{m.point.runs[0].trainable:,}"
-        body.append((name, parameters, format_rate(m.point.lr), *results, str(len(m.point.runs)), *best))
-    return table(head, body) if body else "Tick a method."
 
 
 def answers(view: LabView) -> str:
@@ -196,7 +164,7 @@ class InsidePanel(LivePanel):
     """
 
     def __init__(self, figures: Figures) -> None:
-        self._figures: Figures = figures
+        self._figures: Figures = pick_figures(figures)
         self._figure: LiveFigure | None = None  # made when there is something to show
         self._entries: list[Entry] = []
         self.view = widgets.ToggleButtons(options=list(QUANTITIES.items()), style={"button_width": "140px"})

@@ -1,102 +1,118 @@
-"""The controls of the fine-tuning lab, where they stand on the page, and which of them are grey."""
+"""The widget of the fine-tuning lab, and its controls as Python sees them.
+
+The page draws the recorded runs by itself. It asks the kernel for nothing while a slider moves, and tells it the new
+value. The kernel sends the runs that it trains, and the line beside the buttons.
+"""
 
 from __future__ import annotations
 
-import html
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import ipywidgets as widgets
+import anywidget
+import numpy as np
 import traitlets
 
 from nlora_lab.core.validation import check_choice
-from nlora_lab.labs.panel import row_of
-from nlora_lab.labs.view import LabView, Settings
+from nlora_lab.labs.figures import Throttle
+from nlora_lab.labs.panel import Control, one_of, within
+from nlora_lab.labs.view import LabView, Message, Settings
 from nlora_lab.lowrank.slora_init import CORE_INITS
 from nlora_lab.methods.table import METHODS
+from nlora_lab.pages.recorded import recorded_data
+from nlora_lab.pages.scripts import FINE_TUNING, module, style
+from nlora_lab.plots.lab import Curve
 from nlora_lab.runs.config import SHARED_RATE
+from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.shipped import STEPS
 from nlora_lab.tasks.generated import TASKS
 
-LABEL_STYLE = {"description_width": "105px"}
-HINT = (
-    "These are recorded runs. Move the sliders to look up others. "
-    "Press Run to train with these settings on this machine."
+HINT: Message = (
+    ("plain", "These are recorded runs. Move the sliders to look up others."),
+    ("plain", "Press Run to train with these settings on this machine."),
 )
 """The line beside the buttons at first."""
+LOWEST_RATE, HIGHEST_RATE = 1e-5, 1.0
 
 
-class MethodBoxes(widgets.HBox):
-    """One box per method. ``value`` is the tuple of ticked names. It can also be set to a single name.
+class LabWidget(anywidget.AnyWidget):
+    """The controls and the figure of the lab in the page. Every view of it shows the same state.
 
     Args:
-        ticked: the names ticked at first.
+        recordings: the recorded runs that the page can look up.
+        press: called with "run" or "stop" when that button is pressed in the page.
     """
 
-    value = traitlets.Any()
+    _esm = module(FINE_TUNING)
+    _css = style()
 
-    def __init__(self, ticked: Iterable[str]) -> None:
-        self._boxes = {name: _method_box(name) for name in METHODS}
-        self._setting = False  # while the boxes are set from ``value``
-        super().__init__(list(self._boxes.values()), layout=widgets.Layout(flex_flow="row wrap"))
-        self.value = tuple(ticked)
-        for box in self._boxes.values():
-            box.observe(self._read_boxes, "value")
+    kernel = traitlets.Bool(True).tag(sync=True)
+    recorded = traitlets.Dict().tag(sync=True)
+    curves = traitlets.Bytes().tag(sync=True)
+    methods = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    lr = traitlets.Float(SHARED_RATE).tag(sync=True)
+    own_rates = traitlets.Bool(False).tag(sync=True)
+    rank = traitlets.Int(8).tag(sync=True)
+    init = traitlets.Unicode(CORE_INITS[0]).tag(sync=True)
+    steps = traitlets.Int(STEPS).tag(sync=True)
+    task = traitlets.Unicode(next(iter(TASKS))).tag(sync=True)
+    seed = traitlets.Int(0).tag(sync=True)
+    measure = traitlets.Unicode("accuracy").tag(sync=True)
+    live: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    running = traitlets.Bool(False).tag(sync=True)
+    progress = traitlets.List([0, 1]).tag(sync=True)
+    status: traitlets.List[Any] = traitlets.List().tag(sync=True)
 
-    @traitlets.validate("value")
-    def _check_names(self, proposal: dict[str, Any]) -> tuple[str, ...]:
-        value = proposal["value"]
-        names = [value] if isinstance(value, str) else list(value)
-        for name in names:
-            check_choice("method", name, self._boxes)
-        return tuple(name for name in self._boxes if name in names)
+    def __init__(self, recordings: RecordedRuns, press: Callable[[str], None]) -> None:
+        data, curves = recorded_data(recordings)
+        super().__init__(recorded=data, curves=curves)
+        self.on_msg(lambda _, content, __: press(content.get("press", "")))
 
-    @traitlets.observe("value")
-    def _set_boxes(self, change: dict[str, Any]) -> None:
-        self._setting = True
-        try:
-            for name, box in self._boxes.items():
-                box.value = name in change["new"]
-        finally:
-            self._setting = False
 
-    def _read_boxes(self, _: object) -> None:
-        if not self._setting:
-            self.value = tuple(name for name, box in self._boxes.items() if box.value)
+class Button:
+    """A button of the lab. ``click()`` does what a click on it does."""
+
+    def __init__(self) -> None:
+        self._handlers: list[Callable[[Button], None]] = []
+        self.disabled = False
+
+    def on_click(self, handler: Callable[[Button], None]) -> None:
+        """Call a function with this button when it is clicked."""
+        self._handlers.append(handler)
+
+    def click(self) -> None:
+        """Click the button."""
+        for handler in self._handlers:
+            handler(self)
 
 
 class TrainingControls:
-    """The widgets above the figure.
+    """The widget of the lab, with its controls.
 
     Args:
         ticked: the names of the methods ticked at first.
+        recordings: the recorded runs that the page can look up.
         changed: called when a setting has a new value.
     """
 
-    def __init__(self, ticked: Iterable[str], changed: Callable[[], None]) -> None:
-        wide = widgets.Layout(width="400px")
-        self.method = MethodBoxes(ticked)
-        self.lr = widgets.FloatLogSlider(
-            SHARED_RATE, base=10, min=-5, max=0, step=0.1, description="learning rate", readout_format=".1e",
-            style=LABEL_STYLE, layout=wide,
-        )  # fmt: skip
-        self.own_rates = widgets.Checkbox(
-            False, description="each at its own best rate", indent=False, layout=widgets.Layout(width="210px"),
-            tooltip="train each method at its recorded rate with the lowest validation loss, not at the slider's rate",
-        )  # fmt: skip
-        self.rank = widgets.IntSlider(8, 1, 128, description="rank r", style=LABEL_STYLE, layout=wide)
-        self.init = widgets.Dropdown(options=CORE_INITS, description="N in SLoRA", style=LABEL_STYLE)
-        self.steps = widgets.IntSlider(STEPS, 1, 1000, description="steps", style=LABEL_STYLE)
-        self.task = widgets.Dropdown(options=list(TASKS), description="task", style=LABEL_STYLE)
-        self.seed = widgets.BoundedIntText(0, 0, 10**6, description="seed", style=LABEL_STYLE)
-        self.run = widgets.Button(
-            description="Run", icon="play", button_style="primary", tooltip="train with these settings on this machine"
-        )
-        self.stop = widgets.Button(
-            description="Stop", icon="stop", disabled=True, tooltip="stop training and keep what was trained"
-        )
-        self.bar = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="180px"))
-        self.status, self.reasons = widgets.HTML(), widgets.HTML()
+    every = 0.1  # seconds between two messages while curves grow
+    share = 100  # at most 1 % of the training time goes here; recording what is inside takes another 1 or 2 %
+
+    def __init__(self, ticked: Iterable[str], recordings: RecordedRuns, changed: Callable[[], None]) -> None:
+        names = _method_names(ticked)
+        self.run, self.stop = Button(), Button()
+        self.widget = w = LabWidget(recordings, self._press)
+        w.methods = list(names)
+        self.method = Control(w, "methods", _method_names)
+        self.lr = Control(w, "lr", lambda v: within("lr", v, LOWEST_RATE, HIGHEST_RATE))
+        self.own_rates = Control(w, "own_rates", bool)
+        self.rank = Control(w, "rank", lambda v: round(within("rank", v, 1, 128)))
+        self.init = Control(w, "init", lambda v: one_of("init", v, CORE_INITS))
+        self.steps = Control(w, "steps", lambda v: round(within("steps", v, 1, 1000)))
+        self.task = Control(w, "task", lambda v: one_of("task", v, TASKS))
+        self.seed = Control(w, "seed", lambda v: round(within("seed", v, 0, 10**6)))
+        self._throttle = Throttle(self.every, self.share)
         for control in (
             self.method, self.rank, self.init, self.lr, self.own_rates, self.steps, self.task, self.seed
         ):  # fmt: skip
@@ -116,52 +132,50 @@ class TrainingControls:
         )
 
     def draw(self, view: LabView) -> None:
-        """Disable the controls that make no difference, say why, and show how far the training is."""
-        settings = view.settings
-        self.init.disabled = not any(METHODS[name].inits for name in settings.methods)
-        self.rank.disabled = set(settings.methods) == {"full"}
-        self.lr.disabled = settings.own_rates and not view.without_best_rate
+        """Send the runs of the lab, and what ``draw_status`` sends."""
+        with self._throttle.drawing():
+            self.widget.live = [_live(curve) for curve in (*view.finished, *view.live)]
+        self.draw_status(view)
+
+    def draw_status(self, view: LabView) -> None:
+        """Send how far the training is, and the line beside the buttons."""
         self.run.disabled, self.stop.disabled = view.running, not view.running
-        text = html.escape(" ".join(reasons(view)))
-        self.reasons.value = f'<span style="opacity:.75">{text}</span>' if text else ""
-        self.bar.max = view.progress[1]
-        self.bar.value = view.progress[0]
-        self.status.value = view.status
+        with self.widget.hold_sync():
+            self.widget.running = view.running
+            self.widget.progress = list(view.progress)
+            self.widget.status = [list(part) for part in view.status]
 
-    def rows(self) -> list[widgets.Widget]:
-        """Return the rows above the figure, from the methods down to the buttons."""
-        return [
-            self.method,
-            row_of(self.lr, self.own_rates),
-            row_of(self.rank, self.init),
-            row_of(self.steps, self.task, self.seed),
-            self.reasons,
-            row_of(self.run, self.stop, self.bar, self.status),
-        ]
+    def page_state(self) -> dict[str, Any]:
+        """Return what a page without a kernel shows first: the settings, and the runs trained here."""
+        names = ("methods", "lr", "own_rates", "rank", "init", "steps", "task", "seed", "measure", "live")
+        return {name: getattr(self.widget, name) for name in names}
 
+    def due(self) -> bool:
+        """Return whether growing curves may be sent again. It limits how much time they take from the training."""
+        return self._throttle.due()
 
-def reasons(view: LabView) -> list[str]:
-    """Return why controls are grey, or make no difference to a ticked method, in complete sentences."""
-    methods = view.settings.methods
-    sentences = []
-    if not any(METHODS[name].inits for name in methods):
-        sentences.append("“N in SLoRA” is grey: only SLoRA has a choice of N, and it is not ticked.")
-    if methods and all(METHODS[name].build is None for name in methods):
-        sentences.append("“rank r” is grey: full fine-tuning trains every weight and has no rank.")
-    if view.settings.own_rates:
-        if view.without_best_rate:
-            labels = ", ".join(view.without_best_rate)
-            sentences.append(f"The slider's rate applies to {labels}: no best rate was recorded here.")
-        else:
-            sentences.append("“learning rate” is grey: each method has its own.")
-    return sentences
+    def _press(self, name: str) -> None:
+        button = {"run": self.run, "stop": self.stop}.get(name)
+        if button is not None and not button.disabled:
+            button.click()
 
 
-def _method_box(name: str) -> widgets.Checkbox:
-    method = METHODS[name]
-    return widgets.Checkbox(
-        description=method.label,
-        tooltip=f"trains {method.trains}; starts from {method.start}",
-        indent=False,
-        layout=widgets.Layout(width="auto", margin="0 14px 0 0"),
-    )
+def _live(curve: Curve) -> dict[str, Any]:
+    """A run as the page draws it. The losses are single precision, one per step."""
+    numbers = {"lr": curve.lr, "final_loss": curve.final_loss, "accuracy": curve.accuracy}
+    return {
+        "name": curve.name,
+        "colour": curve.colour,
+        "dash": curve.dash,
+        "note": curve.note,
+        "losses": np.array([s.loss for s in curve.steps], dtype="<f4").tobytes(),
+        **{name: None if math.isnan(value) else value for name, value in numbers.items()},
+    }
+
+
+def _method_names(value: str | Iterable[str]) -> tuple[str, ...]:
+    """The names in the order of the methods table. One name can stand alone."""
+    names = [value] if isinstance(value, str) else list(value)
+    for name in names:
+        check_choice("method", name, METHODS)
+    return tuple(name for name in METHODS if name in names)

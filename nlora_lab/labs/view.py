@@ -14,17 +14,21 @@ from typing import Any
 from nlora_lab.core.formatting import format_rate
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.names import EMBEDDED
+from nlora_lab.pages.recorded import metric
 from nlora_lab.plots.lab import Curve, LabDrawing, RecordedLine, curve, run_names
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.rate_points import LossCurve, RatePoint
 from nlora_lab.runs.run import KEPT_ANSWERS, Run, Step
 from nlora_lab.runs.shipped import BaseAnswers, base_answers
-from nlora_lab.tasks.generated import TASKS, first_items
+from nlora_lab.tasks.generated import first_items
 from nlora_lab.tasks.task import Item
 
-TABS = ("at this rate", "runs", "answers", "inside")
+TABS = ("runs", "answers", "inside")
 """The tabs of the lab, by their titles."""
+
+Message = tuple[tuple[str, str], ...]
+"""A line of text in parts, each with its kind: "plain", "strong" or "error"."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class LabView:
         live: the curves of the runs that are training.
         running: whether something is training.
         progress: the number of training steps done, and of all of them.
-        status: the line beside the buttons, as HTML.
+        status: the line beside the buttons.
         tab: the title of the open tab.
         model: the model that is trained.
     """
@@ -133,7 +137,7 @@ class LabView:
     live: tuple[Curve, ...]
     running: bool
     progress: tuple[int, int]
-    status: str
+    status: Message
     tab: str
     model: str
 
@@ -141,11 +145,6 @@ class LabView:
     def visible(self) -> list[Entry]:
         """The runs trained here that are not hidden."""
         return [entry for entry in self.entries if not entry.hidden]
-
-    @property
-    def without_best_rate(self) -> list[str]:
-        """The labels of the ticked methods for which no best rate was recorded."""
-        return [METHODS[m.method].label for m in self.methods if m.best is None]
 
     @property
     def first_items(self) -> Sequence[Item]:
@@ -161,14 +160,8 @@ class LabView:
     def drawing(self) -> LabDrawing:
         """The figure."""
         lines = [RecordedLine(m.label, m.method, m.valley, m.point, m.curve) for m in self.methods]
-        has_labels = bool(TASKS[self.settings.task].labels)
-        metric = "accuracy on 200 test items" if has_labels else "right answers to 200 test problems"
-        return LabDrawing(lines, [*self.finished, *self.live], self.settings.rate, self.settings.steps, metric)
-
-    @property
-    def growing(self) -> list[dict[str, Any]]:
-        """The traces of the runs that are training: the last ones of the figure."""
-        return LabDrawing((), self.live, self.settings.rate, self.settings.steps).growing()
+        live = [*self.finished, *self.live]
+        return LabDrawing(lines, live, self.settings.rate, self.settings.steps, metric(self.settings.task))
 
 
 def make_view(
@@ -179,7 +172,7 @@ def make_view(
     training: Iterable[tuple[RunConfig, Sequence[Step]]] = (),
     running: bool = False,
     progress: tuple[int, int] = (0, 1),
-    status: str = "",
+    status: Message = (),
     tab: str = TABS[0],
     model: str = EMBEDDED,
 ) -> LabView:
@@ -192,7 +185,7 @@ def make_view(
         training: the config and the steps so far of every run that is training.
         running: whether something is training.
         progress: the number of training steps done, and of all of them.
-        status: the line beside the buttons, as HTML.
+        status: the line beside the buttons.
         tab: the title of the open tab.
         model: the model that is trained.
 

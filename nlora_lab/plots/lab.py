@@ -16,7 +16,6 @@ from nlora_lab.core.formatting import format_rate
 from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.drawings import Described
 from nlora_lab.plots.figure import Axis, Band, Figure, Label, Limits, Line, Mark, Panel, Points, apart
-from nlora_lab.plots.plotly_renderer import annotations_of, trace
 from nlora_lab.runs.rate_points import LossCurve, RatePoint, Spread, running_mean
 
 if TYPE_CHECKING:
@@ -118,15 +117,6 @@ class LabDrawing(Described):
         left, *right = [replace(panel, marks=marks) for panel, marks in zip(self._panels, self._marks(), strict=True)]
         left = replace(left, growing=self._live_lines())
         return Figure([left, *right], 1040, 430, margins=(62, 12, 30, 46))
-
-    def growing(self) -> list[dict[str, Any]]:
-        """Return the last traces of the figure, those that grow while a run trains: two for each live run."""
-        panel = Panel(Axis(), Axis())
-        return [trace(line, panel) for line in self._live_lines()]
-
-    def annotations(self) -> list[dict[str, Any]]:
-        """Return the annotations of the layout: names, which move with the ends of their curves, and headings."""
-        return annotations_of(Figure(self._panels))
 
     @cached_property
     def _panels(self) -> list[Panel]:

@@ -55,6 +55,14 @@ class RecordedRuns:
     def __len__(self) -> int:
         return sum(len(runs) for ranks in self._cells.values() for rates in ranks.values() for runs in rates.values())
 
+    def places(self) -> list[tuple[str, str, int, str | None]]:
+        """List what was recorded.
+
+        Returns:
+            Task, method, rank and initialisation of N of every valley, as ``valley`` takes them.
+        """
+        return [(task, method, rank, init) for (task, method), ranks in self._cells.items() for rank, init in ranks]
+
     def ranks(self, task: str, method: str, init: str | None = None) -> list[int]:
         """List the recorded ranks.
 

@@ -204,6 +204,20 @@ class Notebook:
         expect(button).to_be_focused()
         self.page.keyboard.press(key)
 
+    # --- labs that draw themselves: of several on the page, the last one ---
+
+    def wait_for_lab(self, seconds: float = 60) -> Locator:
+        """Wait until a lab has drawn its figure, and return it."""
+        self.page.wait_for_selector(".nlora-lab .figure svg path", state="attached", timeout=1000 * seconds)
+        return self.page.locator(".nlora-lab").last
+
+    def drawn(self) -> list[list[str]]:
+        """The paths and texts of every lab's figure."""
+        return self._evaluate(
+            """() => [...document.querySelectorAll('.nlora-lab .figure > svg')].map(svg =>
+                [...svg.querySelectorAll('path, text')].map(n => n.getAttribute('d') ?? n.textContent))"""
+        )
+
     # --- figures ---
 
     def figures(self) -> list[list[dict[str, Any]]]:

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 
 FEW, MANY = 150, 900  # steps: a run that ends soon, and one that does not end before it is stopped
+HOSTILE = "<img src=x onerror=window.hacked=1>"
 
 
 @pytest.fixture
 def open_lab(open_notebook):
-    def opens(steps):
+    def opens(steps, methods='"lora"'):
         notebook = open_notebook(
-            "import nlora_lab as nl", f'lab = nl.FineTuneLab("lora")\nlab.steps.value = {steps}\nlab'
+            "import nlora_lab as nl", f"lab = nl.FineTuneLab({methods})\nlab.steps.value = {steps}\nlab"
         )
         notebook.run_all()
-        notebook.wait_for_figure()
+        notebook.wait_for_lab()
         return notebook
 
     return opens
 
 
-def lengths(notebook):
-    """The number of points of every trace on the page."""
-    return {t["uid"]: len(t["x"] or []) for traces in notebook.figures() for t in traces}
+def press(notebook, name, key="Enter"):
+    from playwright.sync_api import expect
+
+    button = notebook.wait_for_lab().get_by_role("button", name=name)
+    expect(button).to_be_enabled(timeout=30_000)
+    button.focus()
+    notebook.page.keyboard.press(key)
 
 
 def run_until_it_grows(notebook, key="Enter", times=3):
-    """Press Run, and wait until a curve has grown several times."""
-    samples = [lengths(notebook)]
+    """Press Run, and wait until the figure has changed several times."""
+    press(notebook, "▶ Run", key)
+    shown = []
 
     def grown():
-        samples.append(lengths(notebook))
-        more = [sum(b.get(uid, 0) > a[uid] for a, b in pairwise(samples) if uid in a) for uid in samples[-1]]
-        return max(more, default=0) >= times
+        now = notebook.drawn()[-1]
+        if not shown or now != shown[-1]:
+            shown.append(now)
+        return len(shown) > times
 
-    notebook.press("Run", key)
     notebook.until(grown, 60, "a curve grows")
 
 
@@ -58,28 +62,69 @@ def test_run_by_keyboard_draws_while_other_cells_run(open_lab):
     assert notebook.run("print(6 * 7, lab.running)") == "42 True"
     assert kept_steps(notebook) == f"({FEW}, False)"
     notebook.screenshot("after")
-    notebook.screenshot("after", width=900)
 
 
-def test_stop_by_keyboard_keeps_what_was_trained(open_lab):
+def test_stop_by_keyboard_keeps_what_was_trained_and_a_moved_slider_does_not_disturb_it(open_lab):
     notebook = open_lab(MANY)
     run_until_it_grows(notebook, key="Space")
-    notebook.press("Stop", key="Space")
+    notebook.wait_for_lab().get_by_label("learning rate", exact=True).focus()
+    for _ in range(5):
+        notebook.page.keyboard.press("ArrowRight")
+    assert notebook.run("print(lab.running, f'{lab.lr.value:.1e}')") == "True 6.3e-04"
+    press(notebook, "■ Stop", "Space")
     until_stopped(notebook)
-    assert notebook.run("print([r.stopped for r in lab.runs])") == "[True]"
-    assert notebook.run("print(0 < len(lab.runs[-1].steps) < lab.steps.value)") == "True"
+    assert notebook.run("r = lab.runs[-1]; print(r.stopped, 0 < len(r.steps) < 900, r.config.lr)") == "True True 0.0002"
     run_until_it_grows(notebook)  # and it can be started again
-    notebook.press("Stop")
+    press(notebook, "■ Stop")
     until_stopped(notebook)
     assert notebook.run("print([r.stopped for r in lab.runs])") == "[True, True]"
 
 
-def test_a_slider_moved_by_keyboard_changes_what_the_figure_shows(open_lab):
-    notebook = open_lab(FEW)
-    before = notebook.shown()
-    notebook.move("learning rate")
-    notebook.until(lambda: notebook.shown() != before, 30, "the figure follows the learning rate")
+def test_page_and_python_show_the_same_in_every_view(open_lab):
+    notebook = open_lab(FEW, methods='("lora", "nlora")')
+    notebook.run("lab", keep=True)
+    notebook.until(lambda: len(notebook.drawn()) == 2, 30, "a second view")
+    before = notebook.drawn()
+    slider = notebook.wait_for_lab().get_by_label("learning rate", exact=True)
+    slider.focus()
+    notebook.page.keyboard.press("ArrowRight")
+    notebook.until(lambda: all(a != b for a, b in zip(notebook.drawn(), before, strict=True)), 20, "both views follow")
+    assert slider.get_attribute("aria-valuetext") == "2.5e-4"
     assert notebook.run("print(f'{lab.lr.value:.1e}')") == "2.5e-04"
+    notebook.run('lab.method.value, lab.task.value = ("slora", "full"), "entailment"')
+    ticked = ".chip input:checked"
+    notebook.until(lambda: notebook.page.locator(ticked).count() == 4, 20, "both views follow Python")
+    box = notebook.wait_for_lab().get_by_role("checkbox", name="LoRA", exact=True)
+    box.focus()
+    notebook.page.keyboard.press("Space")
+    notebook.until(lambda: "lora" in notebook.run("print(*lab.method.value)").split(), 20, "Python follows a tick")
+
+
+def test_names_are_text_and_the_tabs_open(open_lab):
+    notebook = open_lab(3)
+    press(notebook, "▶ Run")
+    notebook.run("runs = lab.wait()", 60)
+    notebook.run(f"lab.rename(0, {HOSTILE!r})")
+    notebook.until(lambda: any(HOSTILE in text for text in notebook.drawn()[-1]), 20, "the name is shown")
+    for tab in ("answers", "inside", "runs"):
+        notebook.page.locator(".lm-TabBar-tabLabel", has_text=tab).last.click()
+        notebook.until(lambda tab=tab: notebook.run("print(lab._view.tab)") == tab, 20, "the tab opens")
+    notebook.page.wait_for_timeout(1000)
+    assert notebook.page.evaluate("() => window.hacked ?? null") is None
+
+
+def test_the_lab_is_seen_in_one_look(open_lab):
+    notebook = open_lab(FEW)
+    notebook.page.set_viewport_size({"width": 1366, "height": 768})
+    notebook.page.wait_for_timeout(500)
+    box = notebook.page.evaluate(
+        """() => { const lab = document.querySelector('.nlora-lab'), all = lab.getBoundingClientRect();
+          return {height: all.height, wide: lab.scrollWidth - lab.clientWidth,
+                  figure: lab.querySelector('.figure').getBoundingClientRect().bottom - all.top}; }"""
+    )
+    assert box["figure"] <= 520
+    assert box["height"] <= 620
+    assert box["wide"] <= 0
 
 
 def test_runs_outlive_their_page(open_lab):
@@ -87,18 +132,14 @@ def test_runs_outlive_their_page(open_lab):
     run_until_it_grows(notebook)
     notebook.reload()
     assert kept_steps(notebook) == f"({FEW}, False)"
-
     notebook.run("lab", keep=True)
-    notebook.wait_for_figure()
     run_until_it_grows(notebook)
     notebook.close()
     notebook.open()
     assert kept_steps(notebook) == f"({FEW}, False) ({FEW}, False)"
-
     notebook.run("lab", keep=True)
-    notebook.wait_for_figure()
     run_until_it_grows(notebook)
-    notebook.press("Stop")
+    press(notebook, "■ Stop")
     until_stopped(notebook)
     assert notebook.run("print([r.stopped for r in lab.runs])") == "[False, False, True]"
 
@@ -109,8 +150,7 @@ def test_after_a_kernel_restart_in_mid_run_everything_works_again(open_lab):
     notebook.restart_kernel()
     assert notebook.run("print('lab' in globals())") == "False"
     notebook.run_all()
-    notebook.wait_for_figure()
     run_until_it_grows(notebook)
-    notebook.press("Stop")
+    press(notebook, "■ Stop")
     until_stopped(notebook)
     assert notebook.run("print([r.stopped for r in lab.runs])") == "[True]"

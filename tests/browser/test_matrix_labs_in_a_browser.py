@@ -1,4 +1,4 @@
-"""NystromLab and SpectrumLab as a student uses them: Run All, the keyboard, a reloaded page."""
+"""The labs of matrices as a student uses them: Run All, the keyboard, a reloaded page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def move(notebook, key):
     return notebook.figures()
 
 
-@pytest.mark.parametrize("lab", ["NystromLab", "SpectrumLab"])
+@pytest.mark.parametrize("lab", ["SvdLab", "SpectrumLab"])
 def test_the_rank_moves_the_figure_and_after_a_reload_again(open_notebook, lab):
     notebook = open_notebook("import nlora_lab as nl", f"lab = nl.{lab}()\nlab")
     notebook.run_all()
@@ -40,3 +40,28 @@ def test_the_rank_moves_the_figure_and_after_a_reload_again(open_notebook, lab):
 
     assert len(notebook.requests) > 20
     assert notebook.outside() == []
+
+
+def test_the_nystrom_lab_follows_the_keyboard_and_python(open_notebook):
+    notebook = open_notebook("import nlora_lab as nl", "lab = nl.NystromLab()\nlab")
+    notebook.run_all()
+    lab = notebook.wait_for_lab()
+    notebook.screenshot()
+    notebook.screenshot(width=900)
+
+    def line():
+        return lab.get_by_role("status").inner_text()
+
+    def settled():
+        expected = notebook.run("print(lab.summary())")
+        notebook.until(lambda: line() == expected, 20, f"the page says: {expected}")
+
+    settled()
+    lab.get_by_label("rank r", exact=True).focus()
+    notebook.page.keyboard.press("ArrowRight")
+    notebook.until(lambda: notebook.run("print(lab.rank.value)") == "9", 20, "Python follows the slider")
+    settled()
+    for change in ("pivots.value = 'cross'", "core.value = 'optimal'", "matrix.value = 'power'", "p.value = 1.5"):
+        notebook.run(f"lab.{change}")
+        settled()
+    assert notebook.errors == []

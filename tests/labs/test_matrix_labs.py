@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from factories import ROOT, tiny_llama
@@ -30,7 +31,7 @@ def embedded(name):
 
 @pytest.fixture
 def lab():
-    return NystromLab(figures="plotly")
+    return NystromLab()
 
 
 @pytest.mark.parametrize("pivots", ["leading", "random", "cross", "qr"])
@@ -56,36 +57,58 @@ def test_the_tolerance_reaches_the_pseudo_inverse(lab):
 
 def test_the_figure_follows_every_control(lab):
     def shown():
-        return [t.to_plotly_json() for t in lab._figure.widget.data], lab._line.value
+        return [np.asarray(line.errors) for line in lab.drawing().lines], lab.drawing().matrices[1], repr(lab)
 
     controls = {
         "rank": 20, "core": "optimal", "pivots": "cross", "oversample": 4, "tolerance": 0.3, "matrix": "power",
         "p": 2.0,
     }  # fmt: skip
     for name, value in controls.items():
+        if name in ("tolerance", "matrix"):
+            lab.core.value = "pinv"
         before = shown()
-        lab.core.value = "pinv" if name in ("tolerance", "matrix") else lab.core.value
         getattr(lab, name).value = value
+        assert getattr(lab._widget, name) == value
         after = shown()
-        assert str(before[0]) != str(after[0]), name
-        assert before[1] != after[1], name
+        assert not torch.equal(before[1], after[1]), name
+        assert before[2] != after[2], name
 
 
-def test_sliders_stay_within_the_matrix_and_what_makes_no_difference_is_grey():
-    lab = NystromLab(torch.randn(12, 9), figures="image")
+def test_sliders_stay_within_the_matrix():
+    lab = NystromLab(torch.randn(12, 9))
     assert lab.matrix.value == "yours"
-    assert (lab.rank.max, lab.oversample.max) == (6, 6)
-    lab.rank.value = 6
-    lab.oversample.value = 6
+    lab.rank.value, lab.oversample.value = 50, 50
+    assert (lab.rank.value, lab.oversample.value) == (6, 6)
     assert math.isfinite(lab.error)
     lab.core.value = "block"
-    assert lab.oversample.disabled
     assert lab.approximation.core.shape == (6, 6)
     lab.matrix.value = "gaussian"
-    assert lab.rank.max == 96
-    assert lab.p.layout.visibility == "hidden"
-    lab.matrix.value = "power"
-    assert lab.p.layout.visibility == "visible"
+    lab.rank.value = 200
+    assert lab.rank.value == 96
+    lab.matrix.value = "yours"
+    assert lab.rank.value == 6
+
+
+def test_the_page_gets_the_matrix_and_of_a_large_one_what_the_kernel_computed(lab):
+    (entry,) = lab._widget.entries.values()
+    assert np.array_equal(np.frombuffer(entry["W"], "<f4").reshape(entry["m"], entry["n"]), lab.W)
+    assert entry["best"][7] == lab.best
+    large = NystromLab(torch.randn(300, 200, generator=torch.Generator().manual_seed(0)))
+    (key, entry), *_ = large._widget.entries.items()
+    assert "W" not in entry
+    large.rank.value = 20
+    computed = large._widget.computed
+    assert (computed["key"], computed["error"]) == (key, large.error)
+    assert computed["lines"][-1]["errors"][19] == large.error
+    assert [(i["m"], i["n"]) for i in computed["images"]] == [(60, 50)] * 3
+
+
+@pytest.mark.parametrize(
+    ("control", "value"), [("matrix", "none"), ("core", "svd"), ("rank", "8"), ("tolerance", None)]
+)
+def test_a_value_that_a_control_cannot_take_is_named(lab, control, value):
+    with pytest.raises(InputError, match=f"{control}="):
+        getattr(lab, control).value = value
 
 
 def test_made_up_matrices_are_what_they_are_called(lab):
@@ -106,7 +129,7 @@ def _small():
 
 
 def test_a_heat_map_shows_the_reproduced_rows_and_columns_as_empty():
-    lab = NystromLab(_small(), figures="plotly")  # small enough to be shown entry by entry
+    lab = NystromLab(_small())  # small enough to be shown entry by entry
     lab.rank.value = 10
     W, approximation, residual = lab.drawing().matrices
     assert not residual[:10].any()
@@ -114,7 +137,7 @@ def test_a_heat_map_shows_the_reproduced_rows_and_columns_as_empty():
     assert residual[10:, 10:].any()
     assert torch.equal(W, lab.W)
     assert torch.allclose(W - approximation, residual, atol=1e-3)
-    z = lab._figure.widget.data[2].z
+    z = lab.drawing().plotly()[0][2]["z"]
     assert not z[:10].any()
     assert z[10:, 10:].any()
 

@@ -39,7 +39,7 @@ PACKAGES = sorted(path.parent.name for path in (ROOT / "nlora_lab").glob("*/__in
 
 
 def test_there_are_packages_and_nothing_flat():
-    assert len(PACKAGES) == 18
+    assert len(PACKAGES) == 19
     assert {path.name for path in (ROOT / "nlora_lab").iterdir() if path.is_file()} == {
         "__init__.py", "__init__.pyi", "__main__.py", "py.typed",
     }  # fmt: skip

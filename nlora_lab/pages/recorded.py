@@ -1,0 +1,136 @@
+"""The recorded runs in compact form: what the figure of the fine-tuning lab needs of them, and no history.
+
+``static/fine_tuning.js`` reads it. A list that is called like a field of ``RatePoint`` has one entry per recorded rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nlora_lab.lowrank.slora_init import CORE_INITS
+from nlora_lab.methods.table import METHODS, Method
+from nlora_lab.runs.index import NEAR_RANK, NEAR_RATE, RecordedRuns
+from nlora_lab.runs.rate_points import LossCurve, RatePoint, Spread, by_seed, validation_loss
+from nlora_lab.tasks.generated import TASKS
+
+CURVE_POINTS = 64  # of a curve as it is sent: one every six pixels
+CURVE_RANGE = (1e-4, 1e2)  # losses beyond are sent as the end of this range, and drawn at the edge of the figure
+NO_LOSS = 2**16 - 1  # the code of a missing loss
+TEST_LOSS = "test_loss"
+
+
+def recorded_data(recordings: Mapping[int, RecordedRuns] | RecordedRuns) -> tuple[dict[str, Any], bytes]:
+    """Return the recorded runs as a page needs them.
+
+    Args:
+        recordings: an index, or one index per number of steps.
+
+    Returns:
+        The methods, the tasks and the recorded points, ready for JSON: NaN is ``None`` and infinity "inf". And the loss
+        curves of all points in their order, as little-endian 16-bit numbers: median, lowest and highest value. A code c
+        stands for ``low (high / low)^(c / 65534)`` with the two numbers in "curve_range", so a loss is within 1.1e-4
+        of its value, relatively.
+    """
+    grids: dict[tuple[int, ...], int] = {}
+    curves: list[npt.NDArray[np.uint16]] = []
+    indices = recordings.values() if isinstance(recordings, Mapping) else [recordings]
+    cells = [_cell(index, place, grids, curves) for index in indices for place in index.places()]
+    data = {
+        "methods": [_method(method) for method in METHODS.values()],
+        "tasks": [{"name": name, "metric": metric(name)} for name in TASKS],
+        "inits": list(CORE_INITS),
+        "near_rate": NEAR_RATE,
+        "near_rank": NEAR_RANK,
+        "curve_range": CURVE_RANGE,
+        "grids": [list(grid) for grid in grids],
+        "cells": cells,
+    }
+    return data, np.concatenate([np.zeros(0, np.uint16), *curves]).astype("<u2").tobytes()
+
+
+def metric(task: str) -> str:
+    """Return what accuracy means for a task: the heading of its panel."""
+    return "accuracy on 200 test items" if TASKS[task].labels else "right answers to 200 test problems"
+
+
+def _method(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "label": method.label,
+        "family": _family(method),
+        "title": f"trains {method.trains}; starts from {method.start}",
+        "colour": method.colour,
+        "dash": method.dash,
+        "inits": list(method.inits),
+        "ranked": method.build is not None,
+    }
+
+
+def _family(method: Method) -> str:
+    """The family under which the lab lists a method."""
+    if method.build is None:
+        return "all weights"
+    return "Nyström" if method.trains == "A, N, B" or "NLoRA" in method.start else "LoRA"
+
+
+def _cell(
+    index: RecordedRuns,
+    place: tuple[str, str, int, str | None],
+    grids: dict[tuple[int, ...], int],
+    curves: list[npt.NDArray[np.uint16]],
+) -> dict[str, Any]:
+    """The valley of one method at one rank, and its curves at the end of ``curves``."""
+    points = index.valley(*place)
+    config = points[0].runs[0].config
+    cell: dict[str, Any] = {
+        **dict(zip(("task", "method", "rank", "init"), place, strict=True)),
+        "init_label": config.init,
+        "steps": config.steps,
+        "lr": [p.lr for p in points],
+        "loss": [_spread(p.loss) for p in points],
+        "accuracy": [_spread(p.accuracy) for p in points],
+        "validation": [json_number(validation_loss(p)) for p in points],
+        "seeds": [p.seeds for p in points],
+        "diverged": [p.diverged for p in points],
+        "trainable": [p.runs[0].trainable for p in points],
+        "grid": [_add_curve(index.curve(p), grids, curves) for p in points],
+    }
+    measured = [_test_loss(p) for p in points]
+    if not all(math.isnan(spread.middle) for spread in measured):
+        cell[TEST_LOSS] = [_spread(spread) for spread in measured]
+    return cell
+
+
+def _test_loss(point: RatePoint) -> Spread:
+    """The negative log-likelihood of the right answers to the test items, infinite for a run that diverged."""
+    losses = by_seed(point.runs, lambda r: math.inf if r.diverged else r.metrics.get(TEST_LOSS, math.nan))
+    return Spread.of(losses.values()) if any(map(math.isfinite, losses.values())) else Spread.of(())
+
+
+def _add_curve(curve: LossCurve, grids: dict[tuple[int, ...], int], curves: list[npt.NDArray[np.uint16]]) -> int:
+    """Add a thinned curve, and return the number of its grid of steps. The last step stays."""
+    every = max(1, -(-len(curve.steps) // CURVE_POINTS))
+    at = sorted({*range(0, len(curve.steps), every), len(curve.steps) - 1}) if curve.steps else []
+    curves.extend(_coded([values[i] for i in at]) for values in (curve.middle, curve.low, curve.high))
+    return grids.setdefault(tuple(curve.steps[i] for i in at), len(grids))
+
+
+def _coded(values: Sequence[float]) -> npt.NDArray[np.uint16]:
+    low, high = CURVE_RANGE
+    losses = np.asarray(values, dtype=np.float64)
+    share = np.log(np.clip(np.nan_to_num(losses, nan=low, posinf=high), low, high) / low) / math.log(high / low)
+    return np.where(np.isnan(losses), NO_LOSS, np.rint(share * (NO_LOSS - 1))).astype(np.uint16)
+
+
+def _spread(spread: Spread) -> list[float | str | None]:
+    return [json_number(spread.middle), json_number(spread.low), json_number(spread.high)]
+
+
+def json_number(value: float) -> float | str | None:
+    """Return a number as JSON can hold it: NaN is ``None``, and infinity "inf"."""
+    return None if math.isnan(value) else "inf" if math.isinf(value) else value
