@@ -84,13 +84,13 @@ def compare(groups: Groups, baseline: str = "lora", metric: str = "accuracy", co
         One row per group, the best median first. Columns:
 
         - ``rate``, ``seeds``, and ``diverged``, the number of seeds that diverged.
-        - ``median``, ``low``, ``high``: of the group itself, with its interval (``analysis.statistics.median_interval``).
+        - ``median``, ``low``, ``high``: of the group itself, with its interval (``statistics.median_interval``).
         - ``difference``, ``difference_low``, ``difference_high``: the mean of *group − baseline* over pairs of one
           seed, with Student's interval. NaN if a loss is infinite in a pair, because the mean of the other pairs would
           favour the group that diverged.
         - ``pairs``; ``infinite``, the pairs in which a loss is infinite; ``above``, the pairs in which the group has
           more than the baseline.
-        - ``p`` and ``p_signs`` (``analysis.statistics.paired``), and ``p_adjusted``, which is ``p`` for as many
+        - ``p`` and ``p_signs`` (``statistics.paired``), and ``p_adjusted``, which is ``p`` for as many
           comparisons as there are (Holm).
         - ``verdict``, by ``p_adjusted``. It is about this model and these test items. Other items would add a scatter
           of their own.

@@ -1,6 +1,6 @@
 """How much numbers scatter, and what a comparison can see through that scatter.
 
-Every function takes plain numbers, as in ``analysis.statistics``. ``nlora_lab.analysis.comparison`` applies such numbers to runs.
+Every function takes plain numbers, as in ``nlora_lab.analysis.statistics``.
 """
 
 from __future__ import annotations
