@@ -37,9 +37,8 @@ from nlora_lab.tasks.final_answers import full_answer, marked_answer
 from nlora_lab.tasks.glue import GLUE, GLUE_ID, glue_rows
 from nlora_lab.tasks.gsm8k import GSM8K_ID, METAMATH_ID, gsm8k_rows, metamath_groups, metamath_rows
 from nlora_lab.tasks.own import class_names, class_rows, find_columns, text_rows
-from nlora_lab.tasks.rows import Row, make_rows
 from nlora_lab.tasks.sources import Part, Source, open_source
-from nlora_lab.tasks.task import Task
+from nlora_lab.tasks.task import Row, Task, make_rows
 
 VALIDATION_SHARE = (20, 500)  # one row in 20, at most 500
 TEST_SHARE = (10, 1000)

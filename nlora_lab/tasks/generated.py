@@ -16,9 +16,8 @@ from random import Random
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import shipped_folder
 from nlora_lab.core.validation import check_choice
-from nlora_lab.tasks.rows import make_rows
 from nlora_lab.tasks.sources import json_lines, read_text
-from nlora_lab.tasks.task import Item, Task
+from nlora_lab.tasks.task import Item, Task, make_rows
 from nlora_lab.tasks.vocabulary import CONTAINERS, GAIN_VERBS, LOSS_VERBS, THINGS, count, people, plural
 
 SIZES = {"train": 6400, "validation": 200, "test": 200}  # 6,400 = 400 steps of 16 rows, each row once

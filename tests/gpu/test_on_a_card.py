@@ -1,4 +1,4 @@
-"""What a card must do as the CPU does. Each test runs on both, so that it cannot rot where there is no card.
+"""What a card must do as the CPU does. Each test runs on both, so that CI runs its code without a card.
 
 They need no more than pytest beside the package, because a GPU node may have no more.
 """

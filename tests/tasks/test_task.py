@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nlora_lab.tasks.rows import RowTable, make_rows
+from nlora_lab.tasks.task import RowTable, make_rows
 
 ROWS = [{"prompt": f"p{i}", "target": f"t{i}", "answer": str(i)} for i in range(5)]
 
