@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Row = dict[str, Any]
+"""One row of any task."""
 
 Item = dict[str, str]
 """One row of a task that is answered in text: ``prompt``, ``target`` and ``answer``."""
@@ -39,13 +40,13 @@ class Task:
     Attributes:
         name: the name of the task, as ``load_task`` takes it.
         difficulty: "easy", "medium" or "hard" for a generated task, else where the rows come from.
-        train: the training rows, a ``datasets.Dataset``.
+        train: the training rows, a ``datasets.Dataset``, or a ``RowTable`` where that library is missing.
         validation: the rows to choose learning rates by.
         test: the rows to report results on.
         labels: the answers to choose from, or the names of the classes in the order of their numbers. Empty for the
             kinds "text" and "score".
         kind: "text", "choice", "classes" or "score".
-        chat: whether prompts go through the chat template of the tokenizer, if it has one. External tasks in text do.
+        chat: whether prompts go through the chat template of the tokenizer, if it has one.
         final: reads the final answer from a generated text. It returns ``None`` if the text has none.
         measures: the names of the measures that ``measure`` computes. The first one is the one to compare runs by.
     """
@@ -74,6 +75,9 @@ class Task:
         if self.kind == "text":
             return f"exact match of the {'complete answer' if self.final is full_answer else 'final number'}"
         return " and ".join(MEASURE_NAMES[name] for name in self.measures)
+
+
+# --- rows ---
 
 
 def make_rows(rows: Sequence[Row]) -> Dataset:

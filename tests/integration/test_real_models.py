@@ -107,7 +107,7 @@ def test_every_causal_model_learns_with_every_method(place, name, method):
     assert run.ended == ""
     assert fell(run) < 0.97
     assert run.metrics["step0_change"] < 1e-3
-    assert set(run.metrics) == {"step0_change", "distance", "accuracy", "validation_loss"}
+    assert set(run.metrics) == {"step0_change", "distance", "accuracy", "validation_loss", "test_loss"}
     assert run.trainable == sum(w.numel() for w in run.weights.values())
 
 

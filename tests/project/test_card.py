@@ -1,4 +1,4 @@
-"""The command for a card runs where there is no card, and where only the packages of a GPU node are installed."""
+"""The command for a card works without a card, and with only the packages of a GPU node."""
 
 from __future__ import annotations
 
