@@ -7,11 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from nlora_lab.cli.export import add_export
+from nlora_lab.cli.export import add_export, add_page
 from nlora_lab.cli.health import add_doctor
 from nlora_lab.cli.lab import add_lab, open_lab
 from nlora_lab.cli.measure import add_measure
-from nlora_lab.cli.page import add_page
 from nlora_lab.cli.parsers import Command
 from nlora_lab.cli.recipes import add_estimate, add_recipes
 from nlora_lab.cli.results import add_compare, add_gather

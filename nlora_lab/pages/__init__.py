@@ -1,5 +1,5 @@
 """What the labs show in a page, with a kernel or without: recorded runs in compact form, scripts, and HTML files."""
 
-import lazy_loader
+from nlora_lab.core.lazy_names import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

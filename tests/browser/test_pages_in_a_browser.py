@@ -21,13 +21,17 @@ from nlora_lab.runs.shipped import recorded_runs
 SET = """
 async settings => {
   const lab = document.querySelector('.nlora-lab');
-  const labelled = text => document.getElementById([...lab.querySelectorAll('label')].find(l => l.textContent === text).htmlFor);
+  const label = text => [...lab.querySelectorAll('label')].find(l => l.textContent === text);
   for (const chip of lab.querySelectorAll('.chip')) {
     if (chip.querySelector('input').checked !== settings.methods.includes(chip.textContent)) chip.click();
   }
-  const own = [...lab.querySelectorAll('label')].find(l => l.textContent === 'each at its own best rate').firstChild;
+  const own = label('each at its own best rate').firstChild;
   if (own.checked !== settings.own) own.click();
-  const set = (label, value, event) => { const i = labelled(label); i.value = value; i.dispatchEvent(new Event(event)); };
+  const set = (text, value, event) => {
+    const control = document.getElementById(label(text).htmlFor);
+    control.value = value;
+    control.dispatchEvent(new Event(event));
+  };
   set('rank r', settings.rank, 'input');
   set('learning rate', settings.exponent, 'input');
   set('task', settings.task, 'change');
@@ -135,7 +139,7 @@ def test_the_page_computes_what_nystrom_computes_on_a_hundred_matrices(open_page
         order = [torch.randperm(size, generator=draw).tolist() for size in W.shape]
         asked = {**options, "rtol": options["rtol"] or 0, "maxRank": rank, "random": order}
         case = {"m": W.shape[0], "n": W.shape[1], "a": W.flatten().tolist(), "rank": rank, "options": asked}
-        here, half, product = page.evaluate("case => compute(case)", case)
+        here, half, product = page.evaluate("given => compute(given)", case)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             expected, lower = (

@@ -127,7 +127,7 @@ def shown(capsys, *arguments):
 
 
 COMMANDS = {
-    "Learn": ["lab", "doctor"],
+    "Learn": ["lab", "page", "doctor"],
     "Train": ["run", "race", "sweep", "recipes", "estimate"],
     "Look at results": ["compare", "gather", "measure", "scan", "export"],
 }
@@ -236,7 +236,7 @@ def test_a_saved_adapter_is_exported_as_plain_lora(capsys, tmp_path):
     (tmp_path / "damaged" / "adapter_model.safetensors").write_text("")
     wrong = {
         (str(tmp_path / "mine"), str(tmp_path / "mine")): "holds an adapter already",
-        (str(tmp_path / "none"), str(tmp_path / "x")): "does not hold a saved adapter",
+        (str(tmp_path / "none"), str(tmp_path / "x")): "holds no adapter_config.json",
         (str(tmp_path / "damaged"), str(tmp_path / "x")): "adapter_config.json is damaged",
         (str(tmp_path / "mine"), ""): "--out '' names no folder",
         (str(tmp_path / "mine"), "/dev/null/x"): "cannot be written",

@@ -11,8 +11,7 @@ const cut = (loss) => (Number.isNaN(loss) ? CEILING : Math.min(Math.max(loss, FL
 /** Read the recorded runs that `pages/recorded.py` has written: points by task, method, init of N, steps and rank. */
 function readRecorded(data, curves) {
   const book = { ...data, method: new Map(data.methods.map((m) => [m.name, m])), cells: new Map() };
-  book.of_task = (task) => data.cells.filter((c) => c.task === task);
-  book.budgets = (task) => [...new Set(book.of_task(task).map((c) => c.steps))].sort((a, b) => a - b);
+  book.budgets = [...new Set(data.cells.map((c) => c.steps))].sort((a, b) => a - b); // recorded numbers of steps
   book.measures = Object.keys(MEASURES).filter((name) => name === "accuracy" || data.cells.some((c) => c[name]));
   const [low, span] = [Math.log(data.curve_range[0]), Math.log(data.curve_range[1] / data.curve_range[0]) / (NO_LOSS - 1)];
   let offset = 0;
@@ -79,7 +78,7 @@ function labelOf(book, settings, method, point) {
   const parts = [cell.init_label == null ? method.label : `${method.label}, N ${cell.init_label}`];
   if (method.ranked && cell.rank !== settings.rank) parts.push(`r ${cell.rank}`);
   if (settings.own_rates) parts.push(formatRate(point.lr));
-  if (book.budgets(cell.task).length > 1 && cell.steps !== settings.steps) parts.push(`${cell.steps} steps`);
+  if (book.budgets.length > 1 && cell.steps !== settings.steps) parts.push(`${cell.steps} steps`);
   return parts.join(" · ");
 }
 

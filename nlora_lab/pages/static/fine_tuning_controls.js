@@ -88,8 +88,7 @@ class Controls {
 
   /** The recorded numbers of steps, where there are several. */
   budgetButtons() {
-    const all = [...new Set(this.book.tasks.flatMap((t) => this.book.budgets(t.name)))].sort((a, b) => a - b);
-    return this.radios("steps", all, (steps) => `${steps} steps`);
+    return this.radios("steps", this.book.budgets, (steps) => `${steps} steps`);
   }
 
   settings() {
