@@ -78,7 +78,7 @@ def _say_what_is_left_out(model: Any) -> None:
     left_out = {**fused_weights(model), **read_by_parent(model)}
     if left_out:
         name, what = next(iter(left_out.items()))
-        why = f"inside a {what}" if isinstance(what, str) else f"several experts in one tensor of shape {what}"
+        why = f"inside a {what}" if isinstance(what, str) else f"one tensor of shape {what}, not a linear layer"
         warnings.warn(
             f"{len(left_out)} weights of this {type(model).__name__} get no adapter, {name} first ({why}); only its "
             "linear layers train",

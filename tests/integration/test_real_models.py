@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -176,7 +177,9 @@ def test_heads_that_peft_does_not_know_train_too():
     for base, head in ((distil, ["pre_classifier", "classifier"]), (xlnet, ["sequence_summary", "logits_proj"])):
         assert head_modules(base) == head
         layers = set(linear_layers(base))
-        model = nl.attach(base, "nlora", 4)
+        # XLNet's attention weights have three dimensions
+        with pytest.warns(UserWarning, match=r"rel_attn\.q first") if base is xlnet else nullcontext():
+            model = nl.attach(base, "nlora", 4)
         assert adapted(model) == layers
         assert {n.removeprefix("base_model.model.").split(".")[0] for n in trained_beside(model)} == set(head)
 

@@ -14,6 +14,11 @@ function h(tag, properties = {}, ...children) {
   return node;
 }
 
+/** Keep a plain key from the page around the lab: JupyterLab takes arrow keys for commands of its own. */
+function keepKey(event) {
+  if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
+}
+
 let used = 0;
 /** Return an id that no other element of the page has. */
 const newId = (name) => `nlora-${name}-${(used += 1)}-${Math.random().toString(36).slice(2, 7)}`;

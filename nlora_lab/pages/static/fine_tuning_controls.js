@@ -243,7 +243,7 @@ function render({ model, el }) {
   const figure = new LabFigure(model);
   const table = h("table");
   const scroll = h("div", { class: "wide-table", tabindex: 0, role: "region", "aria-label": "recorded numbers at these settings" }, table);
-  const root = h("div", { class: "nlora-lab", "data-lm-suppress-shortcuts": "true" }, ...controls.rows, figure.node, scroll);
+  const root = h("div", { class: "nlora-lab", "data-lm-suppress-shortcuts": "true", onkeydown: keepKey }, ...controls.rows, figure.node, scroll);
   el.append(root);
   let waiting = 0;
   const draw = () => {

@@ -208,7 +208,7 @@ function render({ model, el }) {
   const pool = new Pool(svg, ["grid", "lines", "marks", "names"]);
   const figure = h("div", { class: "figure" }, svg);
   const pictures = h("div", { class: "maps" }, ...maps.map(({ canvas, caption }) => h("figure", {}, caption, canvas)));
-  const root = h("div", { class: "nlora-lab", "data-lm-suppress-shortcuts": "true" }, ...controls.rows, line, pictures, figure);
+  const root = h("div", { class: "nlora-lab", "data-lm-suppress-shortcuts": "true", onkeydown: keepKey }, ...controls.rows, line, pictures, figure);
   el.append(root);
   const analyses = new Map();
   let [waiting, later] = [0, 0];

@@ -54,7 +54,7 @@ function render({ model, el }) {
   svg.setAttribute("role", "img");
   const pool = new Pool(svg, ["grid", "lines", "marks", "names"]);
   const figure = h("div", { class: "figure" }, svg);
-  const root = h("div", { class: "nlora-lab" }, h("div", { class: "row" }, field("rank r", rank, { wide: true }), field("approximation", menu)), line,
+  const root = h("div", { class: "nlora-lab", onkeydown: keepKey }, h("div", { class: "row" }, field("rank r", rank, { wide: true }), field("approximation", menu)), line,
     h("div", { class: "maps" }, h("figure", {}, h("table", { class: "map" }, head, body)), h("figure", {}, figure)));
   el.append(root);
   let waiting = 0;
