@@ -112,9 +112,9 @@ def test_what_a_page_shows_equals_the_numbers_of_the_lab(open_page, tmp_path):
 
 
 def random_cases(count):
-    """Matrices and options of ``nl.nystrom``, in turn."""
+    """Matrices and options of ``nl.nystrom``, in turn. No tolerance is a ratio of 1/k: rounding would decide a tie."""
     generator = torch.Generator().manual_seed(1)
-    options = itertools.product(("pinv", "optimal", "block"), ("leading", "random", "cross", "qr"), (None, 0.1, 1e-3))
+    options = itertools.product(("pinv", "optimal", "block"), ("leading", "random", "cross", "qr"), (None, 0.15, 1e-3))
     for i, (core, pivots, rtol) in zip(range(count), itertools.cycle(options), strict=False):
         m, n = torch.randint(6, 128 if i % 10 == 0 else 50, (2,), generator=generator).tolist()
         W = torch.randn(m, n, generator=generator, dtype=torch.float64)
