@@ -116,7 +116,7 @@ def test_whatever_is_damaged_the_checkpoint_before_is_used(two_checkpoints, tmp_
     if (signed and (damage == "a pipe" or name in ("digests.json", "rows.txt"))) or (
         damage == "other shapes" and name != "state.safetensors"
     ):
-        pytest.skip("this damage cannot be done here")
+        pytest.skip("this damage cannot be done to this file")
     home = shutil.copytree(two_checkpoints, tmp_path / "home")
     folders = sorted(CheckpointFolder(home, CFG).folder.glob("step-*"))
     for folder in reversed(folders):
