@@ -1,7 +1,7 @@
 """Measure everything that a card must show, within ten minutes. Run it again to measure what is missing.
 
     python -m benchmarks.card --out FOLDER                      # on a card
-    python -m benchmarks.card --out FOLDER --device cpu --tiny  # the same code in under a minute, without a card
+    python -m benchmarks.card --out FOLDER --device cpu --tiny  # the same code on tiny sizes, without a card
     python -m benchmarks.card --report                          # write card.md from the records
 
 It needs torch, transformers, peft and accelerate, and pandas for two parts and pytest for one. It needs no network.

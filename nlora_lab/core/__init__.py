@@ -1,4 +1,4 @@
-"""Errors, checks of values, files, devices, progress and statistics: everything that the other packages share."""
+"""Errors, checks of values, files, devices and progress: everything that the other packages share."""
 
 from nlora_lab.core.lazy_names import lazy_names
 

@@ -97,9 +97,10 @@ def answers(
     rows = _first_rows(task, split, limit)
     if task.head:
         return _head_answers(task, rows, _head_outputs(model, tokenizer, task, rows, max_length, shots, should_stop))
-    if max_new_tokens is None:
-        max_new_tokens = longest_answer(tokenizer, rows)
-    new_tokens = 0 if task.kind == "choice" else check_whole_number("max_new_tokens", max_new_tokens)
+    new_tokens = 0
+    if task.kind != "choice":
+        longest = longest_answer(tokenizer, rows) if max_new_tokens is None else max_new_tokens
+        new_tokens = check_whole_number("max_new_tokens", longest)
     ids = task_prompt_ids(task, tokenizer, rows, shots, new_tokens, max_length)
     if task.kind == "choice":
         lead = "" if uses_chat(task, tokenizer) else " "

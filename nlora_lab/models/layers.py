@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.models.layouts import is_computed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +124,10 @@ def read_by_parent(model: Any) -> dict[str, str]:
 
 
 def fused_weights(model: Any) -> dict[str, tuple[int, ...]]:
-    """List the weights of several experts in one tensor: name and shape. No adapter fits them."""
+    """List the weights with three dimensions, such as several experts in one tensor: name and shape.
+
+    No adapter fits them.
+    """
     from torch.nn.modules.conv import _ConvNd
 
     return {
@@ -146,14 +150,12 @@ def check_called(name: str, layer: Any, parents: dict[str, str]) -> None:
     Raises:
         InputError: a module above the layer reads its weight, or the weight is computed from others at every call.
     """
-    from torch.nn.utils.parametrize import is_parametrized
-
     if name in parents:
         raise InputError(
             f"{name} is inside a {parents[name]}, which reads its weight and never calls it, so an adapter would do "
             "nothing; leave it out of target_modules"
         )
-    if is_parametrized(layer, "weight") or {"weight_g", "weight_orig"} & set(getattr(layer, "_parameters", ())):
+    if is_computed(layer):
         raise InputError(
             f"the weight of {name} is computed at every call (weight_norm, spectral_norm or another "
             "parametrisation), so no adapter can change it; remove the parametrisation, or leave the layer out of "

@@ -73,6 +73,13 @@ def _layout(name: str, header: Header) -> str:
     return f"{name} is a scale" if any(len(header[s][1]) > 1 for s in scaled if s in header and s != name) else ""
 
 
+def is_computed(module: Any) -> bool:
+    """Return whether a module computes its weight at every call, by weight_norm, spectral_norm or the like."""
+    from torch.nn.utils.parametrize import is_parametrized
+
+    return is_parametrized(module, "weight") or bool({"weight_g", "weight_orig"} & set(module._parameters))
+
+
 def check_plain_model(model: Any) -> None:
     """Check that the weights of a live model are the matrices themselves.
 
@@ -83,7 +90,6 @@ def check_plain_model(model: Any) -> None:
         InputError: a layer is quantised, or its weight is computed. The message names it.
     """
     from torch import Tensor, nn
-    from torch.nn.utils.parametrize import is_parametrized
 
     for name, module in model.named_modules():
         packed = next((field for field in PACKED if hasattr(module, field)), None)
@@ -100,7 +106,7 @@ def check_plain_model(model: Any) -> None:
                 raise InputError(f"{name}.{own} has quantised weights ({what}); {REMEDY}".removeprefix("."))
         if packed:
             raise InputError(f"{name} has quantised weights ({packed}); {REMEDY}")
-        if is_parametrized(module, "weight") or {"weight_g", "weight_orig"} & set(module._parameters):
+        if is_computed(module):
             computed = [p for p in module.parameters() if p.ndim == 2]
             if computed:
                 raise InputError(

@@ -75,7 +75,7 @@ def _family(method: Method) -> str:
     """The family under which the lab lists a method."""
     if method.build is None:
         return "all weights"
-    return "Nyström" if method.trains == "A, N, B" or "NLoRA" in method.start else "LoRA"
+    return "Nyström" if method.name.startswith(("nlora", "inttune")) else "LoRA"  # SLoRA starts from random numbers
 
 
 def _cell(

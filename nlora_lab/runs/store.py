@@ -240,13 +240,17 @@ class RunStore:
     @contextmanager
     def _locked(self, wait: bool = True) -> Iterator[None]:
         """Let no other process replace files here meanwhile. Without ``wait``, raise ``Timeout`` if one does."""
+        lock = FileLock(self.path / ".lock", timeout=-1 if wait else 0)
         try:
-            with FileLock(self.path / ".lock", timeout=-1 if wait else 0):
-                yield
+            lock.acquire()
+        except Timeout:
+            raise
         except (OSError, NotImplementedError) as error:
-            if isinstance(error, Timeout):
-                raise
             raise StoreError(f"{self.path} cannot be locked ({error}); choose another store") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def _publish(part: Path, place: Path) -> bool:
@@ -256,9 +260,11 @@ def _publish(part: Path, place: Path) -> bool:
     except FileExistsError:
         return False
     except OSError:  # a file system without links, or one that cannot be written, for which rename raises again
-        if place.exists():
+        try:
+            place.touch(exist_ok=False)  # one process gets the name; until the next line the file is empty
+        except FileExistsError:
             return False
-        part.rename(place)
+        part.replace(place)
     return True
 
 

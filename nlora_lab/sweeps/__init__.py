@@ -1,4 +1,4 @@
-"""Sweeps: worker processes make every run of a grid and write the runs into one store."""
+"""Sweeps: an executor makes every run of a grid, and the process that sweeps writes the runs into one store."""
 
 from nlora_lab.core.lazy_names import lazy_names
 

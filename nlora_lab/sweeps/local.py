@@ -57,6 +57,9 @@ class LocalExecutor(ThreadPoolExecutor):
 
         pool = ProcessPoolExecutor(1, env=dict(environment))
         self._pools.add(pool)
+        if self._closed:  # while this process was started: nobody else would end it
+            pool.shutdown(wait=False, kill_workers=True)
+            raise CancelledError
         pool.submit(_begin, os.getpid()).result()  # raises BrokenExecutor if a process cannot even begin
         return pool
 

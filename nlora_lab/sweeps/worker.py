@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import traceback
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,10 @@ def make_runs(settings: Sequence[Mapping[str, Any]], sources: str) -> Made:
         InputError: this worker has other code than the process that asks.
     """
     if sources != source_digest():
-        raise InputError("a worker has another version of nlora-lab; install the same one on every machine")
+        raise InputError(
+            "a worker has another version of nlora-lab; install the same one on every machine, and sweep again if the "
+            "code was changed meanwhile"
+        )
     with _ONE_AT_A_TIME:
         return _race([RunConfig(**values) for values in settings])
 
@@ -43,14 +47,15 @@ def _race(configs: Sequence[RunConfig]) -> Made:
     from nlora_lab.training.races import race
 
     try:
-        return [run.to_json() for run in race(configs) if not run.stopped], {}
+        runs = race(configs)
+        stopped = {run_key(run.config): "it was stopped from outside" for run in runs if run.stopped}
+        return [run.to_json() for run in runs if not run.stopped], stopped
     except Exception:
         if len(configs) == 1:
             return [], {run_key(configs[0]): traceback.format_exc()}
     alone = [_race([cfg]) for cfg in configs]  # one run ended the race for all: this shows which
-    return [record for records, _ in alone for record in records], {
-        k: v for _, errors in alone for k, v in errors.items()
-    }
+    records = [record for made, _ in alone for record in made]
+    return records, dict(ChainMap(*(errors for _, errors in alone)))
 
 
 @cache

@@ -174,8 +174,10 @@ class TrainingSession:
     def clock_paused(self) -> Iterator[None]:
         """Leave what happens inside out of the time of the run."""
         paused = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - paused
+        try:
+            yield
+        finally:
+            self._started += time.perf_counter() - paused
 
     def stop_clock(self) -> None:
         """Write the time and the memory that training has taken so far into the state."""

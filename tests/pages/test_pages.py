@@ -42,6 +42,13 @@ def test_the_data_hold_every_recorded_point(shipped):
     assert len(curves) == 6 * sum(len(data["grids"][g]) for c in data["cells"] for g in c["grid"])
 
 
+def test_every_method_is_listed_under_its_family(shipped):
+    families = {m["name"]: m["family"] for m in recorded_data(shipped)[0]["methods"]}
+    assert [name for name, family in families.items() if family == "all weights"] == ["full"]
+    nystrom = {"nlora", "nlora-pivoted", "nlora-core", "nlora-balanced", "nlora-released", "inttune"}
+    assert {name for name, family in families.items() if family == "Nyström"} == nystrom
+
+
 def test_a_curve_is_thinned_and_within_a_ten_thousandth(shipped):
     data, curves = recorded_data(shipped)
     (task, method, rank, init), first = shipped.places()[0], data["cells"][0]

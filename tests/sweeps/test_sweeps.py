@@ -264,7 +264,7 @@ def test_running_out_of_memory_and_divergence_are_results(monkeypatch):
     race = lambda configs: [some_run(config=c, **end) for c, end in zip(configs, ends, strict=True)]  # noqa: E731
     runs, errors = made(monkeypatch, race)
     assert [(run.error, run.diverged) for run in runs] == [("out of memory", False), ("", True)]
-    assert errors == {}
+    assert errors == {run_key(RunConfig(seed=2)): "it was stopped from outside"}  # no result, and not passed over
 
 
 def test_a_worker_with_other_code_makes_nothing(tmp_path, monkeypatch):
