@@ -88,8 +88,10 @@ def replicates() -> list[RunConfig]:
 
 PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "budgets": budgets,
-    "ladders at 250 and 500 steps": lambda: ladders((250, 500), tuple(MIDDLE)),
     "replicates": replicates,
+    "ladders at 500 steps": lambda: ladders((500,), BUDGET_METHODS),
+    "ladders at 250 steps": lambda: ladders((250,), BUDGET_METHODS),
+    "ladders of the variants": lambda: ladders((500, 250), tuple(m for m in MIDDLE if m not in BUDGET_METHODS)),
     "ladders at 125 and 1000 steps": lambda: ladders((125, 1000), BUDGET_METHODS),
 }
 
