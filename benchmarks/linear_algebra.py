@@ -237,14 +237,13 @@ def memory_of_scan(sizes: Sizes, device: str) -> Iterator[Row]:
 
 def slider(sizes: Sizes, device: str) -> Iterator[Row]:
     del device
-    from nlora_lab.labs.nystrom import NystromLab
+    from nlora_lab.labs.nystrom import MAX_RANK, NystromLab
 
     largest = max((w for w in list_weights("embedded") if w.place[0] >= 0), key=lambda w: w.shape[0] * w.shape[1])
-    lab = NystromLab(figures="image")
+    lab = NystromLab()
     lab.matrix.value = largest.name
-    lab._held = True  # draw nothing, so that the time is that of the data alone
     times = []
-    for rank in [r for _ in range(sizes.moves) for r in range(1, lab.rank.max + 1)]:
+    for rank in [r for _ in range(sizes.moves) for r in range(1, min(MAX_RANK, *largest.shape) + 1)]:
         start = time.perf_counter()
         lab.rank.value = rank
         lab.drawing().plotly()

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sweeps.fake_runs import make_slowly
+from fake_runs import make_slowly
 
 from nlora_lab.cli import main as cli
 from nlora_lab.core.errors import InputError

@@ -13,14 +13,13 @@ import time
 from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
-from factories import some_run
-from sweeps.fake_runs import make_at_once, record
+from factories import ROOT, some_run
+from fake_runs import make_at_once, record
 
 from nlora_lab.cli import main as cli
 from nlora_lab.core.errors import FitError, InputError, StoreError
@@ -32,7 +31,6 @@ from nlora_lab.sweeps.engine import sweep
 from nlora_lab.sweeps.grid import expand_grid
 from nlora_lab.sweeps.local import CallKilled, LocalExecutor
 
-HERE = Path(__file__).parent
 TINY = {"method": ["lora", "slora"], "lr": [1e-3, 1e-2], "steps": 2, "batch_size": 2, "task": "entailment"}
 
 
@@ -171,7 +169,7 @@ QUICK = """
 def test_after_ten_kills_at_random_moments_every_run_is_there_once(tmp_path):
     grid = {"method": ["lora", "slora"], "lr": 1e-3, "steps": 1000, "seed": list(range(100))}
     script = tmp_path / "sweep_it.py"
-    script.write_text(textwrap.dedent(QUICK).format(grid=grid, folder=str(HERE)))
+    script.write_text(textwrap.dedent(QUICK).format(grid=grid, folder=str(ROOT / "tests")))
     chance = random.Random(5)
 
     def begin(folder):
@@ -208,7 +206,7 @@ def test_after_ten_kills_at_random_moments_every_run_is_there_once(tmp_path):
 def test_ctrl_c_ends_a_sweep_and_its_processes_within_two_seconds(tmp_path):
     script = tmp_path / "sweep_it.py"
     grid = {"seed": list(range(1000)), "steps": 1}
-    script.write_text(textwrap.dedent(QUICK).format(grid=grid, folder=str(HERE)))
+    script.write_text(textwrap.dedent(QUICK).format(grid=grid, folder=str(ROOT / "tests")))
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path / "runs")], stderr=subprocess.PIPE, text=True)
     until(lambda: len(list((tmp_path / "runs").glob("*.json"))) > 5)
     family = psutil.Process(parent.pid).children(recursive=True)
