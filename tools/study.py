@@ -76,19 +76,19 @@ def ladders(steps: Sequence[int], methods: Sequence[str]) -> list[RunConfig]:
 
 
 def replicates() -> list[RunConfig]:
-    """Return repetitions of two seeds: at the middle of the ladder, and an octave below, for three methods."""
+    """Return repetitions of two seeds: at the middle of the ladder, an octave below and above, for three methods."""
     return [
         config(method, lr, seed, 250, replicate)
         for replicate in REPLICATES
         for method in ("lora", "slora", "nlora")
-        for lr in (ladder(method)[2], ladder(method)[0])
+        for lr in ladder(method)[::2]
         for seed in (0, 1)
     ]
 
 
 PARTS: dict[str, Callable[[], list[RunConfig]]] = {
-    "budgets": budgets,
     "replicates": replicates,
+    "budgets": budgets,
     "ladders at 500 steps": lambda: ladders((500,), BUDGET_METHODS),
     "ladders at 250 steps": lambda: ladders((250,), BUDGET_METHODS),
     "ladders of the variants": lambda: ladders((500, 250), tuple(m for m in MIDDLE if m not in BUDGET_METHODS)),

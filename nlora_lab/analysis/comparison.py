@@ -1,8 +1,8 @@
-"""Comparing methods: each at its own best rate, over seeds, in pairs, with a verdict in words.
+"""Comparing methods: each at its own best rate, over seeds, with a verdict in words.
 
-The rate is chosen by the loss on validation items. What is compared, the accuracy on test items, takes no part in the
-choice. Runs with the same seed see the same batches in the same order, and are tested on the same items. So their
-*difference* scatters less than either of them, and the verdict is about the difference.
+The rate is chosen by the loss on validation items. What is compared, measured on test items, takes no part in the
+choice. Two groups are compared as independent samples (Welch's test), although runs of one seed see the same batches:
+``seed_pairing`` shows that pairs of one seed scatter as much as pairs of different seeds.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.analysis.statistics import LEAST_PAIRS, check_confidence, holm, median_interval, paired
+from nlora_lab.analysis.noise import pairing_gain, welch
+from nlora_lab.analysis.statistics import LEAST_SEEDS, check_confidence, median_interval
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice, check_number
 from nlora_lab.methods.table import METHODS
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Groups = Mapping[str, Sequence[Run]]
+
+PLANNED = ("slora", "nlora", "nlora-released", "nlora-balanced", "pissa")
+"""The methods whose comparison with LoRA was planned before the runs were made. Every other one is an afterthought."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Metric:
             return math.nan
         if run.diverged:
             return self.diverged
+        if self.name == "steps_to_90":
+            return run.steps_until(0.9)
         value = run.final_loss if self.name == "final_loss" else run.metrics.get(self.name, math.nan)
         return float(value)
 
@@ -66,6 +72,8 @@ METRICS = {
         Metric("accuracy", 1, 0.0, " points", 100.0),
         Metric("final_loss", -1, math.inf, " nats", 1.0),
         Metric("validation_loss", -1, math.inf, " nats", 1.0),
+        Metric("test_loss", -1, math.inf, " nats", 1.0),
+        Metric("steps_to_90", -1, math.inf, " steps", 1.0),
     )
 }
 
@@ -73,11 +81,17 @@ METRICS = {
 def compare(groups: Groups, baseline: str = "lora", metric: str = "accuracy", confidence: float = 0.95) -> pd.DataFrame:
     """Compare groups of runs with a baseline. Runs that failed are left out, because they measured nothing.
 
+    The verdict of a group does not depend on which other groups are passed. Against LoRA, p is multiplied by the number
+    of planned comparisons (``PLANNED``), or by the number of all methods for a method that is not among them. Groups
+    with names of your own, and comparisons with another baseline, are a family of their own: p is multiplied by the
+    number of the other groups (Bonferroni).
+
     Args:
         groups: runs by name, as ``nl.at_best`` returns them, or your own. The runs of a group differ only in seeds.
         baseline: the name of the group that all others are compared with.
-        metric: "accuracy" (a run that diverged counts as 0), "final_loss" or "validation_loss" (such a run counts as
-            infinite).
+        metric: "accuracy" (a run that diverged counts as 0), "final_loss", "validation_loss", "test_loss" (such a run
+            counts as infinite), or "steps_to_90", the steps until 90 % of the validation answers are right, for runs
+            with ``measure_every`` (a run that never got there counts as infinite).
         confidence: the level of the intervals and of the verdicts, between 0 and 1.
 
     Returns:
@@ -85,13 +99,12 @@ def compare(groups: Groups, baseline: str = "lora", metric: str = "accuracy", co
 
         - ``rate``, ``seeds``, and ``diverged``, the number of seeds that diverged.
         - ``median``, ``low``, ``high``: of the group itself, with its interval (``statistics.median_interval``).
-        - ``difference``, ``difference_low``, ``difference_high``: the mean of *group − baseline* over pairs of one
-          seed, with Student's interval. NaN if a loss is infinite in a pair, because the mean of the other pairs would
-          favour the group that diverged.
-        - ``pairs``; ``infinite``, the pairs in which a loss is infinite; ``above``, the pairs in which the group has
-          more than the baseline.
-        - ``p`` and ``p_signs`` (``statistics.paired``), and ``p_adjusted``, which is ``p`` for as many
-          comparisons as there are (Holm).
+        - ``difference``, ``difference_low``, ``difference_high``: the mean of the group less that of the baseline, with
+          Welch's interval. NaN if a value is infinite, because the mean of the others would favour the group that
+          diverged.
+        - ``against``: the number of seeds of the baseline; ``infinite``: the infinite values in both groups.
+        - ``p`` (``noise.welch``); ``tests``, the number that multiplies it; ``p_adjusted``, the product, at most 1.
+        - ``detectable``: the smallest true difference that this comparison would have found in 8 of 10 cases.
         - ``verdict``, by ``p_adjusted``. It is about this model and these test items. Other items would add a scatter
           of their own.
 
@@ -109,15 +122,56 @@ def compare(groups: Groups, baseline: str = "lora", metric: str = "accuracy", co
     check_confidence(confidence)
     _check_comparable(groups)
     chosen = METRICS[metric]
-    values = {name: _values(name, runs, chosen) for name, runs in groups.items()}
-    rows = {name: _row(groups[name], values[name], values[baseline], confidence) for name in groups}
-    others = [name for name in groups if name != baseline]
-    for name, p in zip(others, holm([rows[name]["p"] for name in others]), strict=True):
-        rows[name]["p_adjusted"] = p
+    values = {name: list(_values(name, runs, chosen).values()) for name, runs in groups.items()}
+    rows = {}
+    for name in groups:
+        tests = 1 if name == baseline else family_size(name, baseline, len(groups) - 1)
+        rows[name] = _row(groups[name], values[name], values[baseline], confidence, tests)
         rows[name]["verdict"] = _verdict(rows[name], _label(baseline), chosen, confidence)
     rows[baseline]["verdict"] = "the baseline"
     order = sorted(rows, key=lambda name: -chosen.sign * rows[name]["median"])
     return pd.DataFrame.from_dict({name: rows[name] for name in order}, orient="index")
+
+
+def family_size(name: str, baseline: str, others: int) -> int:
+    """Return by how many comparisons a p-value is multiplied.
+
+    Args:
+        name: the group that is compared.
+        baseline: what it is compared with.
+        others: the number of groups beside the baseline.
+
+    Returns:
+        The number of planned comparisons with LoRA, that of all methods, or ``others``: see ``compare``.
+    """
+    if baseline != "lora" or name not in METHODS:
+        return others
+    return len(PLANNED) if name in PLANNED else len(METHODS) - 1
+
+
+def seed_pairing(groups: Groups, metric: str = "accuracy") -> float:
+    """Measure what pairing runs by their seed would gain, over all pairs of groups.
+
+    Args:
+        groups: runs by name, as ``nl.at_best`` returns them.
+        metric: as in ``compare``.
+
+    Returns:
+        The variance of the differences of one seed, divided by the variance for independent runs. Near 1, pairing gains
+        nothing; near 0, a difference of one seed scatters much less than the runs. Pairs with an infinite value are
+        left out. NaN if no two groups share two seeds.
+
+    Raises:
+        InputError: the metric is unknown, or a group has no finished run with it.
+    """
+    check_choice("metric", metric, METRICS)
+    values = [_values(name, runs, METRICS[metric]) for name, runs in _checked_groups(groups).items()]
+    return pairing_gain(
+        [
+            [(first[s], second[s]) for s in first if s in second and math.isfinite(first[s] + second[s])]
+            for first, second in combinations(values, 2)
+        ]
+    )
 
 
 def _checked_groups(groups: Groups) -> dict[str, tuple[Run, ...]]:
@@ -130,7 +184,7 @@ def _check_comparable(groups: Mapping[str, Sequence[Run]]) -> None:
     """Check that a group has one config but for seeds, and that all groups have one model and one set of test items."""
     tested: dict[tuple[str, ...], str] = {}
     for name, runs in groups.items():
-        configs = [{**run.config.identity(), "seed": None} for run in runs]
+        configs = [{**run.config.identity(), "seed": None, "replicate": 0} for run in runs]
         mixed = [key for key in dict.fromkeys(chain(*configs)) if len({c.get(key) for c in configs}) > 1]
         if mixed:
             raise InputError(f"group {name!r} mixes runs of different {' and '.join(mixed)}; make a group of each")
@@ -152,14 +206,14 @@ def _values(name: str, runs: Sequence[Run], metric: Metric) -> dict[int, float]:
 
 
 def _row(
-    runs: Sequence[Run], values: dict[int, float], baseline: dict[int, float], confidence: float
+    runs: Sequence[Run], values: Sequence[float], baseline: Sequence[float], confidence: float, tests: int
 ) -> dict[str, Any]:
     """A row of the table, without its verdict."""
-    spread = median_interval(list(values.values()), confidence)
-    pairs = [(values[seed], baseline[seed]) for seed in values if seed in baseline]
-    infinite = sum(math.isinf(ours) or math.isinf(theirs) for ours, theirs in pairs)
-    # the mean of the remaining pairs would favour the group that lost the others
-    difference = paired([] if infinite else [ours - theirs for ours, theirs in pairs], confidence)
+    spread = median_interval(values, confidence)
+    infinite = sum(map(math.isinf, (*values, *baseline)))
+    # the mean of the remaining values would favour the group that lost the others
+    test = None if infinite else welch(values, baseline, confidence, tests)
+    p = test.p if test else math.nan
     return {
         "rate": runs[0].config.lr,
         "seeds": len(values),
@@ -167,15 +221,15 @@ def _row(
         "median": spread.middle,
         "low": spread.low,
         "high": spread.high,
-        "difference": difference.mean,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
-        "pairs": len(pairs),
+        "difference": test.difference if test else math.nan,
+        "difference_low": test.interval.low if test else math.nan,
+        "difference_high": test.interval.high if test else math.nan,
+        "against": len(baseline),
         "infinite": infinite,
-        "above": sum(ours > theirs for ours, theirs in pairs),
-        "p": difference.p,
-        "p_signs": difference.p_signs,
-        "p_adjusted": math.nan,
+        "p": p,
+        "tests": tests,
+        "p_adjusted": p if math.isnan(p) else min(1.0, p * tests),
+        "detectable": test.detectable if test else math.nan,
     }
 
 
@@ -186,16 +240,18 @@ def _label(name: str) -> str:
 
 def _verdict(row: Mapping[str, Any], baseline: str, metric: Metric, confidence: float) -> str:
     """What a row of ``compare`` allows to say."""
-    n = int(row["pairs"])
-    if n < LEAST_PAIRS:
-        return f"too few seeds to tell: {n} of them shared"
+    seeds = f"{row['seeds']} against {row['against']} seeds"
+    if min(row["seeds"], row["against"]) < LEAST_SEEDS:
+        return f"too few seeds to tell: {seeds}"
     if row["infinite"]:
-        return f"not judged by means: in {int(row['infinite'])} of {n} pairs a run diverged"
-    if not row["p_adjusted"] <= 1 - confidence:  # NaN is not
-        return f"not distinguishable from {baseline} with these {n} seeds"
-    word = "better" if row["difference"] * metric.sign > 0 else "worse"
+        return f"not judged by means: {row['infinite']} of {row['seeds'] + row['against']} values are infinite"
     low, high = (metric.format(row[f"difference_{end}"]).removesuffix(metric.unit) for end in ("low", "high"))
-    return f"{word} than {baseline}: {metric.format(row['difference'])} ({low} to {high}; {n} seeds)"
+    found = f"{metric.format(row['difference'])} ({low} to {high}; {seeds})"
+    if row["p_adjusted"] > 1 - confidence:
+        limit = metric.format(row["detectable"]).removeprefix("+")
+        return f"not distinguishable from {baseline}: {found}; detectable from {limit} on"
+    word = "better" if row["difference"] * metric.sign > 0 else "worse"
+    return f"{word} than {baseline}: {found}"
 
 
 def learning(groups: Groups, target: float) -> pd.DataFrame:

@@ -25,20 +25,30 @@ Runs: TypeAlias = "RunStore | RecordedRuns | str | Path | Iterable[Run] | None"
 Methods: TypeAlias = "Iterable[str] | str | None"
 
 
-def recorded_index(runs: Runs = None, model: str = EMBEDDED) -> RecordedRuns:
+def recorded_index(runs: Runs = None, model: str = EMBEDDED, steps: int | None = None) -> RecordedRuns:
     """Index the recorded runs of one model.
 
     Args:
-        runs: a store, its folder, finished runs, or an index, which is returned as it is. Default: the runs that ship
-            with the package.
-        model: the model whose runs to take.
+        runs: a store, its folder, finished runs, or an index. Default: the runs that ship with the package.
+        model: the model whose runs to take. An index keeps its own.
+        steps: the number of optimiser steps. Default: that of most runs, or that of the index.
 
     Returns:
         The index.
 
     Raises:
-        InputError: the folder does not exist, or ``runs`` holds something else than runs.
+        InputError: the folder does not exist, ``runs`` holds something else than runs, or no run has these steps.
     """
+    index = _index(runs, model)
+    if steps is None:
+        return index
+    if index.budgets and steps not in index.budgets:
+        known = ", ".join(map(str, index.budgets))
+        raise InputError(f"steps={steps!r}: there are runs of {known} steps; choose one of these numbers")
+    return index.at_steps(steps)
+
+
+def _index(runs: Runs, model: str) -> RecordedRuns:
     if isinstance(runs, RecordedRuns):
         return runs
     if runs is None or isinstance(runs, RunStore | str | Path):
@@ -49,7 +59,9 @@ def recorded_index(runs: Runs = None, model: str = EMBEDDED) -> RecordedRuns:
     return runs_of_model(listed, model)
 
 
-def best_rates(runs: Runs = None, task: str = "word-problems", rank: int = 8, *, model: str = EMBEDDED) -> pd.DataFrame:
+def best_rates(
+    runs: Runs = None, task: str = "word-problems", rank: int = 8, *, model: str = EMBEDDED, steps: int | None = None
+) -> pd.DataFrame:
     """Find the best recorded rate of each method on a task: the one with the lowest median validation loss.
 
     Args:
@@ -57,6 +69,7 @@ def best_rates(runs: Runs = None, task: str = "word-problems", rank: int = 8, *,
         task: the name of the task.
         rank: the rank of the adapters. Only runs at exactly this rank count.
         model: the model whose runs to take.
+        steps: the number of optimiser steps. Default: that of most runs.
 
     Returns:
         One row per method that has runs. Columns: ``rate``; ``validation_loss``, its median over seeds in nats per
@@ -69,7 +82,7 @@ def best_rates(runs: Runs = None, task: str = "word-problems", rank: int = 8, *,
     """
     import pandas as pd
 
-    index, rows = recorded_index(runs, model), {}
+    index, rows = recorded_index(runs, model, steps), {}
     check_task(task, None)
     for method in METHODS:
         best = _best(index, task, method, rank)
@@ -92,12 +105,13 @@ def best_rates(runs: Runs = None, task: str = "word-problems", rank: int = 8, *,
 
 
 def at_best(
-    runs: Runs = None, task: str = "word-problems", methods: Methods = None, rank: int = 8, *, model: str = EMBEDDED
-) -> dict[str, tuple[Run, ...]]:
+    runs: Runs = None, task: str = "word-problems", methods: Methods = None, rank: int = 8, *, model: str = EMBEDDED,
+    steps: int | None = None,
+) -> dict[str, tuple[Run, ...]]:  # fmt: skip
     """Choose the runs of each method at its own best rate, for ``nl.compare``.
 
-    The best rate is that of ``nl.best_rates``. Runs of a task can differ in their steps, batch size and the like. Then
-    those of the most common kind count.
+    The best rate is that of ``nl.best_rates``. Runs of a task can differ in their batch size and the like. Then those
+    of the most common kind count.
 
     Args:
         runs: a store, its folder, an index or runs. Default: the runs that ship with the package.
@@ -105,6 +119,7 @@ def at_best(
         methods: the names of the methods. Default: all.
         rank: the rank of the adapters. Only runs at exactly this rank count.
         model: the model whose runs to take.
+        steps: the number of optimiser steps. Default: that of most runs.
 
     Returns:
         The runs by method. Methods without runs are left out.
@@ -112,7 +127,7 @@ def at_best(
     Raises:
         InputError: a name is unknown, or no method has runs.
     """
-    index, names = recorded_index(runs, model), _method_names(methods)
+    index, names = recorded_index(runs, model, steps), _method_names(methods)
     check_task(task, None)
     points = {name: _best(index, task, name, rank) for name in names}
     return _groups(points, index, f"{', '.join(names)} on {task} at rank {rank}")
@@ -126,6 +141,7 @@ def at_rate(
     rank: int = 8,
     *,
     model: str = EMBEDDED,
+    steps: int | None = None,
 ) -> dict[str, tuple[Run, ...]]:
     """Choose the runs of each method at one rate for all, which is how most papers compare.
 
@@ -136,6 +152,7 @@ def at_rate(
         methods: the names of the methods. Default: all.
         rank: the rank of the adapters. Only runs at exactly this rank count.
         model: the model whose runs to take.
+        steps: the number of optimiser steps. Default: that of most runs.
 
     Returns:
         The runs by method. Methods without runs at this rate are left out.
@@ -143,7 +160,7 @@ def at_rate(
     Raises:
         InputError: the rate is not above 0, a name is unknown, or no method has runs.
     """
-    index, names = recorded_index(runs, model), _method_names(methods)
+    index, names = recorded_index(runs, model, steps), _method_names(methods)
     check_task(task, None)
     check_number("lr", lr, above=0, remedy="try 2e-4")
     points = {name: _at(index, task, name, rank, lr) for name in names}
@@ -152,7 +169,7 @@ def at_rate(
 
 def at_each_rate(
     method: str, runs: Runs = None, task: str = "word-problems", rank: int = 8, *, init: str | None = None,
-    model: str = EMBEDDED,
+    model: str = EMBEDDED, steps: int | None = None,
 ) -> dict[str, tuple[Run, ...]]:  # fmt: skip
     """Choose the runs of one method, one group per recorded rate.
 
@@ -163,6 +180,7 @@ def at_each_rate(
         rank: the rank of the adapters. Only runs at exactly this rank count.
         init: the initialisation of N, for a method with a choice. Default: the method's default.
         model: the model whose runs to take.
+        steps: the number of optimiser steps. Default: that of most runs.
 
     Returns:
         The runs by rate as text, for example ``"0.0002"``, in ascending order.
@@ -170,7 +188,7 @@ def at_each_rate(
     Raises:
         InputError: a name is unknown, or there are no runs.
     """
-    index = recorded_index(runs, model)
+    index = recorded_index(runs, model, steps)
     check_task(task, None)
     check_init(get_method(method), init)
     points = index.valley(task, method, rank, init) if _has_rank(index, task, method, rank, init) else []
@@ -221,9 +239,11 @@ def _groups(points: dict[str, RatePoint | None], index: RecordedRuns, request: s
 
 def _counts(index: RecordedRuns) -> list[str]:
     """How many runs an index holds, and how many it leaves out for which reason."""
+    others = ", ".join(map(str, index.budgets))
     counts = {
         "runs to choose from": len(index),
         "of another shape than most": index.left_out,
+        f"of another number of steps (there are runs of {others})": index.elsewhere,
         "failed": index.failed,
     }
     return [f"{count} {reason}" for reason, count in counts.items() if count]

@@ -1,4 +1,4 @@
-"""Statistics for a handful of seeds: intervals, paired differences and tests of two shares.
+"""Statistics for a handful of seeds: intervals, and tests of two shares.
 
 Every function takes plain numbers, so that scipy can check it. ``nlora_lab.analysis.comparison`` applies them to runs.
 """
@@ -19,7 +19,7 @@ from nlora_lab.core.validation import check_number
 
 EXACT = 9  # up to this many values the bootstrap is enumerated (24,310 samples); above, samples are drawn
 DRAWS = 20_000
-LEAST_PAIRS = 5  # no verdict with fewer: a t test of three depends on how alike three numbers happen to be
+LEAST_SEEDS = 5  # no verdict with fewer: a t test of three depends on how alike three numbers happen to be
 
 
 @dataclass(frozen=True)
@@ -92,92 +92,6 @@ def _row_medians(rows: np.ndarray) -> np.ndarray:
     low, high = rows[:, (n - 1) // 2], rows[:, n // 2]
     same = low == high
     return np.where(same, low, low / 2 + np.where(same, 0.0, high) / 2)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Statistics of paired differences. Below two pairs, all but ``pairs``, ``mean`` and ``above`` are NaN.
-
-    Attributes:
-        pairs: the number of differences.
-        mean: their mean.
-        low: the lower end of Student's confidence interval of the mean.
-        high: the upper end.
-        p: the p-value of Student's two-sided t test that the true mean is 0. Equal differences have no scatter to
-            judge by. For them this is ``p_signs``.
-        p_signs: the p-value of the exact test that flips signs. It assumes no normal distribution, only that each
-            difference could as well have had the other sign. With n pairs it is at least 2 / 2ⁿ.
-        above: the number of differences above 0.
-    """
-
-    pairs: int
-    mean: float
-    low: float
-    high: float
-    p: float
-    p_signs: float
-    above: int
-
-
-def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
-    """Compute the statistics of paired differences.
-
-    Args:
-        differences: finite numbers, one per pair (seed).
-        confidence: the level of the interval, between 0 and 1.
-
-    Returns:
-        The mean with its interval, and the p-values of two tests.
-
-    Raises:
-        InputError: a difference is not finite, or the confidence is out of range.
-    """
-    from scipy import stats
-
-    check_confidence(confidence)
-    d = np.asarray(differences, dtype=float)
-    if not np.isfinite(d).all():
-        raise InputError(f"differences={d.tolist()} must be finite; leave out pairs of which one diverged")
-    above = int((d > 0).sum())
-    if len(d) < 2:
-        mean = float(d[0]) if len(d) else math.nan
-        return Paired(len(d), mean, math.nan, math.nan, math.nan, math.nan, above)
-    signs = _sign_flips(d)
-    if np.ptp(d) <= 1e-12 * np.abs(d).max():  # all equal but for rounding
-        same = float(d[0])
-        return Paired(len(d), same, same, same, signs, signs, above)
-    test = stats.ttest_1samp(d, 0.0)
-    low, high = test.confidence_interval(confidence)
-    return Paired(len(d), float(d.mean()), float(low), float(high), float(test.pvalue), signs, above)
-
-
-def _sign_flips(d: np.ndarray) -> float:
-    """The share of all 2ⁿ choices of signs whose sum is at least as far from 0 as that of d. Drawn above 16 numbers."""
-    if len(d) > 16:
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, len(d)))
-    else:
-        signs = 1.0 - 2.0 * ((np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1)
-    return float((np.abs(signs @ np.abs(d)) >= abs(d.sum()) * (1 - 1e-12)).mean())
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust the p-values of several comparisons (Holm 1979).
-
-    Among twenty comparisons of equal methods one has p < 0.05 by chance. After this adjustment, one in twenty *sets*
-    of comparisons has such a p.
-
-    Args:
-        p_values: one p-value per comparison. NaN is allowed, and counts as a comparison.
-
-    Returns:
-        The adjusted p-values in the same order. NaN stays NaN.
-    """
-    ordered = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    adjusted, highest = [math.nan] * len(p_values), 0.0
-    for place, (p, i) in enumerate(ordered):
-        highest = max(highest, min(1.0, p * (len(p_values) - place)))
-        adjusted[i] = highest
-    return adjusted
 
 
 def two_shares(first: int, second: int, of: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from nlora_lab.cli.lab import add_lab, open_lab
 from nlora_lab.cli.measure import add_measure
 from nlora_lab.cli.parsers import Command
 from nlora_lab.cli.recipes import add_estimate, add_recipes
-from nlora_lab.cli.results import add_compare, add_gather
+from nlora_lab.cli.results import add_compare, add_gather, add_reproduce
 from nlora_lab.cli.run import add_race, add_run
 from nlora_lab.cli.scan import add_scan
 from nlora_lab.cli.sweep import add_sweep
@@ -22,7 +22,7 @@ from nlora_lab.core.errors import InputError
 GROUPS = {
     "Learn": (add_lab, add_page, add_doctor),
     "Train": (add_run, add_race, add_sweep, add_recipes, add_estimate),
-    "Look at results": (add_compare, add_gather, add_measure, add_scan, add_export),
+    "Look at results": (add_compare, add_reproduce, add_gather, add_measure, add_scan, add_export),
 }
 
 

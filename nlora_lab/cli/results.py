@@ -1,4 +1,4 @@
-"""The commands for recorded runs: ``compare`` compares methods, ``gather`` joins stores."""
+"""The commands for recorded runs: ``compare`` methods, ``reproduce`` records, ``gather`` stores into one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
 
+METRIC_NAMES = ("accuracy", "final_loss", "validation_loss", "test_loss", "steps_to_90")
 COLUMNS = ["rate", "seeds", "median", "low", "high", "difference", "verdict"]
 
 
@@ -25,10 +26,26 @@ def add_compare(commands: Any) -> argparse.ArgumentParser:
     add("--methods", help="methods, separated by commas (default: all that have runs)")
     add("--rank", type=int, default=8, help="the rank of the runs (default: %(default)s)")
     add("--model", default="embedded", help="the model of the runs (default: %(default)s)")
+    add("--steps", type=int, metavar="N", help="the number of steps of the runs (default: that of most runs)")
     add("--baseline", default="lora", help="the method to compare the others with (default: %(default)s)")
-    add("--metric", default="accuracy", help="accuracy, final_loss or validation_loss (default: %(default)s)")
+    add("--metric", default="accuracy", help=f"{', '.join(METRIC_NAMES)} (default: %(default)s)")
     add("--at", type=float, metavar="RATE", help="compare all methods at this rate, not each at its own best")
     add("--out", type=Path, metavar="FILE", help="write the complete table: .csv, .json, .parquet or .tex")
+    add("--json", action="store_true", help="print the complete table as JSON")
+    return parser
+
+
+def add_reproduce(commands: Any) -> argparse.ArgumentParser:
+    """Add ``reproduce`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "reproduce", "make recorded runs again, drawn at random, and compare them with their records",
+        "nlora-lab reproduce 5", _reproduce,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("count", type=int, metavar="N", help="how many runs; one takes about a minute on one core")
+    add("--seed", type=int, default=0, help="the seed of the draw (default: %(default)s)")
+    add("--store", type=Path, metavar="FOLDER", help="a store of runs (default: the recorded runs that ship)")
+    add("--workers", type=int, metavar="N", help="the number of processes (default: one per core)")
     add("--json", action="store_true", help="print the complete table as JSON")
     return parser
 
@@ -49,7 +66,7 @@ def _compare(options: argparse.Namespace) -> int:
     from nlora_lab.analysis.selection import at_best, at_rate, describe_left_out, recorded_index
 
     methods = None if options.methods is None else [n.strip() for n in options.methods.split(",") if n.strip()]
-    runs = recorded_index(options.store, options.model)
+    runs = recorded_index(options.store, options.model, options.steps)
     if describe_left_out(runs):
         print(f"nlora-lab: left out: {describe_left_out(runs)}", file=sys.stderr)
     selection: dict[str, Any] = {
@@ -66,6 +83,21 @@ def _compare(options: argparse.Namespace) -> int:
     else:
         print(table[COLUMNS].to_string(float_format=lambda value: f"{value:.3g}"))
     return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from nlora_lab.analysis.reproduction import reproduce
+    from nlora_lab.runs.store import open_store
+
+    store = None if options.store is None else open_store(options.store)
+    table = reproduce(options.count, seed=options.seed, store=store, workers=options.workers)
+    outside = [str(row["run"]) for _, row in table.iterrows() if row["inside"] is not None and not row["inside"]]
+    if options.json:
+        print(table.to_json(orient="records", double_precision=15))
+    else:
+        print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+        print(f"{len(outside)} of {len(table)} runs are outside the range of repetitions of their kind")
+    return 1 if outside else 0
 
 
 def _gather(options: argparse.Namespace) -> int:

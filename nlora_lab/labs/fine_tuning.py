@@ -184,8 +184,10 @@ class FineTuneLab(LivePanel):
         import pandas as pd
 
         s, methods = self._view.settings, self._view.methods
+        asked = [(s.task, m.method, s.init_of(m.method), m.rate) for m in methods]
         return pd.DataFrame(
-            [self.recordings.numbers(s.task, m.method, s.rank, m.rate, s.init_of(m.method)) for m in methods]
+            self.recordings.near_steps(task, method, s.steps, init).numbers(task, method, s.rank, rate, init)
+            for task, method, init, rate in asked
         )
 
     def open(self, tab: str) -> None:

@@ -207,11 +207,13 @@ def method_view(settings: Settings, recordings: RecordedRuns, method: str) -> Me
     """Look up the recorded runs of one method, ticked or not."""
     where = settings.task, method, settings.rank
     init = settings.init_of(method)
+    several = len(recordings.budgets) > 1
+    recordings = recordings.near_steps(settings.task, method, settings.steps, init)
     best = recordings.best(*where, init)
     rate = best.lr if settings.own_rates and best is not None else settings.rate
     point = recordings.at(*where, rate, init)
     recorded_curve = None if point is None else recordings.curve(point)
-    label = _label(settings, method, point)
+    label = _label(settings, method, point, several)
     return MethodView(method, label, rate, point, best, recordings.valley(*where, init), recorded_curve)
 
 
@@ -224,8 +226,8 @@ def live_curves(
     return tuple(curve(config, steps, name) for (config, steps), name in zip(runs, names, strict=True))
 
 
-def _label(settings: Settings, method: str, point: RatePoint | None) -> str:
-    """The method's label, with the recorded rank or rate where it stands in for the slider's."""
+def _label(settings: Settings, method: str, point: RatePoint | None, several: bool) -> str:
+    """The method's label, with the recorded rank, rate or steps where they stand in for those of the controls."""
     label = METHODS[method].label
     if point is None:
         return label
@@ -235,6 +237,8 @@ def _label(settings: Settings, method: str, point: RatePoint | None) -> str:
         parts.append(f"r {config.rank}")
     if settings.own_rates:
         parts.append(format_rate(point.lr))
+    if several and config.steps != settings.steps:
+        parts.append(f"{config.steps} steps")
     return " · ".join(parts)
 
 

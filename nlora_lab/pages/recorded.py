@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,11 @@ NO_LOSS = 2**16 - 1  # the code of a missing loss
 TEST_LOSS = "test_loss"
 
 
-def recorded_data(recordings: Mapping[int, RecordedRuns] | RecordedRuns) -> tuple[dict[str, Any], bytes]:
-    """Return the recorded runs as a page needs them.
+def recorded_data(recordings: RecordedRuns) -> tuple[dict[str, Any], bytes]:
+    """Return the recorded runs, of every number of steps, as a page needs them.
 
     Args:
-        recordings: an index, or one index per number of steps.
+        recordings: the index.
 
     Returns:
         The methods, the tasks and the recorded points, ready for JSON: NaN is ``None`` and infinity "inf". And the loss
@@ -38,7 +38,7 @@ def recorded_data(recordings: Mapping[int, RecordedRuns] | RecordedRuns) -> tupl
     """
     grids: dict[tuple[int, ...], int] = {}
     curves: list[npt.NDArray[np.uint16]] = []
-    indices = recordings.values() if isinstance(recordings, Mapping) else [recordings]
+    indices = [recordings.at_steps(steps) for steps in recordings.budgets]
     cells = [_cell(index, place, grids, curves) for index in indices for place in index.places()]
     data = {
         "methods": [_method(method) for method in METHODS.values()],

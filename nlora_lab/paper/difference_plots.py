@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.analysis.statistics import LEAST_PAIRS
+from nlora_lab.analysis.statistics import LEAST_SEEDS
 from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.figure import INK
 from nlora_lab.plots.matplotlib_renderer import new_figure, png_bytes
@@ -41,7 +41,7 @@ class DifferencePlot:
     def png(self) -> bytes:
         """Draw the figure.
 
-        A full marker with a solid line has enough pairs of seeds for a verdict. A hollow marker with a dotted line has
+        A full marker with a solid line has enough seeds for a verdict. A hollow marker with a dotted line has
         too few.
 
         Returns:
@@ -69,11 +69,11 @@ class DifferencePlot:
 
 
 def _draw_difference(axes: Any, row: Any, colour: str, height: float, marker: str) -> None:
-    enough_pairs = row["pairs"] >= LEAST_PAIRS
+    enough = row["seeds"] >= LEAST_SEEDS
     if not math.isnan(row["low"]):
         ends = [100 * row["low"], 100 * row["high"]]
-        axes.plot(ends, [height] * 2, color=colour, linewidth=1.8, linestyle="-" if enough_pairs else ":")
-    face = colour if enough_pairs else "white"
+        axes.plot(ends, [height] * 2, color=colour, linewidth=1.8, linestyle="-" if enough else ":")
+    face = colour if enough else "white"
     axes.plot([100 * row["difference"]], [height], marker, color=colour, markerfacecolor=face, markersize=6)
 
 

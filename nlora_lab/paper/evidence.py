@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, median
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.analysis.comparison import compare, steps_to
+from nlora_lab.analysis.noise import welch
 from nlora_lab.analysis.selection import Runs, at_best, at_each_rate, at_rate, best_rates, recorded_index
-from nlora_lab.analysis.statistics import LEAST_PAIRS, holm, paired
+from nlora_lab.analysis.statistics import LEAST_SEEDS
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
 from nlora_lab.methods.table import METHODS
-from nlora_lab.paper.verdicts import EDGE, FEW, NEITHER, NO_RUNS, OPPOSITE, OTHERWISE, REPRODUCED, SAME
+from nlora_lab.paper.verdicts import EDGE, FEW, NEITHER, NO_RUNS, OPPOSITE, OTHERWISE, REPRODUCED, SAME, UNJUDGED
 from nlora_lab.runs.config import SHARED_RATE
 from nlora_lab.runs.index import RecordedRuns
-from nlora_lab.runs.rate_points import RatePoint
+from nlora_lab.runs.rate_points import RatePoint, by_seed
 from nlora_lab.runs.run import Run
 from nlora_lab.runs.shipped import RANK
 from nlora_lab.tasks.generated import TASKS
@@ -27,13 +28,14 @@ from nlora_lab.tasks.generated import TASKS
 if TYPE_CHECKING:
     import pandas as pd
 
-RIVALS = ("slora", "nlora", "nlora-released", "inttune")  # compared with LoRA, all at once
 TARGET = 0.3  # nats per target token: around this loss both tasks begin to be solved
 METHOD_COLUMNS = [
-    "rate", "median", "their_rate", "their_median", "difference", "low", "high", "pairs", "p", "edge", "verdict",
+    "rate", "median", "their_rate", "their_median", "difference", "low", "high", "seeds", "p",
+    "detectable", "edge", "verdict",
 ]  # fmt: skip
 CONVERGENCE_COLUMNS = [
-    "steps", "their_steps", "missed", "their_missed", "difference", "low", "high", "pairs", "p", "verdict",
+    "steps", "their_steps", "missed", "their_missed", "difference", "low", "high", "seeds", "p",
+    "detectable", "verdict",
 ]  # fmt: skip
 RATE_COLUMNS = ["rate", "validation_loss", "low", "high", "seeds", "tried", "edge", "verdict"]
 MAIN_METHODS = ["lora", "slora", "nlora"]
@@ -44,8 +46,7 @@ def compare_methods(
 ) -> pd.DataFrame:
     """Compare two methods on the recorded tasks.
 
-    A comparison with LoRA includes all of ``RIVALS``, and p is adjusted for that number of comparisons (Holm). Where a
-    better rate could reverse a verdict, the verdict is that nothing is settled.
+    The verdict is that of ``nl.compare``. Where a better rate could reverse it, the verdict is that nothing is settled.
 
     Args:
         ours: the method that the verdict is about.
@@ -58,8 +59,9 @@ def compare_methods(
         One row per task that has runs of both methods. Columns:
 
         - rate and median (accuracy, 0 to 1) of ours, their_rate and their_median;
-        - difference, low and high: the mean difference in accuracy over pairs of one seed, and its 95 % interval;
-        - pairs: the number of pairs, and p: the adjusted p-value;
+        - difference, low and high: the difference of the mean accuracies, and its 95 % interval;
+        - seeds: the seeds of the method that has fewer, p: the adjusted p-value, and detectable: the smallest true
+          difference that would have been found in 8 of 10 cases;
         - edge: whose best rate is the first or the last one tried ("ours", "theirs", "both" or ""). A better rate may
           then lie outside;
         - verdict: on *ours has more right answers*.
@@ -73,10 +75,9 @@ def compare_methods(
     check_choice("method", theirs, METHODS)
     if ours == theirs:
         raise InputError(f"ours and theirs are both {ours!r}; name two methods")
-    names = list(dict.fromkeys([theirs, *(RIVALS if theirs == "lora" else ()), ours]))
     recorded, rows = recorded_index(runs), {}
     for task in TASKS:
-        groups = _groups(recorded, task, names, rate, rank)
+        groups = _groups(recorded, task, [theirs, ours], rate, rank)
         if ours in groups and theirs in groups:
             comparison = compare(groups, theirs)
             row, base = comparison.loc[ours], comparison.loc[theirs]
@@ -84,7 +85,8 @@ def compare_methods(
             rows[task] = [
                 *(row["rate"], row["median"], base["rate"], base["median"]),
                 *(row["difference"], row["difference_low"], row["difference_high"]),
-                *(row["pairs"], row["p_adjusted"], edge, _at_edge_verdict(edge, claim_verdict(str(row["verdict"])))),
+                *(min(row["seeds"], base["seeds"]), row["p_adjusted"], row["detectable"], edge),
+                _at_edge_verdict(edge, claim_verdict(str(row["verdict"]))),
             ]
     return pd.DataFrame.from_dict(rows, orient="index", columns=METHOD_COLUMNS).rename_axis("task")
 
@@ -118,7 +120,7 @@ def _at_edge_verdict(edge: str, verdict: str) -> str:
 
 def claim_verdict(comparison: str) -> str:
     """Translate a verdict of ``nl.compare`` into one on the claim *it has more right answers*."""
-    verdicts = {"better": REPRODUCED, "worse": OPPOSITE, "not ": SAME, "too few": FEW}
+    verdicts = {"better": REPRODUCED, "worse": OPPOSITE, "not dist": SAME, "not judged": UNJUDGED, "too few": FEW}
     return next(verdict for beginning, verdict in verdicts.items() if comparison.startswith(beginning))
 
 
@@ -137,8 +139,9 @@ def compare_convergence(*, rate: float | None = None, runs: Runs = None, target:
 
         - steps and their_steps (LoRA's): medians over runs;
         - missed and their_missed: how many runs never reached the loss;
-        - difference, low and high: steps more than LoRA, the mean over pairs of one seed and its 95 % interval;
-        - pairs: the number of pairs, and p: the p-value, adjusted for both methods (Holm);
+        - difference, low and high: steps more than LoRA, of the means, and its 95 % interval;
+        - seeds: the seeds of the method that has fewer, p: the p-value, multiplied by the number of methods, and
+          detectable: the smallest true difference that would have been found in 8 of 10 cases;
         - verdict: on *the method reaches the loss sooner than LoRA*.
     """
     import pandas as pd
@@ -149,29 +152,23 @@ def compare_convergence(*, rate: float | None = None, runs: Runs = None, target:
         groups = _groups(recorded, task, MAIN_METHODS, rate, RANK)
         steps = {name: _steps_by_seed(of_method, target) for name, of_method in groups.items()}
         missed = {name: sum(steps_to(r, target) is None for r in of_method) for name, of_method in groups.items()}
-        base = steps.pop("lora", {})
-        pairs = {
-            name: paired([by_seed[seed] - base[seed] for seed in by_seed if seed in base])
-            for name, by_seed in steps.items()
-            if base
-        }
-        for (name, pair), p in zip(pairs.items(), holm([pair.p for pair in pairs.values()]), strict=True):
-            verdict = FEW if pair.pairs < LEAST_PAIRS else SAME if not p <= 0.05 else _sooner_verdict(pair.mean)
+        base = steps.pop("lora", [])
+        for name, ours in steps.items() if base else ():
+            test, seeds = welch(ours, base, tests=len(steps)), min(len(ours), len(base))
+            p = min(1.0, test.p * len(steps))  # NaN stays NaN
+            verdict = FEW if seeds < LEAST_SEEDS else SAME if not p <= 0.05 else _sooner_verdict(test.difference)
             if missed[name] == len(groups[name]) and missed["lora"] == len(groups["lora"]):
                 verdict = NEITHER
             rows[task, name] = [
-                *(median(steps[name].values()), median(base.values()), missed[name], missed["lora"]),
-                *(pair.mean, pair.low, pair.high, pair.pairs, p, verdict),
+                *(median(ours), median(base), missed[name], missed["lora"]),
+                *(test.difference, test.interval.low, test.interval.high, seeds, p, test.detectable, verdict),
             ]
     index = pd.MultiIndex.from_tuples(list(rows), names=["task", "method"]) if rows else None
     return pd.DataFrame(list(rows.values()), columns=CONVERGENCE_COLUMNS, index=index)
 
 
-def _steps_by_seed(runs: Iterable[Run], target: float) -> dict[int, float]:
-    steps: dict[int, list[float]] = {}
-    for run in runs:
-        steps.setdefault(run.config.seed, []).append(steps_to(run, target) or run.config.steps)
-    return {seed: fmean(of_seed) for seed, of_seed in steps.items()}
+def _steps_by_seed(runs: Iterable[Run], target: float) -> list[float]:
+    return list(by_seed(runs, lambda run: float(steps_to(run, target) or run.config.steps)).values())
 
 
 def _sooner_verdict(more_steps: float) -> str:
@@ -246,7 +243,7 @@ def _shared_rate_verdict(recorded: RecordedRuns, task: str, method: str) -> str:
     verdicts = [claim_verdict(str(verdict)) for verdict in rows["verdict"].drop(shared)]
     if REPRODUCED in verdicts:  # another rate is better
         return OTHERWISE
-    return FEW if FEW in verdicts else SAME if SAME in verdicts else REPRODUCED
+    return next((verdict for verdict in (FEW, UNJUDGED, SAME) if verdict in verdicts), REPRODUCED)
 
 
 def by_rank(runs: Runs = None, task: str = "word-problems") -> pd.DataFrame:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from nlora_lab.analysis.statistics import LEAST_PAIRS
+from nlora_lab.analysis.statistics import LEAST_SEEDS
 from nlora_lab.core.errors import InputError
 from nlora_lab.paper import evidence
 from nlora_lab.paper.reported_figures import ABSTRACT, FIGURE_4_BARS, GSM8K, INTTUNE_TABLE, RELEASED_CODE, SECOND_HAND
@@ -81,7 +81,7 @@ def _check_more_right(ours: str, theirs: str, rate: float | None, rank: int, run
     parts = []
     for task, row in table.iterrows():
         rates = "" if rate is not None else f"; rates {row['rate']:g} and {row['their_rate']:g}{_edge(row['edge'])}"
-        seeds = _seeds(row["pairs"]) + ("" if math.isnan(row["p"]) else f"; p = {row['p']:.2g}")
+        seeds = _seeds(row["seeds"]) + ("" if math.isnan(row["p"]) else f"; p = {row['p']:.2g}{_power(row, 100, 1)}")
         parts.append(f"{task} {_difference(row, 100, 1)} points ({_interval(row, 100, 1)}{seeds}{rates})")
     arguments = [repr(ours)] if theirs == "lora" else [repr(ours), repr(theirs)]
     command = python_command(f"paper.compare_methods({', '.join(arguments + _options(rate, rank))}).T")
@@ -112,6 +112,11 @@ def _interval(row: Any, scale: float, digits: int) -> str:
     return f"{low:+.{digits}f} to {high:+.{digits}f}; "
 
 
+def _power(row: Any, scale: float, digits: int) -> str:
+    """The difference that would have been found, or "" where there are too few seeds to know."""
+    return "" if math.isnan(row["detectable"]) else f"; detectable {row['detectable'] * scale:.{digits}f}"
+
+
 def _rounded(value: float, digits: int) -> float:
     return round(value, digits) + 0.0  # −0 becomes 0
 
@@ -126,7 +131,7 @@ def _check_rank_by_rank(runs: RecordedRuns) -> Finding:
         return Finding("no runs", NO_RUNS, command)
     at_least, seeds = (table["slora"] >= table["nlora"]).sum(), table["seeds"].min()
     text = f"in {at_least} of {len(table)} ranks, each at its own best rate; at least {_seeds(seeds)}"
-    verdict = FEW if seeds < LEAST_PAIRS else REPRODUCED if at_least > len(table) / 2 else OTHERWISE
+    verdict = FEW if seeds < LEAST_SEEDS else REPRODUCED if at_least > len(table) / 2 else OTHERWISE
     return Finding(text, verdict, command)
 
 
@@ -148,7 +153,7 @@ def _check_faster(method: str, rate: float | None, runs: RecordedRuns) -> Findin
     parts = [
         f"{task} {_steps(row, 'steps', 'missed')} against {_steps(row, 'their_steps', 'their_missed')} steps, "
         f"difference {_difference(row, 1, 0)}{' at least' * bool(row['their_missed'])} "
-        f"({_interval(row, 1, 0)}{_seeds(row['pairs'])})"
+        f"({_interval(row, 1, 0)}{_seeds(row['seeds'])}{_power(row, 1, 0)})"
         for task, row in rows.items()
     ]
     verdicts = {task: str(rows[task]["verdict"]) if task in rows else NO_RUNS for task in TASKS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nlora_lab.core.validation import check_choice
@@ -26,34 +26,78 @@ Number = TypeVar("Number", int, float)
 class RecordedRuns:
     """Finished runs, indexed by what the controls of the lab ask for.
 
-    Runs of one task are compared only if they have one length, batch size, scale and so on: those of most runs.
+    Runs of one task are compared only if they have one batch size, scale and so on: those of most runs. An index holds
+    the runs of one number of steps, and ``at_steps`` makes that of another. Repetitions of a run (``replicate``) are
+    left out: they measure noise.
+
+    Args:
+        runs: the runs.
+        other_models: the models of further runs in the store.
+        steps: the number of steps. Default: that of most runs, task by task.
 
     Attributes:
         other_models: the models of further runs in the store, which this index leaves out.
         failed: how many runs failed, for want of memory or because they were killed. They are left out.
-        left_out: how many runs are left out because their length, batch size or the like is not that of most runs of
-            their task.
+        left_out: how many runs are left out because their batch size or the like is not that of most runs of their
+            task.
+        elsewhere: how many runs have another number of steps.
+        budgets: the numbers of steps of the runs, in ascending order.
     """
 
-    def __init__(self, runs: Iterable[Run], other_models: Iterable[str] = ()) -> None:
+    def __init__(self, runs: Iterable[Run], other_models: Iterable[str] = (), steps: int | None = None) -> None:
         self.other_models = tuple(other_models)
         self._cells: dict[tuple[str, str], dict[tuple[int, str | None], dict[float, list[Run]]]] = {}
         listed = list(runs)
         self.failed = sum(bool(run.error) for run in listed)
-        known = [run for run in listed if not run.error and run.config.method in METHODS]
-        usual = _usual_settings(known)
-        compared = [run for run in known if _settings(run) == usual[run.config.task]]
-        self.left_out = len(known) - len(compared)
+        known = [r for r in listed if not r.error and r.config.method in METHODS and not r.config.replicate]
+        usual = _usual(known, _settings)
+        comparable = [run for run in known if _settings(run) == usual[run.config.task]]
+        self.left_out = len(known) - len(comparable)
+        self._comparable = comparable
+        self.budgets = tuple(sorted({run.config.steps for run in comparable}))
+        common = _usual(comparable, lambda run: run.config.steps)
+        compared = [run for run in comparable if run.config.steps == (steps or common[run.config.task])]
+        self.elsewhere = len(comparable) - len(compared)
         for run in compared:
             c = run.config
             of_method = self._cells.setdefault((c.task, c.method), {})
             cell = of_method.setdefault((c.rank, _recorded_init(c.method, c.init)), {})
             cell.setdefault(c.lr, []).append(run)
+        self._at_steps: dict[int, RecordedRuns] = {}
         self._curves: dict[tuple[int, ...], LossCurve] = {}
         self._valleys: dict[tuple[str, str, int, str | None], list[RatePoint]] = {}
 
     def __len__(self) -> int:
         return sum(len(runs) for ranks in self._cells.values() for rates in ranks.values() for runs in rates.values())
+
+    def at_steps(self, steps: int) -> RecordedRuns:
+        """Index the runs of another number of steps.
+
+        Args:
+            steps: the number of optimiser steps.
+
+        Returns:
+            The index. It is empty if no run has this number.
+        """
+        if steps not in self._at_steps:
+            self._at_steps[steps] = RecordedRuns(self._comparable, self.other_models, steps)
+        return self._at_steps[steps]
+
+    def near_steps(self, task: str, method: str, steps: int, init: str | None = None) -> RecordedRuns:
+        """Index the runs of the recorded number of steps that a number stands for.
+
+        Args:
+            task: the name of the task.
+            method: the name of the method.
+            steps: the number of optimiser steps.
+            init: the initialisation of N. ``None`` means the method's default.
+
+        Returns:
+            The index of the nearest number of steps with runs of this method, or this index if there are none.
+        """
+        known = [budget for budget in self.budgets if self.at_steps(budget).ranks(task, method, init)]
+        near = _nearest(known, steps, math.inf)
+        return self if near is None else self.at_steps(near)
 
     def places(self) -> list[tuple[str, str, int, str | None]]:
         """List what was recorded.
@@ -268,16 +312,16 @@ def _settings(run: Run) -> tuple[Any, ...]:
     scale = 1.0 if c.alpha is None else c.alpha / c.rank
     difficulty = c.difficulty or DEFAULT_DIFFICULTY
     added = {name: value for name, value in c.to_dict().items() if name in ADDED_FIELDS and name not in NOT_IDENTITY}
-    first = (c.steps, c.batch_size, scale, difficulty, c.warmup, c.weight_decay, c.clip_norm or 0.0, c.dropout)
+    first = (c.batch_size, scale, difficulty, c.warmup, c.weight_decay, c.clip_norm or 0.0, c.dropout)
     return (*first, json.dumps(added, sort_keys=True))
 
 
-def _usual_settings(runs: Iterable[Run]) -> dict[str, tuple[Any, ...]]:
-    """Return the settings that most runs of each task have. If two are equally common, the longer runs win."""
-    counts: dict[str, Counter[tuple[Any, ...]]] = {}
+def _usual(runs: Iterable[Run], of: Callable[[Run], Any]) -> dict[str, Any]:
+    """Return what most runs of each task have. If two are equally common, the larger one wins."""
+    counts: dict[str, Counter[Any]] = {}
     for run in runs:
-        counts.setdefault(run.config.task, Counter())[_settings(run)] += 1
-    return {task: max(settings, key=lambda s: (settings[s], s)) for task, settings in counts.items()}
+        counts.setdefault(run.config.task, Counter())[of(run)] += 1
+    return {task: max(values, key=lambda v: (values[v], v)) for task, values in counts.items()}
 
 
 def _median(point: RatePoint | None, what: str) -> float:

@@ -1,4 +1,4 @@
-"""Comparisons: best rates by validation, pairs by seed, and verdicts that say only what the seeds allow."""
+"""Comparisons: best rates by validation, independent samples, and verdicts that say only what the seeds allow."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from factories import falling, some_run
 from factories import recorded_run as run
 from scipy import stats
 
-from nlora_lab.analysis.comparison import compare, costs, learning, pareto, steps_to
+from nlora_lab.analysis.comparison import PLANNED, compare, costs, learning, pareto, seed_pairing, steps_to
 from nlora_lab.analysis.selection import at_best, at_each_rate, at_rate, best_rates, describe_left_out
 from nlora_lab.core.errors import InputError
+from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.index import RecordedRuns
+from nlora_lab.runs.run import HeldOut
 from nlora_lab.runs.store import RunStore
 
 LORA = [0.40, 0.70, 0.95, 0.60, 0.80]
@@ -48,40 +50,79 @@ def test_methods_without_runs_are_left_out_and_none_at_all_is_an_error(tmp_path)
         best_rates(tmp_path, "gsm")
 
 
-def test_pairs_are_judged_and_seeds_that_one_side_lacks_are_not():
-    ours = group([a + d for a, d in zip(LORA, (0.1, 0.12, 0.05, 0.09, 0.11), strict=True)])
-    rows = compare({"lora": group(LORA, "lora"), "mine": [*ours, run(1e-2, 9, accuracy=0.0, method="slora")]})
-    theirs = stats.ttest_rel([r.accuracy for r in ours], LORA)
+def test_groups_are_compared_as_independent_samples():
+    ours = group([0.96, 0.99, 0.98, 0.97, 1.0])
+    rows = compare({"lora": group(LORA, "lora"), "mine": [*ours, run(1e-2, 9, accuracy=1.0, method="slora")]})
+    theirs = stats.ttest_ind([r.accuracy for r in ours] + [1.0], LORA, equal_var=False)
     mine = rows.loc["mine"]
     assert mine["p"] == pytest.approx(theirs.pvalue)
     assert (mine["difference_low"], mine["difference_high"]) == pytest.approx(theirs.confidence_interval(0.95))
-    assert (mine["pairs"], mine["above"], mine["seeds"]) == (5, 5, 6)
-    assert mine["verdict"].startswith("better than LoRA: +9.4 points (+")
+    assert (mine["against"], mine["seeds"], mine["tests"]) == (5, 6, 1)
+    assert mine["verdict"].startswith("better than LoRA: +29.3 points (+")
+    assert mine["verdict"].endswith("6 against 5 seeds)")
     assert rows.loc["lora", "verdict"] == "the baseline"
 
 
-def test_scatter_is_not_called_a_difference():
+def test_scatter_is_not_called_a_difference_and_what_could_be_seen_is_said():
     rows = compare({"lora": group(LORA, "lora"), "mine": group([0.9, 0.5, 0.9, 0.9, 0.5])})
-    assert rows.loc["mine", "verdict"] == "not distinguishable from LoRA with these 5 seeds"
+    mine = rows.loc["mine"]
+    assert mine["verdict"].startswith("not distinguishable from LoRA: +5 points (-")
+    assert mine["verdict"].endswith(f"detectable from {100 * mine['detectable']:.3g} points on")
     few = compare({"lora": group(LORA, "lora"), "mine": group([0.1, 0.4, 0.65, 0.3])})
-    assert few.loc["mine", "verdict"] == "too few seeds to tell: 4 of them shared"
+    assert few.loc["mine", "verdict"] == "too few seeds to tell: 4 against 5 seeds"
 
 
-def test_p_is_adjusted_for_many_comparisons():
-    near = [a + d for a, d in zip(LORA, (0.1, 0.3, 0.05, 0.2, 0.02), strict=True)]
+def test_p_is_multiplied_by_the_number_of_comparisons_that_were_planned():
+    near = [0.96, 0.9, 0.98, 0.97, 0.7]
     alone = compare({"lora": group(LORA, "lora"), "mine": group(near)}).loc["mine"]
-    assert alone["p_adjusted"] == alone["p"] < 0.1
-    many = compare({"lora": group(LORA, "lora"), **{f"mine {i}": group(near) for i in range(9)}})
-    assert many.loc["mine 0", "p_adjusted"] == pytest.approx(9 * alone["p"])
+    assert alone["p_adjusted"] == alone["p"] < 1 / 3
+    many = compare({"lora": group(LORA, "lora"), **{f"mine {i}": group(near) for i in range(3)}})
+    assert many.loc["mine 0", "p_adjusted"] == pytest.approx(3 * alone["p"])
+    assert many.loc["mine 0", "detectable"] > alone["detectable"]
+
+
+@pytest.mark.parametrize(("name", "tests"), [*((name, len(PLANNED)) for name in PLANNED), ("dora", len(METHODS) - 1)])
+def test_a_verdict_against_lora_does_not_depend_on_what_else_is_compared(name, tests):
+    far = [0.97, 0.99, 0.98, 1.0, 0.98]
+    alone = compare({"lora": group(LORA, "lora"), name: group(far, name)}).loc[name]
+    others = {other: group(LORA, other) for other in METHODS if other not in (name, "lora")}
+    among = compare({"lora": group(LORA, "lora"), name: group(far, name), **others}).loc[name]
+    assert among.to_dict() == alone.to_dict()
+    assert alone["tests"] == tests
+
+
+def test_what_pairing_by_seed_gains_is_measured():
+    shifted = {"lora": group(LORA, "lora"), "slora": group([a - 0.1 for a in LORA])}
+    assert seed_pairing(shifted) == pytest.approx(0.0, abs=1e-12)
+    opposite = {"lora": group(LORA, "lora"), "slora": group([1 - a for a in LORA])}
+    assert seed_pairing(opposite) == pytest.approx(2.0)
+    assert math.isnan(seed_pairing({"lora": group(LORA, "lora")}))
+
+
+def test_the_steps_until_most_answers_are_right_are_a_metric():
+    def learner(seed, method, right_at):
+        on_the_way = tuple(HeldOut(step, 1.0, float(step >= right_at)) for step in (25, 50, 75, 100))
+        return replace(run(1e-2, seed, method=method), held_out=on_the_way)
+
+    soon = [learner(seed, "slora", 50) for seed in range(5)]
+    late = [learner(seed, "lora", 75 + 25 * (seed == 0)) for seed in range(5)]
+    rows = compare({"lora": late, "slora": soon}, metric="steps_to_90")
+    assert rows.loc["slora", "median"] == pytest.approx(25 + 0.9 * 25)
+    assert rows.loc["slora", "verdict"].startswith("better than LoRA: -30 steps")
+    never = [learner(seed, "slora", 1000) for seed in range(5)]
+    verdict = compare({"lora": late, "slora": never}, metric="steps_to_90").loc["slora", "verdict"]
+    assert verdict == "not judged by means: 5 of 10 values are infinite"
+    with pytest.raises(InputError, match="no finished run with steps_to_90"):
+        compare({"lora": group(LORA, "lora")}, metric="steps_to_90")
 
 
 def test_less_loss_is_better_and_the_best_comes_first():
-    losses = (0.30, 0.22, 0.36, 0.28, 0.31)
+    losses = (0.30, 0.25, 0.33, 0.28, 0.31)
     low = [run(1e-2, s, loss=v - 0.1, method="slora") for s, v in enumerate(losses)]
     high = [run(1e-2, s, loss=v + 0.001 * s) for s, v in enumerate(losses)]
     rows = compare({"lora": high, "slora": low}, metric="final_loss")
     assert list(rows.index) == ["slora", "lora"]
-    assert rows.loc["slora", "verdict"].startswith("better than LoRA: -0.102 nats (-0.104 to -0.1")
+    assert rows.loc["slora", "verdict"].startswith("better than LoRA: -0.102 nats (-0.1")
 
 
 def test_a_run_that_diverged_counts():
@@ -92,8 +133,8 @@ def test_a_run_that_diverged_counts():
     rows = compare({"lora": group(LORA, "lora"), "mine": lost}, metric="final_loss")
     assert math.isinf(rows.loc["mine", "high"])
     mine = rows.loc["mine"]
-    assert (mine["pairs"], mine["infinite"], mine["diverged"]) == (5, 2, 2)
-    assert mine["verdict"] == "not judged by means: in 2 of 5 pairs a run diverged"
+    assert (mine["seeds"], mine["infinite"], mine["diverged"]) == (5, 2, 2)
+    assert mine["verdict"] == "not judged by means: 2 of 10 values are infinite"
     assert math.isnan(mine["difference"])
 
 
@@ -214,7 +255,7 @@ def test_runs_that_raced_are_not_ranked_by_time_and_memory():
 def test_a_default_may_be_spelt_out_and_other_test_items_are_refused():
     plain = group(LORA, "lora")
     spelt = [replace(r, config=replace(r.config, alpha=8.0, difficulty="medium")) for r in plain[:2]]
-    assert compare({"lora": [*spelt, *plain[2:]], "slora": group(LORA, "slora")}).loc["slora", "pairs"] == 5
+    assert compare({"lora": [*spelt, *plain[2:]], "slora": group(LORA, "slora")}).loc["slora", "against"] == 5
     fewer = [replace(r, config=replace(r.config, test_rows=50)) for r in group(LORA, "slora")]
     with pytest.raises(InputError, match=r"tested on different items.*'slora': .* test_rows=50"):
         compare({"lora": plain, "slora": fewer})
@@ -240,7 +281,7 @@ def test_the_rates_of_one_method_are_groups_too():
     runs = [run(lr, seed) for lr in (1e-3, 2e-4) for seed in range(2)]
     groups = at_each_rate("lora", RecordedRuns(runs))
     assert {name: len(runs) for name, runs in groups.items()} == {"0.0002": 2, "0.001": 2}
-    assert compare(groups, "0.0002").loc["0.001", "pairs"] == 2
+    assert compare(groups, "0.0002").loc["0.001", "against"] == 2
     with pytest.raises(InputError, match="no run of slora"):
         at_each_rate("slora", RecordedRuns(runs))
     with pytest.raises(InputError, match="has no choice of init"):

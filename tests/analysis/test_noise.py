@@ -76,7 +76,11 @@ def test_a_larger_family_of_tests_sees_less():
 
 def test_numbers_that_do_not_scatter():
     assert welch([1.0, 1.0], [1.0, 1.0]).p == 1.0
-    assert welch([2.0, 2.0], [1.0, 1.0]) == welch([2.0] * 5, [1.0] * 5)
+    assert welch([1.0, 1.0 + 1e-15, 1.0], [1.0, 1.0]).p == 1.0  # they differ by rounding alone
+    assert welch([2.0, 2.0], [1.0, 1.0]).p == 2 / 6  # four runs in two groups of two: six ways
+    assert welch([2.0] * 5, [1.0] * 5).p == 2 / 252
+    one_sided = welch([1.0, 1.0, 1.0], [0.5, 0.7, 0.6])
+    assert one_sided.p == pytest.approx(stats.ttest_1samp([0.5, 0.7, 0.6], 1.0).pvalue)
     assert welch([2.0, 2.0], [1.0, 1.0]).detectable == detectable(0.0, 2, 0.0, 2) == 0.0
     assert math.isnan(welch([2.0], [1.0, 3.0]).p)
 

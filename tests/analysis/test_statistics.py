@@ -6,11 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
-from nlora_lab.analysis.statistics import Interval, holm, median_interval, paired, standard_error, two_shares
+from nlora_lab.analysis.statistics import Interval, median_interval, standard_error, two_shares
 from nlora_lab.core.errors import InputError
 
 FIVE = [0.375, 0.72, 0.97, 0.66, 0.81]
@@ -53,47 +51,6 @@ def test_infinite_losses_and_no_values():
         median_interval([0.1, math.nan])
     with pytest.raises(InputError, match="confidence=95"):
         median_interval([0.1], 95)
-
-
-# rounded: where a difference is all but 0, it is a matter of tolerance whether two sums are alike
-ROUNDED = st.floats(-100, 100).map(lambda x: round(x, 6))
-
-
-@given(st.lists(ROUNDED, min_size=2, max_size=8).filter(lambda d: np.std(d) > 1e-6))
-def test_paired_differences_are_scipys(differences):
-    ours = paired(differences)
-    zeros = np.zeros(len(differences))
-    theirs = stats.ttest_rel(differences, zeros)
-    low, high = theirs.confidence_interval(0.95)
-    assert (ours.p, ours.low, ours.high) == pytest.approx((theirs.pvalue, low, high), rel=1e-6, abs=1e-9)
-    flips = stats.permutation_test(
-        (np.asarray(differences), zeros), lambda a, b: np.sum(a - b), permutation_type="samples", n_resamples=math.inf
-    )
-    assert ours.p_signs == pytest.approx(flips.pvalue, abs=1e-9)
-    assert ours.above == sum(d > 0 for d in differences)
-
-
-def test_five_of_five_is_the_most_that_signs_can_say():
-    assert paired([1.0, 2.0, 3.0, 4.0, 5.0]).p_signs == 2 / 32
-
-
-def test_pairs_without_scatter_and_too_few():
-    assert paired([0.0, 0.0, 0.0]).p == 1.0
-    assert paired([0.005] * 5).p == 2 / 32  # one test item each: without scatter there is still doubt
-    assert median_interval(np.array([0.1, 0.3, 0.2])).middle == 0.2
-    alone = paired([0.5])
-    assert (alone.pairs, alone.mean) == (1, 0.5)
-    assert math.isnan(alone.p)
-    with pytest.raises(InputError, match="must be finite"):
-        paired([0.1, math.inf])
-
-
-def test_holm_on_a_textbook_case():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    adjusted = holm([math.nan, 0.04, 0.2])
-    assert math.isnan(adjusted[0])
-    assert adjusted[1:] == pytest.approx([0.12, 0.4])  # three were to be compared
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_two_shares_is_the_chi_square_test_without_correction():

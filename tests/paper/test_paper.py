@@ -6,6 +6,7 @@ import math
 import shlex
 import subprocess
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,13 @@ from factories import recorded_run as run
 
 from nlora_lab import paper
 from nlora_lab.analysis import selection
+from nlora_lab.analysis.comparison import compare
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.svd import truncated_svd
 from nlora_lab.methods.table import METHODS
-from nlora_lab.paper import evidence, measured_claims, reported_claims, reported_figures, verdicts
+from nlora_lab.paper import measured_claims, reported_claims, reported_figures, verdicts
 from nlora_lab.paper.claim_ledger import COLUMNS
 from nlora_lab.paper.start_costs import _decaying_matrix
 from nlora_lab.paper.verdicts import KINDS
@@ -30,7 +32,7 @@ from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.shipped import recorded_runs
 from nlora_lab.tasks.generated import TASKS
 
-BASE = [0.40, 0.70, 0.95, 0.60, 0.80]
+BASE = [0.500, 0.505, 0.510, 0.502, 0.508]
 MORE = [0.05, 0.04, 0.03, 0.05, 0.04]
 RANDOM = [0.1, -0.1, 0.02, -0.04, 0.03]
 
@@ -167,7 +169,7 @@ def test_a_verdict_is_what_the_seeds_allow(change, seeds, verdict):
     runs = RecordedRuns([*runs_of("lora"), *runs_of("slora", change, seeds=seeds)])
     table = paper.compare_methods("slora", rate=SHARED_RATE, runs=runs)
     assert table["verdict"].to_dict() == {"word-problems": verdict}
-    assert table["pairs"].tolist() == [seeds]
+    assert table["seeds"].tolist() == [seeds]
 
 
 def test_the_verdict_at_the_shared_rate_may_differ_from_that_at_the_best_rates():
@@ -199,14 +201,15 @@ def test_no_verdict_where_a_better_rate_could_reverse_it(ours, theirs, change, e
     assert (row["edge"], row["verdict"]) == (edge, verdict)
 
 
-def test_p_is_adjusted_for_all_rivals():
+def test_p_is_that_of_the_comparison_of_all_methods():
     near = [0.1, 0.3, 0.05, 0.2, 0.02]
-    runs = RecordedRuns([r for m in ("lora", *evidence.RIVALS) for r in runs_of(m, 0.0 if m == "lora" else near)])
-    among = paper.compare_methods("slora", rate=SHARED_RATE, runs=runs)["p"]["word-problems"]
-    alone = paper.compare_methods(
-        "slora", rate=SHARED_RATE, runs=RecordedRuns([*runs_of("lora"), *runs_of("slora", near)])
-    )["p"]
-    assert among == pytest.approx(4 * alone["word-problems"])
+    groups = {"lora": runs_of("lora"), "slora": runs_of("slora", near), "inttune": runs_of("inttune", near)}
+    recorded = RecordedRuns(chain.from_iterable(groups.values()))
+    for method, tests in (("slora", 5), ("inttune", 13)):
+        rows = compare(groups)
+        ours = paper.compare_methods(method, rate=SHARED_RATE, runs=recorded).loc["word-problems"]
+        assert ours["p"] == rows.loc[method, "p_adjusted"] == min(1, tests * rows.loc[method, "p"])
+        assert ours["detectable"] == rows.loc[method, "detectable"]
 
 
 def test_without_runs_the_tables_are_empty():
@@ -225,7 +228,7 @@ def test_without_runs_the_tables_are_empty():
         paper.compare_methods("lorra", runs=RecordedRuns([]))
 
 
-def test_convergence_is_paired_and_a_run_that_misses_the_loss_counts_with_all_its_steps():
+def test_in_convergence_a_run_that_misses_the_loss_counts_with_all_its_steps():
     runs = RecordedRuns([*falling_runs(1000, "lora"), *falling_runs(40, "nlora"), *falling_runs(1000, "slora")])
     table = paper.compare_convergence(rate=SHARED_RATE, runs=runs)
     nlora = table.loc[("word-problems", "nlora")]
@@ -376,7 +379,9 @@ def test_the_ledger_of_other_runs_has_other_verdicts():
     table = paper.ledger(RecordedRuns(runs), kind="runs").set_index("claim")
     row = table.loc["SLoRA above LoRA, at the shared 2e-4"]
     assert row["verdict"] == verdicts.REPRODUCED
-    assert row["evidence"].startswith("word-problems +4.2 points (+3.2 to +5.2; 5 seeds; p = 0.00036); entailment")
+    assert row["evidence"].startswith(
+        "word-problems +4.2 points (+3.6 to +4.8; 5 seeds; p = 2.2e-06; detectable 1.2); entailment"
+    )
     turned = [r for task in TASKS for r in [*runs_of("slora", task=task), *runs_of("lora", MORE, task=task)]]
     table = paper.ledger(RecordedRuns(turned[:5] + turned[5:10]), kind="runs").set_index("claim")
     row = table.loc["SLoRA above LoRA, at the shared 2e-4"]
