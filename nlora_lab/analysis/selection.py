@@ -127,7 +127,7 @@ def at_best(
     Raises:
         InputError: a name is unknown, or no method has runs.
     """
-    index, names = recorded_index(runs, model, steps), _method_names(methods)
+    index, names = recorded_index(runs, model, steps), method_names(methods)
     check_task(task, None)
     points = {name: _best(index, task, name, rank) for name in names}
     return _groups(points, index, f"{', '.join(names)} on {task} at rank {rank}")
@@ -160,7 +160,7 @@ def at_rate(
     Raises:
         InputError: the rate is not above 0, a name is unknown, or no method has runs.
     """
-    index, names = recorded_index(runs, model, steps), _method_names(methods)
+    index, names = recorded_index(runs, model, steps), method_names(methods)
     check_task(task, None)
     check_number("lr", lr, above=0, remedy="try 2e-4")
     points = {name: _at(index, task, name, rank, lr) for name in names}
@@ -207,7 +207,12 @@ def describe_left_out(index: RecordedRuns) -> str:
     return ", ".join(_counts(index)[1 if len(index) else 0 :])
 
 
-def _method_names(methods: Methods) -> list[str]:
+def method_names(methods: Methods) -> list[str]:
+    """Return the names of methods: of all of them for ``None``, and of one for a text.
+
+    Raises:
+        InputError: a name is unknown.
+    """
     names = METHODS if methods is None else [methods] if isinstance(methods, str) else methods
     return [get_method(name).name for name in names]
 

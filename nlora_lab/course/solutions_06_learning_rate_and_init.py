@@ -73,8 +73,8 @@ EXERCISES: tuple[Exercise, ...] = (
         "have the other sign. With n pairs, all of them in favour of one, p = 2 / 2^n. What is the smallest n with\n"
         "p < 0.05? One number (about 1 line).",
         6,
-        "Five seeds never convince this test. Student's test, which nl.compare uses, can be convinced by five, because "
-        "it assumes that differences scatter like a normal distribution.",
+        "Five pairs never convince this test. A t test, which nl.compare uses, can be convinced by five, because it "
+        "assumes that the numbers scatter like a normal distribution.",
         (
             Mistake(5, "2 / 2^5 = 0.0625: near, but not below."),
             Mistake(4, "2 / 2^4 = 0.125."),
