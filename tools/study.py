@@ -20,7 +20,7 @@ from nlora_lab.runs.store import RunStore, run_key
 from nlora_lab.sweeps.engine import sweep
 from nlora_lab.sweeps.grid import coverage
 
-STORE = Path(__file__).resolve().parent.parent / "data" / "study"
+STORE = Path(__file__).resolve().parent.parent / "data" / "results"
 TASK = "word-problems"
 MEASURE_EVERY = 25
 
@@ -107,7 +107,7 @@ def missing(store: RunStore) -> Iterator[tuple[str, list[RunConfig]]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the missing runs of the study, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.study", description="Record the study of noise and budgets.")
-    parser.add_argument("--store", type=Path, default=STORE, help="folder of the records (default: data/study)")
+    parser.add_argument("--store", type=Path, default=STORE, help="folder of the records (default: data/results)")
     parser.add_argument("--pack", action="store_true", help="afterwards, write one file per task and method")
     parser.add_argument("--show", action="store_true", help="make nothing; print how much of the plan is recorded")
     options = parser.parse_args(argv)
