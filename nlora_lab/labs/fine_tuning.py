@@ -179,7 +179,8 @@ class FineTuneLab(LivePanel):
         Returns:
             One row per ticked method, NaN where nothing was recorded. Columns: method, parameters, rate, final_loss
             and accuracy (medians over seeds), lowest and highest (accuracy), seeds, own_rate (the recorded rate with
-            the lowest validation loss), accuracy_there (at that rate). Accuracies are from 0 to 1.
+            the lowest validation loss), accuracy_there (at that rate), test_loss (at rate, nats per token). Accuracies
+            are from 0 to 1.
         """
         import pandas as pd
 

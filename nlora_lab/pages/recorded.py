@@ -15,13 +15,12 @@ import numpy.typing as npt
 from nlora_lab.lowrank.slora_init import CORE_INITS
 from nlora_lab.methods.table import METHODS, Method
 from nlora_lab.runs.index import NEAR_RANK, NEAR_RATE, RecordedRuns
-from nlora_lab.runs.rate_points import LossCurve, RatePoint, Spread, by_seed, validation_loss
+from nlora_lab.runs.rate_points import LossCurve, Spread, validation_loss
 from nlora_lab.tasks.generated import TASKS
 
 CURVE_POINTS = 64  # of a curve as it is sent: one every six pixels
 CURVE_RANGE = (1e-4, 1e2)  # losses beyond are sent as the end of this range, and drawn at the edge of the figure
 NO_LOSS = 2**16 - 1  # the code of a missing loss
-TEST_LOSS = "test_loss"
 
 
 def recorded_data(recordings: RecordedRuns) -> tuple[dict[str, Any], bytes]:
@@ -100,16 +99,9 @@ def _cell(
         "trainable": [p.runs[0].trainable for p in points],
         "grid": [_add_curve(index.curve(p), grids, curves) for p in points],
     }
-    measured = [_test_loss(p) for p in points]
-    if not all(math.isnan(spread.middle) for spread in measured):
-        cell[TEST_LOSS] = [_spread(spread) for spread in measured]
+    if not all(math.isnan(p.test_loss.middle) for p in points):
+        cell["test_loss"] = [_spread(p.test_loss) for p in points]
     return cell
-
-
-def _test_loss(point: RatePoint) -> Spread:
-    """The negative log-likelihood of the right answers to the test items, infinite for a run that diverged."""
-    losses = by_seed(point.runs, lambda r: math.inf if r.diverged else r.metrics.get(TEST_LOSS, math.nan))
-    return Spread.of(losses.values()) if any(map(math.isfinite, losses.values())) else Spread.of(())
 
 
 def _add_curve(curve: LossCurve, grids: dict[tuple[int, ...], int], curves: list[npt.NDArray[np.uint16]]) -> int:

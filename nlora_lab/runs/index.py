@@ -204,8 +204,8 @@ class RecordedRuns:
 
         Returns:
             A row of numbers, NaN where nothing was recorded: ``parameters``, ``rate``, ``final_loss``, ``accuracy`` and
-            its ``lowest`` and ``highest`` value over ``seeds``, then ``own_rate``, the method's best one, and
-            ``accuracy_there``.
+            its ``lowest`` and ``highest`` value over ``seeds``, then ``own_rate``, the method's best one,
+            ``accuracy_there``, and ``test_loss`` at ``rate``.
         """
         point, best = self.at(task, method, rank, lr, init), self.best(task, method, rank, init)
         return {
@@ -219,6 +219,7 @@ class RecordedRuns:
             "seeds": point.seeds if point else 0,
             "own_rate": _median(best, "lr"),
             "accuracy_there": _median(best, "accuracy"),
+            "test_loss": _median(point, "test_loss"),
         }
 
     def by_rank(self, task: str, methods: Iterable[str], what: str = "accuracy") -> pd.DataFrame:

@@ -49,12 +49,15 @@ class RatePoint:
         lr: the rate.
         loss: the final loss over seeds, infinite for a run that diverged.
         accuracy: the test accuracy over seeds, 0 for a run that diverged.
+        test_loss: the loss of the right answers to the test items over seeds, in nats per token, infinite for a run
+            that diverged. NaN where it was not measured.
         runs: the runs.
     """
 
     lr: float
     loss: Spread
     accuracy: Spread
+    test_loss: Spread
     runs: tuple[Run, ...] = field(repr=False)
 
     @property
@@ -89,7 +92,11 @@ def rate_point(lr: float, runs: Sequence[Run]) -> RatePoint:
     """Summarise the runs at one learning rate. Several runs of one seed count once, with their mean."""
     losses = by_seed(runs, lambda run: math.inf if run.diverged else run.final_loss)
     accuracies = by_seed(runs, lambda run: 0.0 if run.diverged else run.accuracy)
-    return RatePoint(lr, Spread.of(losses.values()), Spread.of(accuracies.values()), tuple(runs))
+    answers = by_seed(runs, lambda run: math.inf if run.diverged else run.metrics.get("test_loss", math.nan))
+    measured = answers.values() if any(map(math.isfinite, answers.values())) else ()
+    return RatePoint(
+        lr, Spread.of(losses.values()), Spread.of(accuracies.values()), Spread.of(measured), tuple(runs)
+    )  # fmt: skip
 
 
 def loss_curve(runs: Sequence[Run]) -> LossCurve:

@@ -30,11 +30,17 @@ def test_the_data_hold_every_recorded_point(shipped):
     data, curves = recorded_data(shipped)
     json.dumps(data, allow_nan=False)
     points = [
-        (c["task"], c["method"], c["rank"], c["init"], lr, loss)
+        (c["steps"], c["task"], c["method"], c["rank"], c["init"], lr, loss)
         for c in data["cells"]
         for lr, loss in zip(c["lr"], c["loss"], strict=True)
     ]
-    expected = [(*place, p.lr, p.loss) for place in shipped.places() for p in shipped.valley(*place)]
+    indices = {steps: shipped.at_steps(steps) for steps in shipped.budgets}
+    expected = [
+        (steps, *place, p.lr, p.loss)
+        for steps, index in indices.items()
+        for place in index.places()
+        for p in index.valley(*place)
+    ]
     assert len(points) == len(expected) >= 400
     for (*place, loss), (*there, spread) in zip(points, expected, strict=True):
         assert place == there
@@ -51,8 +57,8 @@ def test_every_method_is_listed_under_its_family(shipped):
 
 def test_a_curve_is_thinned_and_within_a_ten_thousandth(shipped):
     data, curves = recorded_data(shipped)
-    (task, method, rank, init), first = shipped.places()[0], data["cells"][0]
-    curve = shipped.curve(shipped.valley(task, method, rank, init)[0])
+    index, first = shipped.at_steps(shipped.budgets[0]), data["cells"][0]
+    curve = index.curve(index.valley(*index.places()[0])[0])
     grid = data["grids"][first["grid"][0]]
     assert grid[0] == curve.steps[0]
     assert grid[-1] == curve.steps[-1]
@@ -69,7 +75,7 @@ def test_a_third_measure_is_there_only_where_it_was_recorded():
     plain = run(1e-3, loss=0.1)
     measured = replace(plain, metrics={**plain.metrics, "test_loss": 0.7})
     assert "test_loss" not in recorded_data(RecordedRuns([plain]))[0]["cells"][0]
-    data, _ = recorded_data({plain.config.steps: RecordedRuns([measured]), 500: RecordedRuns([])})
+    data, _ = recorded_data(RecordedRuns([measured]))
     assert data["cells"][0]["test_loss"] == [[0.7, 0.7, 0.7]]
     assert data["cells"][0]["steps"] == plain.config.steps
 
