@@ -53,13 +53,10 @@ def config(method: str, lr: float, seed: int, steps: int, replicate: int = 0) ->
     )  # fmt: skip
 
 
-def budgets(steps: Sequence[int]) -> list[RunConfig]:
-    """Return five seeds of the first five methods at some budgets, all at the middle of their ladders."""
+def budgets(steps: Sequence[int], methods: Sequence[str] = BUDGET_METHODS) -> list[RunConfig]:
+    """Return five seeds of some methods at some budgets, all at the middle of their ladders."""
     return [
-        config(method, MIDDLE[method], seed, budget)
-        for seed in FIRST_SEEDS
-        for budget in steps
-        for method in BUDGET_METHODS
+        config(method, MIDDLE[method], seed, budget) for seed in FIRST_SEEDS for budget in steps for method in methods
     ]
 
 
@@ -87,6 +84,7 @@ def replicates() -> list[RunConfig]:
 
 PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "budgets of 250 and 500 steps": lambda: budgets((250, 500)),
+    "NLoRA as released, 500 steps": lambda: budgets((500,), ("nlora-released",)),
     "replicates": replicates,
     "budgets of 125 and 1000 steps": lambda: budgets((125, 1000)),
     "ladders at 500 steps": lambda: ladders((500,), BUDGET_METHODS),

@@ -24,7 +24,6 @@ from nlora_lab.labs.training_controls import HINT, TrainingControls
 from nlora_lab.labs.view import TABS, LabView, Message, live_curves, make_view, method_view
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.names import EMBEDDED, check_model
-from nlora_lab.pages.sections import write_lab
 from nlora_lab.plots.lab import LabDrawing
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.rate_points import RatePoint
@@ -295,6 +294,8 @@ class FineTuneLab(LivePanel):
         Raises:
             InputError: the file cannot be written.
         """
+        from nlora_lab.pages.sections import write_lab  # imports torch
+
         return write_lab(path, self.recordings, self._controls.page_state())
 
     def drawing(self) -> LabDrawing:

@@ -17,7 +17,7 @@ from nlora_lab.models.weights import split_name
 from nlora_lab.plots.drawings import Described
 from nlora_lab.plots.figure import Axis, Figure, Label, Limits, Line, Panel, apart, round_ticks
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.training.recorder import Snapshot, series
+from nlora_lab.runs.snapshots import Snapshot, series
 
 SYMBOLS = {"A": "circle", "N": "square", "B": "diamond", "m": "triangle-up", "W": "x"}
 SIGNS = {"A": "●", "N": "■", "B": "◆", "m": "▲", "W": "✕"}

@@ -12,7 +12,7 @@ from nlora_lab.models.weights import split_name
 from nlora_lab.plots.approximations import ErrorLine, error_panel, spectrum_panel
 from nlora_lab.plots.drawings import Described
 from nlora_lab.plots.figure import INK, Axis, Figure, Heatmap, Line, Panel
-from nlora_lab.training.recorder import LayerState, Snapshot
+from nlora_lab.runs.snapshots import LayerState, Snapshot
 
 QUANTITIES = {"distance": ("distance from W, in % of ‖W‖", 100.0), "intruders": ("intruders among the first 10", 1.0)}
 TEXTS = 16  # layers: of more, the cells have no room for a number

@@ -6,11 +6,11 @@ import json
 import math
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nlora_lab.core.devices import processor
 from nlora_lab.core.documents import parse_json, read_text
@@ -39,8 +39,7 @@ ALWAYS_MEASURED = ("accuracy", "validation_loss", "step0_change", "distance")
 STEP0_NOISE = 1e-4  # a smaller step0_change is rounding (PiSSA, DoRA) or a tiny random N (LoRA-XS)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One optimiser step.
 
     Attributes:
@@ -126,7 +125,7 @@ class Run:
         """A frame with one row per step: step, loss, lr, grad_norm."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(s) for s in self.steps], columns=[f.name for f in fields(Step)])
+        return pd.DataFrame(self.steps, columns=Step._fields)
 
     @property
     def final_loss(self) -> float:
@@ -199,7 +198,7 @@ class Run:
         Returns:
             One line, with its line break.
         """
-        names = [f.name for f in fields(Step)]
+        names = list(Step._fields)
         if [(s.step, s.lr) for s in self.steps] == [(i + 1, self.config.rate_at(i)) for i in range(len(self.steps))]:
             names = ["loss", "grad_norm"]
         columns = {name: [_rounded(getattr(s, name), digits) for s in self.steps] for name in names}

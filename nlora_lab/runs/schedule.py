@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 
+@lru_cache(maxsize=1 << 14)  # a store of runs asks for the same few schedules again and again
 def rate_factor(step: int, steps: int, warmup: float) -> float:
     """Return the share of the learning rate at one optimiser step.
 

@@ -15,7 +15,7 @@ from nlora_lab.plots.inside import SIGNS, SYMBOLS, InsideDrawing, InsideRecord, 
 from nlora_lab.plots.layer_maps import LayerMapDrawing, cell_text
 from nlora_lab.plots.matplotlib_renderer import DASHES
 from nlora_lab.runs.config import RunConfig
-from nlora_lab.training.recorder import LayerState, Snapshot
+from nlora_lab.runs.snapshots import LayerState, Snapshot
 
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"
 HEAD = "score"

@@ -41,7 +41,7 @@ def test_the_table_has_the_numbers_of_the_lab(recorded):
     rows = results_table(recorded).splitlines()[4:]
     assert len(rows) == len(SHOWN)
     for name, row in zip(SHOWN, rows, strict=True):
-        label, parameters, at_shared, rate, at_best = (cell.strip() for cell in row.strip("|").split("|"))
+        label, parameters, at_shared, rate, at_best, longer = (cell.strip() for cell in row.strip("|").split("|"))
         numbers = recorded.numbers(TASK, name, RANK, SHARED_RATE)
         assert label == METHODS[name].label
         assert int(parameters.replace(",", "")) == numbers["parameters"]
@@ -49,6 +49,12 @@ def test_the_table_has_the_numbers_of_the_lab(recorded):
         assert at_shared.endswith(f", {numbers['seeds']} seeds")
         assert float(rate) == numbers["own_rate"]
         assert at_best.startswith(f"{100 * numbers['accuracy_there']:.1f} (")
+        there = recorded.at_steps(500).numbers(TASK, name, RANK, numbers["own_rate"])
+        assert (
+            longer == "–"
+            if there["rate"] != numbers["own_rate"]
+            else longer.startswith(f"{100 * there['accuracy']:.1f} (")
+        )
 
 
 def test_the_best_rate_has_the_lowest_validation_loss():

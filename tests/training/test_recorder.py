@@ -15,13 +15,14 @@ from nlora_lab.models.layers import linear_layers
 from nlora_lab.models.loading import load_model
 from nlora_lab.runs import resolution
 from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.snapshots import ALL_LAYERS, LayerState, Snapshot, series
 from nlora_lab.tasks.registry import load_task
 from nlora_lab.training import measurement
 from nlora_lab.training import recorder as inside
 from nlora_lab.training.layer_views import LayerView, WeightChange, relative_distance
 from nlora_lab.training.loop import fine_tune
 from nlora_lab.training.races import race
-from nlora_lab.training.recorder import ALL_LAYERS, InsideRecorder, LayerState, Snapshot, count_intruders, series
+from nlora_lab.training.recorder import InsideRecorder, count_intruders
 from nlora_lab.training.session import RunState
 
 QUICK = {"steps": 3, "batch_size": 4, "task": "entailment"}
