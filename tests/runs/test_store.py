@@ -16,7 +16,7 @@ from filelock import FileLock
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs import store as stores
-from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.config import NOT_IDENTITY, RunConfig
 from nlora_lab.runs.run import Run
 from nlora_lab.runs.store import RunStore, gather, open_store, run_key
 
@@ -66,7 +66,7 @@ def test_the_keys_of_recorded_runs_stay_what_they_were():
     runs = [Run.from_json(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     assert runs
     for cfg in (run.config for run in runs):
-        identity = {k: v for k, v in cfg.to_dict().items() if k != "device"}
+        identity = {k: v for k, v in cfg.to_dict().items() if k not in NOT_IDENTITY}
         assert run_key(cfg).endswith(hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8])
 
 

@@ -47,7 +47,7 @@ def test_the_table_has_the_numbers_of_the_lab(recorded):
         assert int(parameters.replace(",", "")) == numbers["parameters"]
         assert at_shared.startswith(f"{100 * numbers['accuracy']:.1f} (")
         assert at_shared.endswith(f", {numbers['seeds']} seeds")
-        assert float(rate) == numbers["own_rate"]
+        assert float(rate) == pytest.approx(numbers["own_rate"], rel=0.05)  # two digits
         assert at_best.startswith(f"{100 * numbers['accuracy_there']:.1f} (")
         there = recorded.at_steps(500).numbers(TASK, name, RANK, numbers["own_rate"])
         assert (
@@ -64,7 +64,7 @@ def test_the_best_rate_has_the_lowest_validation_loss():
         for seed, accuracy in enumerate(accuracies)
     ]
     (row,) = results_table(RecordedRuns(runs)).splitlines()[4:]
-    assert row.endswith("| 80.0 (70.0–90.0), 3 seeds | 1e-2 | 30.0 (20.0–40.0), 3 seeds |")
+    assert row.endswith("| 80.0 (70.0–90.0), 3 seeds | 1e-2 | 30.0 (20.0–40.0), 3 seeds | – |")
 
 
 def test_only_the_text_between_the_markers_changes(tmp_path):
