@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlora_lab.course.exercises import Exercise, Mistake
+from nlora_lab.course.exercises import Exercise, Mistake, Question
 
 
 def _inputs_and_factors() -> list[tuple[Any, ...]]:
@@ -54,7 +54,8 @@ EXERCISES: tuple[Exercise, ...] = (
         "4.2",
         "NLoRA's change of the output",
         "Write nlora_change(x, B, N, A, B0, N0, A0): what NLoRA adds to the output of its layer, (B N A − B0 N0 A0)\n"
-        "applied to each row of x (about 1 line). x is (k, n), B (m, r), N (r, r), A (r, n). Return a (k, m) tensor.",
+        "applied to each row of x (about 1 line). x is (tokens, n), B (m, r), N (r, r), A (r, n).\n"
+        "Return a (tokens, m) tensor.",
         nlora_change,
         "At step 0 the two terms are the same numbers, so the model is the one you started from.",
         (
@@ -70,6 +71,11 @@ EXERCISES: tuple[Exercise, ...] = (
                 "the product is not transposed: y = W x for a column is y = x Wᵀ for rows."),
             Mistake(lambda x, B, N, A, B0, N0, A0: x @ (A - A0).T @ (N - N0).T @ (B - B0).T,
                 "a product of differences is not the difference of the products. First multiply, then subtract."),
+            Mistake(lambda x, B, N, A, B0, N0, A0: x @ B.T @ N.T @ A.T - x @ B0.T @ N0.T @ A0.T,
+                "the factors are swapped. x meets A first, then N, then B: x Aᵀ Nᵀ Bᵀ."),
+            Mistake(lambda x, B, N, A, B0, N0, A0: x @ B @ N @ A - x @ B0 @ N0 @ A0,
+                "x is on the wrong side. y = W x for a column is y = x Wᵀ for rows, so transpose and turn the order: "
+                "x Aᵀ Nᵀ Bᵀ."),
         ),
         inputs=_inputs_and_factors,
     ),
@@ -91,3 +97,23 @@ EXERCISES: tuple[Exercise, ...] = (
     ),
 )
 # fmt: on
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "4.Q1",
+        "Everything but N: the data, the steps, the seeds and the number of rates that were tried. Each method\n"
+        "needs a rate of its own, chosen on validation data. Otherwise the comparison is one of step sizes,\n"
+        "because SLoRA starts as LoRA with A' = N A, which is smaller than A.",
+    ),
+    Question(
+        "4.Q2",
+        "Adam moves every number by about the rate. What W feels is that move times the other factors. NLoRA's N₀\n"
+        "is very large, so a move of B is multiplied by N₀ A₀. In the balanced form B₀ and A₀ share the size\n"
+        "evenly and N₀ is the identity, so no factor is very large.",
+    ),
+    Question(
+        "4.Q3",
+        "r² numbers per adapted matrix, whatever its size: 16² = 256 times the number of matrices. LLaMA-2-7B has\n"
+        "224 of them, so 57,344.",
+    ),
+)

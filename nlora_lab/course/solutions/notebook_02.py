@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import pinv
 
-from nlora_lab.course.exercises import Exercise, Mistake, normal_matrix, tall_wide_and_square
+from nlora_lab.course.exercises import Exercise, Mistake, Question, normal_matrix, tall_wide_and_square
 
 
 def _rows_and_columns() -> list[tuple[Any, ...]]:
@@ -26,9 +26,9 @@ def nystrom_by_hand(W: Tensor, r: int) -> Tensor:
 
 
 def schur(W: Tensor, r: int) -> Tensor:
-    """Return C − B A⁻¹ F."""
-    A, F, B, C = W[:r, :r], W[:r, r:], W[r:, :r], W[r:, r:]
-    residual: Tensor = C - B @ torch.linalg.inv(A) @ F
+    """Return W₂₂ − W₂₁ W₁₁⁻¹ W₁₂."""
+    W11, W12, W21, W22 = W[:r, :r], W[:r, r:], W[r:, :r], W[r:, r:]
+    residual: Tensor = W22 - W21 @ torch.linalg.inv(W11) @ W12
     return residual
 
 
@@ -60,7 +60,8 @@ EXERCISES: tuple[Exercise, ...] = (
         "Write nystrom_by_hand(W, r): the first r columns of W, times the pseudo-inverse of its leading r × r block,\n"
         "times its first r rows (about 1 line; use torch.linalg.pinv). W is (m, n). Return an (m, n) tensor.",
         nystrom_by_hand,
-        "It reproduces the first r rows and columns exactly, and everything else only if W has rank r.",
+        "If the block is invertible, it reproduces the first r rows and columns exactly. Everything else it reproduces "
+        "only if W has rank r.",
         (
             Mistake(lambda W, r: W[:, :r] @ W[:r, :r] @ W[:r, :],
                 "the core is the block itself, as in the code that the NLoRA authors released. That product grows as "
@@ -72,11 +73,13 @@ EXERCISES: tuple[Exercise, ...] = (
                 "the core between columns and rows is missing, so the leading block comes out as its own square. Put "
                 "its pseudo-inverse between them."),
             Mistake(lambda W, r: W[:, :r] @ (1 / W[:r, :r]) @ W[:r, :],
-                "1 / A inverts each entry separately. The inverse of a matrix is torch.linalg.pinv(A)."),
+                "1 / W11 inverts each entry separately. The inverse of a matrix is torch.linalg.pinv(W11)."),
             Mistake(lambda W, r: W[:, :r] @ pinv(W[:r, :r]).T @ W[:r, :],
-                "the pseudo-inverse is transposed. The product is C A⁺ R, without transposing."),
+                "the pseudo-inverse is transposed. The product is C W₁₁⁺ R, without transposing."),
             Mistake(lambda W, r: W[:, :r] @ pinv(W)[:r, :r] @ W[:r, :],
                 "you inverted W and cut out a block. Cut first, then invert: pinv(W[:r, :r])."),
+            Mistake(lambda W, r: W[:r, :] @ pinv(W[:r, :r]) @ W[:, :r],
+                "the factors are swapped. The columns W[:, :r] stand on the left, and the rows W[:r, :] on the right."),
         ),
         inputs=tall_wide_and_square,
     ),
@@ -105,32 +108,37 @@ EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "2.3",
         "the Schur complement",
-        "Write W = [[A, F], [B, C]] with A the leading r × r block. Write schur(W, r): what the cross approximation\n"
-        "leaves of the other rows and columns, C − B A⁻¹ F (about 2 lines). Return an (m − r, n − r) tensor.",
+        "Cut W into [[W11, W12], [W21, W22]] with W11 the leading r × r block. Write schur(W, r): what the cross\n"
+        "approximation leaves of the other rows and columns, S = W22 − W21 W11⁻¹ W12 (about 2 lines).\n"
+        "Return an (m − r, n − r) tensor.",
         schur,
         "The complete error of the approximation stands in this block. Elimination gives it for every r on the way.",
         (
             Mistake(lambda W, r: W - nystrom_by_hand(W, r),
                 "the numbers are right, but the first r rows and columns, which are zero, are still there. Return "
                 "the other (m − r) × (n − r) numbers: W[r:, r:] and so on."),
-            Mistake(_from_blocks(lambda A, F, B, C: C + B @ pinv(A) @ F),
-                "the sign is wrong. Take C MINUS what the approximation puts there."),
-            Mistake(_from_blocks(lambda A, F, B, C: B @ pinv(A) @ F - C),
-                "the sign is wrong: you have the approximation minus C. The Schur complement is C − B A⁻¹ F."),
-            Mistake(_from_blocks(lambda A, F, B, C: C - B @ A @ F), "A is not inverted: B A F instead of B A⁻¹ F."),
-            Mistake(_from_blocks(lambda A, F, B, C: C - B @ F), "A is missing: B F instead of B A⁻¹ F."),
-            Mistake(_from_blocks(lambda A, F, B, C: B @ pinv(A) @ F),
-                "that is what the approximation puts in the place of C. Subtract it from C."),
-            Mistake(_from_blocks(lambda A, F, B, C: C),
-                "that is C itself. Subtract the part that the chosen rows and columns explain, B A⁻¹ F."),
+            Mistake(_from_blocks(lambda W11, W12, W21, W22: W22 + W21 @ pinv(W11) @ W12),
+                "the sign is wrong. Take W22 MINUS what the approximation puts there."),
+            Mistake(_from_blocks(lambda W11, W12, W21, W22: W21 @ pinv(W11) @ W12 - W22),
+                "the sign is wrong: you have the approximation minus W22. The Schur complement is W22 minus the rest."),
+            Mistake(_from_blocks(lambda W11, W12, W21, W22: W22 - W21 @ W11 @ W12),
+                "W11 is not inverted: W21 W11 W12 instead of W21 W11⁻¹ W12."),
+            Mistake(_from_blocks(lambda W11, W12, W21, W22: W22 - W21 @ W12),
+                "W11 is missing: W21 W12 instead of W21 W11⁻¹ W12."),
+            Mistake(_from_blocks(lambda W11, W12, W21, W22: W21 @ pinv(W11) @ W12),
+                "that is what the approximation puts in the place of W22. Subtract it from W22."),
+            Mistake(_from_blocks(lambda W11, W12, W21, W22: W22),
+                "that is W22 itself. Subtract the part that the chosen rows and columns explain, W21 W11⁻¹ W12."),
+            Mistake(_from_blocks(lambda W11, W12, W21, W22: W22 - W12 @ torch.linalg.inv(W11) @ W21),
+                "the factors are swapped. W21, the tall block below, stands on the left, and W12 on the right."),
         ),
         inputs=tall_wide_and_square,
     ),
     Exercise(
         "2.4",
         "the best core",
-        "Write best_core(W, rows, cols). With C = W[:, cols] and R = W[rows, :], it is the core U that makes C U R\n"
-        "closest to W in the Frobenius norm, U = C⁺ W R⁺ (about 2 lines). rows and cols hold r indices each.\n"
+        "Write best_core(W, rows, cols). With C = W[:, cols] and R = W[rows, :], it is the core N that makes C N R\n"
+        "closest to W in the Frobenius norm, N = C⁺ W R⁺ (about 2 lines). rows and cols hold r indices each.\n"
         "Return an (r, r) tensor.",
         best_core,
         "With this core the error is never above that of approximating W by zero, whatever the indices.",
@@ -139,12 +147,12 @@ EXERCISES: tuple[Exercise, ...] = (
                 "that is the pseudo-inverse of the block, Nyström's core. It fits the chosen rows and columns and "
                 "does not look at the rest of W. The best core does: C⁺ W R⁺."),
             Mistake(_from_columns_and_rows(lambda W, C, R: pinv(R) @ W @ pinv(C)),
-                "the order is swapped. C stands on the left of U, so its pseudo-inverse comes from the left: C⁺ W "
+                "the order is swapped. C stands on the left of N, so its pseudo-inverse comes from the left: C⁺ W "
                 "R⁺."),
             Mistake(lambda W, rows, cols: pinv(W[:, rows]) @ W @ pinv(W[cols, :]),
                 "rows and columns are swapped: C = W[:, cols] and R = W[rows, :]."),
             Mistake(_from_columns_and_rows(lambda W, C, R: C @ pinv(C) @ W @ pinv(R) @ R),
-                "that is the complete approximation C U R. Return U alone."),
+                "that is the complete approximation C N R. Return N alone."),
             Mistake(_from_columns_and_rows(lambda W, C, R: C.T @ W @ R.T),
                 "you transposed C and R. That is their pseudo-inverse only if they are orthonormal. Use pinv."),
             Mistake(lambda W, rows, cols: W[rows][:, cols],
@@ -154,3 +162,23 @@ EXERCISES: tuple[Exercise, ...] = (
     ),
 )
 # fmt: on
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "2.Q1",
+        "Let R be the residual. It is PSD, so its diagonal entries eᵢᵀ R eᵢ are at least 0. What the\n"
+        "approximation took away, K − R, is PSD too. So xᵀ R x ≤ xᵀ K x for every x, and the largest eigenvalue\n"
+        "of R is at most that of K. For a PSD matrix, the largest eigenvalue is the spectral norm.",
+    ),
+    Question(
+        "2.Q2",
+        "Its first row is zero, so the block is singular at every rank. The pseudo-inverse ignores that\n"
+        "direction, and the product has a rank of at most r − 1. NLoRA's A₀ then has a row of zeros.",
+    ),
+    Question(
+        "2.Q3",
+        "The tolerance and the additional rows. Both compute the core from the chosen rows and columns alone.\n"
+        "Pivoted QR and complete pivoting read all of W to choose, and the optimal core C⁺ W R⁺ reads all of W to\n"
+        "fit.",
+    ),
+)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nlora_lab.course.exercises import Exercise, Mistake
+from nlora_lab.course.exercises import Exercise, Mistake, Question
 
 Trials = Sequence[tuple[float, float, float]]
 """(rate, validation loss, test accuracy) of each rate."""
 
 
 def _rates_and_losses() -> list[tuple[Trials]]:
-    """The best by the test is another rate, one rate diverged, and the best rate stands first in no order."""
+    """The rate with the best test accuracy is another one, a rate diverged, and the best rate stands anywhere."""
     return [
         ([(5e-3, 0.06, 0.6), (1e-2, 0.055, 0.7), (2e-2, 0.07, 0.74), (5e-2, 2.4, 0.0), (1e-1, math.inf, math.nan)],),
         ([(1e-3, 0.30, 0.20), (2e-3, 0.12, 0.55), (1e-1, math.inf, math.nan)],),
         ([(2e-4, 0.08, 0.39), (5e-4, 0.40, 0.02), (1e-4, 0.11, 0.41)],),
+        ([(2e-2, 0.50, 0.30), (5e-3, 0.31, 0.48), (1e-2, 0.30, 0.45), (2e-3, 0.64, 0.10)],),
     ]
 
 
@@ -26,7 +27,7 @@ def own_rate(tried: Trials) -> float:
 
 
 def _first_step(value: float) -> str:
-    return f"rsLoRA's first step would be {math.sqrt(8) * value / 0.01:.3g} times LoRA's"
+    return f"rsLoRA's first change of W would be {math.sqrt(8) * value / 0.01:.3g} times as large as LoRA's"
 
 
 # a mistake and its hint are one paragraph here, not five lines
@@ -59,8 +60,8 @@ EXERCISES: tuple[Exercise, ...] = (
         "LoRA and rsLoRA are the same product B A with different scales: alpha / r for LoRA, alpha / √r for rsLoRA.\n"
         "Here alpha = r = 8. At the start B = 0, and Adam's first step moves every number of B by the rate, whatever\n"
         "the gradient. At which rate is rsLoRA's first change of W as large as LoRA's at 1e-2?\n"
-        "One number (about 1 line).",
-        0.00353553,  # 0.01 / √8
+        "One number to three significant digits (about 1 line).",
+        0.01 / math.sqrt(8),
         "The best rate of a method says nothing about its idea: here it follows from one factor, √8.",
         (
             Mistake(0.01 * math.sqrt(8), "the scale is larger, so the rate has to be smaller. Divide."),
@@ -69,7 +70,27 @@ EXERCISES: tuple[Exercise, ...] = (
             Mistake(0.01 * 8, "the scale is larger, so the rate has to be smaller, and by √8."),
         ),
         gives=_first_step,
-        reason="s · rate is the same where rate = 1e-2 · 1 / √8 = 3.5e-3.",
+        reason="s · rate is the same where rate = 1e-2 · 1 / √8 = 3.54e-3.",
+        digits=3,
     ),
 )
 # fmt: on
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "5.Q1",
+        "The final loss, or the accuracy, of both methods against the learning rate, with several seeds per rate.\n"
+        "The rates have to reach beyond the bottom of both valleys.",
+    ),
+    Question(
+        "5.Q2",
+        "It is not one number. The best rate belongs to a method together with the size of its factors, its rank\n"
+        "and its model. Balanced factors move it by more than a factor of ten, and nothing else about the start\n"
+        "changes.",
+    ),
+    Question(
+        "5.Q3",
+        "Only you know. Two predictions are often wrong here: that the winner at one rate is the better method,\n"
+        "and that more rank is always better. Both treat the learning rate as a neutral setting.",
+    ),
+)
