@@ -357,7 +357,8 @@ class FineTuneLab(LivePanel):
             self._view = replace(self._view, progress=self._race.pace.progress, status=status)
             self._controls.draw_status(self._view)
         if self._controls.due():
-            self._view = replace(self._view, live=live_curves(self._view.entries, self._race.curves.values()))
+            live = live_curves(self._view.entries, self._race.curves.values(), self._view.settings.task)
+            self._view = replace(self._view, live=live)
             self._controls.draw(self._view)
 
     def _start(self) -> None:
