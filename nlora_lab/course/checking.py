@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from nlora_lab.course.comparison import TOLERANCE, Raised, agree, comparable, norm
-from nlora_lab.course.exercises import Exercise, Question
+from nlora_lab.course.exercises import LEVELS, Exercise, Question
 from nlora_lab.course.registry import find_exercise, find_solution
 
 
@@ -46,8 +46,9 @@ def exercise(number: str) -> Text:
     """
     entry = find_exercise(number)
     argument = _function_name(entry) if entry.inputs else "your number"
+    level = f" ({entry.level}, {LEVELS[entry.level]})" if entry.level else ""
     return Text(
-        f"Exercise {entry.number}: {entry.title}\n\n{entry.question}\n\n"
+        f"Exercise {entry.number}: {entry.title}{level}\n\n{entry.question}\n\n"
         f'Then: check("{entry.number}", {argument}). {_how_compared(entry)}'
     )
 
@@ -97,8 +98,8 @@ def check(number: str, answer: Any) -> bool:
         name = _function_name(entry)
         return _not_yet(
             entry,
-            f"it asks for the function {name} itself, and got {_kind(answer)}.",
-            f'Pass the function without calling it: check("{entry.number}", {name}).',
+            f"it asks for {name} itself, and got {_kind(answer)}.",
+            f'Pass it without calling it: check("{entry.number}", {name}).',
         )
     trials = range(len(entry.inputs()) if entry.inputs else 1)
     outcomes = [_outcome(entry, answer, trial) for trial in trials]
@@ -113,11 +114,11 @@ def check(number: str, answer: Any) -> bool:
 
 
 def _outcome(entry: Exercise, answer: Any, trial: int) -> Any:
-    """What the answer gives in this trial. The arguments are new, so that it may write on them."""
+    """What the answer gives in this trial."""
     if entry.inputs is None:
         return answer
     try:
-        return answer(*entry.inputs()[trial])
+        return entry.call(answer, trial)
     except Exception as error:  # whatever a learner's function raises
         return Raised(error)
 

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LEVELS = {"warm-up": "2 minutes", "understand": "5 to 10 minutes", "build": "15 to 30 minutes"}
+"""The levels of the exercises, with the time that they take."""
+
 
 @dataclass(frozen=True)
 class Mistake:
@@ -47,6 +50,9 @@ class Exercise:
             the right one.
         reason: why the right number is right.
         digits: how many significant digits of a number have to be right. 0: the relative tolerance of the comparison.
+        level: one of ``LEVELS``, or nothing.
+        probe: for a class: called with the class and the arguments. It returns what is compared, for example a list of
+            facts about an object of the class. By default the answer itself is called with the arguments.
     """
 
     number: str
@@ -59,6 +65,14 @@ class Exercise:
     gives: Callable[[float], str] | None = None
     reason: str = ""
     digits: int = 0
+    level: str = ""
+    probe: Callable[..., Any] | None = None
+
+    def call(self, answer: Any, trial: int) -> Any:
+        """Call an answer, or probe it, with new arguments, so that it may write on them."""
+        assert self.inputs is not None
+        arguments = self.inputs()[trial]
+        return answer(*arguments) if self.probe is None else self.probe(answer, *arguments)
 
 
 @dataclass(frozen=True)

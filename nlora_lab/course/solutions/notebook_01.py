@@ -83,6 +83,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "svd(W, full_matrices=False), or slice: U[:, :r], s[:r], Vh[:r]."),
         ),
         inputs=tall_wide_and_square,
+        level="understand",
     ),
     Exercise(
         "1.2",
@@ -111,6 +112,7 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         gives=_numbers_at_rank,
         reason="r·(352 + 128) < 352·128 = 45,056, so r < 45,056 / 480 = 93.87: the largest whole number is 93.",
+        level="warm-up",
     ),
     Exercise(
         "1.3",
@@ -138,6 +140,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "largest singular value is torch.linalg.matrix_norm(W, ord=2)."),
         ),
         inputs=_noise_and_rank_2,
+        level="warm-up",
     ),
 )
 # fmt: on

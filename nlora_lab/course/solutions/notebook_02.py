@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import pinv
+from torch.linalg import eigvalsh, pinv, svdvals
 
 from nlora_lab.course.exercises import Exercise, Mistake, Question, normal_matrix, tall_wide_and_square
 
@@ -37,6 +37,57 @@ def best_core(W: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     C, R = W[:, cols], W[rows, :]
     core: Tensor = pinv(C) @ W @ pinv(R)
     return core
+
+
+def _kernels_and_landmarks() -> list[tuple[Any, ...]]:
+    """Two kernel matrices, and a symmetric matrix that is not positive semi-definite."""
+    trials = []
+    for n, J, seed in ((9, [0, 3, 5], 4), (7, [6, 1], 5)):
+        points = normal_matrix(n, 2, seed)
+        trials.append((torch.exp(-torch.cdist(points, points).square() / 2), torch.tensor(J)))
+    X = normal_matrix(8, 8, 6)
+    return [*trials, (X + X.T, torch.tensor([2, 4]))]
+
+
+def residual_eigenvalues(K: Tensor, J: Tensor) -> Tensor:
+    """Return the eigenvalues of K − K[:, J] K[J, J]⁺ K[J, :], the smallest first."""
+    residual = K - K[:, J] @ pinv(K[J][:, J]) @ K[J]
+    eigenvalues: Tensor = eigvalsh(residual)
+    return eigenvalues
+
+
+def eliminate(W: Tensor, r: int) -> Tensor:
+    """Eliminate r times with the largest entry that is left as the pivot."""
+    S = W.clone()
+    for _ in range(r):
+        i, j = divmod(int(S.abs().argmax()), S.shape[1])
+        S = S - torch.outer(S[:, j], S[i]) / S[i, j]
+    return S
+
+
+def _eliminate(pick: Callable[[Tensor, int], tuple[int, int]], sign: int = 1, steps: int = 0) -> Callable[..., Tensor]:
+    """Elimination with another pivot, another sign, or more or fewer steps."""
+
+    def run(W: Tensor, r: int) -> Tensor:
+        S = W.clone()
+        for k in range(r + steps):
+            i, j = pick(S, k)
+            S = S - sign * torch.outer(S[:, j], S[i]) / S[i, j]
+        return S
+
+    return run
+
+
+def _largest(S: Tensor, k: int) -> tuple[int, int]:
+    return divmod(int(S.abs().argmax()), S.shape[1])
+
+
+def _undivided(W: Tensor, r: int) -> Tensor:
+    S = W.clone()
+    for k in range(r):
+        i, j = _largest(S, k)
+        S = S - torch.outer(S[:, j], S[i])
+    return S
 
 
 def _from_blocks(formula: Callable[..., Tensor]) -> Callable[[Tensor, int], Tensor]:
@@ -82,6 +133,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "the factors are swapped. The columns W[:, :r] stand on the left, and the rows W[:r, :] on the right."),
         ),
         inputs=tall_wide_and_square,
+        level="warm-up",
     ),
     Exercise(
         "2.2",
@@ -104,6 +156,7 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         gives=_residual,
         reason="The Schur complement x − 4·(1/2)·1 = x − 2 has to be 0.",
+        level="warm-up",
     ),
     Exercise(
         "2.3",
@@ -133,6 +186,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "the factors are swapped. W21, the tall block below, stands on the left, and W12 on the right."),
         ),
         inputs=tall_wide_and_square,
+        level="understand",
     ),
     Exercise(
         "2.4",
@@ -159,6 +213,74 @@ EXERCISES: tuple[Exercise, ...] = (
                 "that is the block itself, the core of the released code. The best core is C⁺ W R⁺."),
         ),
         inputs=_rows_and_columns,
+        level="understand",
+    ),
+    Exercise(
+        "2.5",
+        "why kernels are safe",
+        "Test the theorem on which everything about kernels rests. Write residual_eigenvalues(K, J): the eigenvalues\n"
+        "of the residual K − K[:, J] K[J, J]⁺ K[J, :], the smallest first (about 2 lines; use torch.linalg.eigvalsh).\n"
+        "K is a symmetric (n, n) tensor, and J holds the landmarks. Return n numbers. The check tries two kernels and\n"
+        "one symmetric matrix that is not PSD. Before you run it: for which of them can an eigenvalue be negative?",
+        residual_eigenvalues,
+        "For both kernels no eigenvalue is negative (beyond rounding), and for the third matrix some are. The proof "
+        "in one line: xᵀ R x is the smallest value of zᵀ K z over all z that agree with x outside the landmarks, and "
+        "for a PSD K no such value is negative.",
+        (
+            Mistake(lambda K, J: eigvalsh(K),
+                "those are the eigenvalues of K. Subtract the approximation first."),
+            Mistake(lambda K, J: eigvalsh(K[:, J] @ pinv(K[J][:, J]) @ K[J]),
+                "those are the eigenvalues of the approximation. The theorem is about what it leaves: K minus it."),
+            Mistake(lambda K, J: eigvalsh(K - K[:, J] @ K[J]),
+                "the core is missing. The pseudo-inverse of K[J][:, J] stands between the columns and the rows."),
+            Mistake(lambda K, J: eigvalsh(K - K[:, J] @ K[J][:, J] @ K[J]),
+                "the block between columns and rows is not inverted. Use its pseudo-inverse."),
+            Mistake(lambda K, J: eigvalsh(K - K[:, J] @ pinv(K[J, J]) @ K[J]),
+                "K[J, J] takes the entries on the diagonal only, and a pseudo-inverse needs a matrix. The block is "
+                "K[J][:, J]."),
+            Mistake(lambda K, J: svdvals(K - K[:, J] @ pinv(K[J][:, J]) @ K[J]),
+                "those are singular values. They are never negative, so they cannot test the theorem. Use eigvalsh."),
+            Mistake(lambda K, J: residual_eigenvalues(K, J).flip(0),
+                "the numbers are right, but in the wrong order. Return the smallest first."),
+            Mistake(lambda K, J: K - K[:, J] @ pinv(K[J][:, J]) @ K[J],
+                "that is the residual itself. Return its eigenvalues."),
+        ),
+        inputs=_kernels_and_landmarks,
+        level="build",
+    ),
+    Exercise(
+        "2.6",
+        "elimination with pivots",
+        "Write eliminate(W, r). Start with S = W. Then r times: find the entry of S that is largest in size, at row i\n"
+        "and column j, and subtract the column S[:, j] times the row S[i, :], divided by the entry S[i, j]\n"
+        "(about 5 lines). Return what is left after r steps, an (m, n) tensor. Do not write on W.",
+        eliminate,
+        'It is the residual of nl.nystrom(W, r, pivots="cross"). Each step makes one more row and column zero. You '
+        'have all '
+        "errors up to rank r from one run, and the pivots are the rows and columns that the approximation uses.",
+        (
+            Mistake(_eliminate(lambda S, k: divmod(int(S.argmax()), S.shape[1])),
+                "that looks for the largest number and overlooks large negative ones. Take the largest in size: "
+                "S.abs()."),
+            Mistake(_eliminate(lambda S, k: (k, k)),
+                "the pivots are the entries on the diagonal, in their order: elimination without pivoting, the leading "
+                "block. Look for the largest entry of S in every step."),
+            Mistake(_eliminate(lambda S, k: (k, int(S[k].abs().argmax()))),
+                "each step takes the next row and looks for a pivot in that row only. Look in all of S."),
+            Mistake(_eliminate(lambda S, k: divmod(int(S.abs().argmax()), S.shape[0])),
+                "argmax numbers the entries row by row, so a row has as many numbers as S has columns. Divide by "
+                "S.shape[1]."),
+            Mistake(_undivided,
+                "the division by the pivot S[i, j] is missing. Without it the row and the column do not become zero."),
+            Mistake(_eliminate(_largest, sign=-1),
+                "the sign is wrong. Subtract the product, so that row i and column j become zero."),
+            Mistake(_eliminate(_largest, steps=-1), "that is one step too few. Make r steps."),
+            Mistake(_eliminate(_largest, steps=1), "that is one step too many. Make r steps."),
+            Mistake(lambda W, r: W - eliminate(W, r),
+                "that is the approximation, the sum of what was subtracted. Return what is left."),
+        ),
+        inputs=tall_wide_and_square,
+        level="build",
     ),
 )
 # fmt: on

@@ -70,6 +70,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "std·√(m n) is the Frobenius norm to expect: all singular values together, not the largest."),
         ),
         inputs=_shapes_and_deviations,
+        level="warm-up",
     ),
     Exercise(
         "3.2",
@@ -98,6 +99,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "those are the layers alone. A layer has several weights: return (layer, module) pairs."),
         ),
         inputs=_scans,
+        level="understand",
     ),
 )
 # fmt: on

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlora_lab.course.exercises import Exercise, Mistake, Question
+from nlora_lab.course.exercises import Exercise, Mistake, Question, normal_matrix
 
 
 def _inputs_and_factors() -> list[tuple[Any, ...]]:
@@ -24,6 +24,98 @@ def nlora_change(x: Tensor, B: Tensor, N: Tensor, A: Tensor, B0: Tensor, N0: Ten
     """Multiply the rows of x by the transposed factors, A first, and subtract the start."""
     change: Tensor = x @ A.T @ N.T @ B.T - x @ A0.T @ N0.T @ B0.T
     return change
+
+
+class SLoRALayer(torch.nn.Module):
+    """A linear layer with a frozen weight and a trained correction s·B N A."""
+
+    def __init__(self, W: Tensor, r: int, alpha: float) -> None:
+        """Start with B = 0, so that the layer computes what W computes."""
+        super().__init__()
+        m, n = W.shape
+        self.W, self.s = W, alpha / r  # a tensor that is not a Parameter is frozen
+        self.B = torch.nn.Parameter(torch.zeros(m, r))
+        self.N = torch.nn.Parameter(torch.empty(r, r))
+        self.A = torch.nn.Parameter(torch.empty(r, n))
+        for factor in (self.N, self.A):
+            torch.nn.init.kaiming_uniform_(factor, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs, one row per row of x."""
+        return x @ self.W.T + self.s * (x @ self.A.T @ self.N.T @ self.B.T)
+
+
+class _Unscaled(SLoRALayer):
+    def __init__(self, W: Tensor, r: int, alpha: float) -> None:
+        super().__init__(W, r, alpha)
+        self.s = 1.0
+
+
+class _ScaledByAlpha(SLoRALayer):
+    def __init__(self, W: Tensor, r: int, alpha: float) -> None:
+        super().__init__(W, r, alpha)
+        self.s = alpha
+
+
+class _TrainsW(SLoRALayer):
+    def __init__(self, W: Tensor, r: int, alpha: float) -> None:
+        super().__init__(W, r, alpha)
+        self.W = torch.nn.Parameter(W.clone())
+
+
+class _ZeroN(SLoRALayer):
+    def __init__(self, W: Tensor, r: int, alpha: float) -> None:
+        super().__init__(W, r, alpha)
+        self.N.data.zero_()
+
+
+class _RandomB(SLoRALayer):
+    def __init__(self, W: Tensor, r: int, alpha: float) -> None:
+        super().__init__(W, r, alpha)
+        torch.nn.init.kaiming_uniform_(self.B, a=5**0.5)
+
+
+class _FrozenN(SLoRALayer):
+    def __init__(self, W: Tensor, r: int, alpha: float) -> None:
+        super().__init__(W, r, alpha)
+        N = self.N.data
+        del self.N
+        self.N = N  # type: ignore[assignment]  # that is the mistake
+
+
+class _NotTransposed(SLoRALayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.W.T + self.s * (x @ self.A.T @ self.N @ self.B.T)
+
+
+class _WithoutW(SLoRALayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - x @ self.W.T
+
+
+def _weights_and_scales() -> list[tuple[Any, ...]]:
+    return [(normal_matrix(7, 5, 8).float(), 2, 6.0), (normal_matrix(6, 6, 9).float(), 3, 1.5)]
+
+
+def _facts(layer_class: Any, W: Tensor, r: int, alpha: float) -> Any:
+    """What has to be true of a layer: its parameters, its start, and its output when the factors have moved."""
+    m, n = W.shape
+    x, base = normal_matrix(4, n, 10).float(), W.clone()
+    with torch.random.fork_rng(devices=[]):
+        layer = layer_class(W, r, alpha)
+        start = layer if layer is ... else layer(x)
+    if start is ...:
+        return ...
+    facts = [f"trains {name} of shape {tuple(p.shape)}" for name, p in layer.named_parameters() if p.requires_grad]
+    facts += [f"{name} is zero at the start: {not bool(getattr(layer, name).any())}" for name in "BNA"]
+    facts.append(f"starts with the outputs x Wᵀ: {torch.allclose(start, x @ base.T, atol=1e-5)}")
+    B, N, A = (normal_matrix(*shape, seed).float() for seed, shape in enumerate(((m, r), (r, r), (r, n)), 11))
+    for name, value in (("B", B), ("N", N), ("A", A)):
+        getattr(layer, name).data.copy_(value)
+    change, product = layer(x).detach() - x @ base.T, x @ (B @ N @ A).T
+    scale = float((change * product).sum() / product.square().sum())
+    same = torch.allclose(change, scale * product, atol=1e-3)
+    return [*facts, f"adds x (B N A)ᵀ times {scale:.2f}" if same else "adds something other than s x (B N A)ᵀ"]
 
 
 def _numbers_per_matrix(value: float) -> str:
@@ -49,6 +141,7 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         gives=_numbers_per_matrix,
         reason="32 · 7 · 64² = 917,504: a quarter of the paper's 3,670,016 at rank 128.",
+        level="warm-up",
     ),
     Exercise(
         "4.2",
@@ -78,6 +171,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "x Aᵀ Nᵀ Bᵀ."),
         ),
         inputs=_inputs_and_factors,
+        level="understand",
     ),
     Exercise(
         "4.3",
@@ -94,6 +188,36 @@ EXERCISES: tuple[Exercise, ...] = (
             Mistake(6, "factors multiply: 3·3·3, not 3 + 3."),
         ),
         reason="Each of the three factors is tripled: 3³ = 27.",
+        level="warm-up",
+    ),
+    Exercise(
+        "4.4",
+        "SLoRA as a module",
+        "Write the class SLoRALayer(torch.nn.Module) without looking above. SLoRALayer(W, r, alpha) keeps the weight\n"
+        "W, an (m, n) tensor, frozen. It has the parameters B (m, r), N (r, r) and A (r, n) under these names. B\n"
+        "starts at zero, N and A at random. layer(x) returns x Wᵀ + s x (B N A)ᵀ with s = alpha / r, for x of shape\n"
+        "(tokens, n) (about 12 lines). The check looks at the parameters, at the start, and at the output for moved "
+        "factors.",
+        SLoRALayer,
+        "This is all that an adapter is. The library's own layer adds dropout, merging and saving, not another idea.",
+        (
+            Mistake(_Unscaled, "the scale is missing. Multiply the correction by s = alpha / r."),
+            Mistake(_ScaledByAlpha, "the scale is alpha. It is alpha / r."),
+            Mistake(_TrainsW,
+                "W is a Parameter, so the optimiser would train it. Keep it as a tensor, or set requires_grad=False."),
+            Mistake(_ZeroN,
+                "N is zero and B is zero, so no factor ever gets a gradient. Only B starts at zero. Draw N at random."),
+            Mistake(_RandomB,
+                "B is not zero at the start, so the model changes before it has learned anything."),
+            Mistake(_FrozenN,
+                "N is not trained. Make it a torch.nn.Parameter, or the optimiser never sees it."),
+            Mistake(_NotTransposed,
+                "N is not transposed. Rows of x stand on the left, so transpose every factor: x Aᵀ Nᵀ Bᵀ."),
+            Mistake(_WithoutW, "the output of the frozen layer, x Wᵀ, is missing."),
+        ),
+        inputs=_weights_and_scales,
+        level="build",
+        probe=_facts,
     ),
 )
 # fmt: on

@@ -55,6 +55,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "that counts numbers. Give bytes."),
         ),
         inputs=_models,
+        level="warm-up",
     ),
     Exercise(
         "8.2",
@@ -79,6 +80,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "more tokens mean more weight. Multiply by them, do not divide."),
         ),
         inputs=_losses_and_tokens,
+        level="understand",
     ),
 )
 # fmt: on
