@@ -7,7 +7,7 @@ read nothing else. While runs are training, a step replaces the growing curves a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -140,6 +140,10 @@ class LabView:
     status: Message
     tab: str
     model: str
+
+    def grown(self, training: Iterable[tuple[RunConfig, Sequence[Step]]]) -> LabView:
+        """Return this view with new curves of the runs that are training."""
+        return replace(self, live=live_curves(self.entries, training, self.settings.task))
 
     @property
     def visible(self) -> list[Entry]:
