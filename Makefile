@@ -63,6 +63,7 @@ notebooks: $(VENV)/.test
 	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace --log-level=WARN \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False \
 	  --ExecutePreprocessor.timeout=900 notebooks/*.ipynb
+	$(BIN)/python -m tools.still_pictures notebooks/*.ipynb
 
 tables: $(VENV)/.test
 	$(BIN)/python -m tools.results_table --write

@@ -40,9 +40,19 @@ def open_lab(options: argparse.Namespace) -> int:
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # containers
     command += options.rest
     try:
-        return subprocess.run(command, check=False).returncode
+        return subprocess.run(command, check=False, env=jupyter_environment()).returncode
     except KeyboardInterrupt:
         return 0  # Ctrl-C is the usual end of a JupyterLab server
+
+
+def jupyter_environment() -> dict[str, str]:
+    """Return the environment in which JupyterLab asks nothing about news, and looks for no updates.
+
+    JupyterLab has no option for this. It reads ``labconfig/page_config.json`` from the folders in
+    ``JUPYTER_CONFIG_PATH``.
+    """
+    folders = [str(Path(__file__).parent / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    return {**os.environ, "JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
 
 
 def notebook_folder(target: Path) -> Path:

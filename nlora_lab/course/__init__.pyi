@@ -1,4 +1,3 @@
-from .checking import WrongAnswer as WrongAnswer
 from .checking import check as check
 from .checking import exercise as exercise
 from .checking import solution as solution

@@ -24,15 +24,17 @@ class Raised:
     error: Exception
 
 
-def agree(answer: Any, target: Any) -> bool:
+def agree(answer: Any, target: Any, digits: int = 0) -> bool:
     """Return whether two outcomes are the same.
 
     Args:
         answer: what the learner's function returned, a number, or ``Raised``.
         target: the same of the solution or of a known mistake.
+        digits: how many significant digits of a number have to be right. 0 means ``TOLERANCE``.
 
     Returns:
-        ``True`` if all values are equal within ``TOLERANCE``, or if both raised the same exception.
+        ``True`` if all values are equal within the tolerance, or if both raised the same exception. A whole number has
+        to be the same whole number.
     """
     if isinstance(target, Raised):
         raised = isinstance(answer, Raised)
@@ -43,7 +45,8 @@ def agree(answer: Any, target: Any) -> bool:
             return False
         return norm(value - right) <= TOLERANCE * norm(right)  # False if NaN or infinity is in it
     if isinstance(right, float):
-        return isinstance(value, float) and abs(value - right) <= TOLERANCE * max(abs(right), TOLERANCE)
+        allowed = _allowed(right, isinstance(target, int), digits)
+        return isinstance(value, float) and abs(value - right) <= allowed
     return isinstance(value, list) and isinstance(right, list) and sorted(value) == sorted(right)
 
 
@@ -70,6 +73,15 @@ def comparable(value: Any) -> Tensor | float | list[str] | None:
     except Exception:  # an object that breaks its own protocol is not an answer
         return None
     return None
+
+
+def _allowed(right: float, whole: bool, digits: int) -> float:
+    """The largest difference from the right number that still counts as right."""
+    if digits and right:
+        unit: float = 10.0 ** (math.floor(math.log10(abs(right))) - digits + 1)
+        return 0.501 * unit  # half a unit of the last digit asked, and the rounding of a half
+    allowed = TOLERANCE * max(abs(right), TOLERANCE)
+    return min(allowed, 0.49) if whole else allowed
 
 
 def norm(X: Tensor) -> float:

@@ -21,7 +21,7 @@ from nlora_lab.labs.panel import LivePanel
 from nlora_lab.labs.run_list import RunList
 from nlora_lab.labs.tabs import Tabs
 from nlora_lab.labs.training_controls import HINT, TrainingControls
-from nlora_lab.labs.view import TABS, LabView, Message, live_curves, make_view, method_view
+from nlora_lab.labs.view import TABS, LabView, Message, make_view, method_view
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.names import EMBEDDED, check_model
 from nlora_lab.plots.lab import LabDrawing
@@ -361,7 +361,7 @@ class FineTuneLab(LivePanel):
             self._view = replace(self._view, progress=self._race.pace.progress, status=status)
             self._controls.draw_status(self._view)
         if self._controls.due():
-            self._view = replace(self._view, live=live_curves(self._view.entries, self._race.curves.values()))
+            self._view = self._view.grown(self._race.curves.values())
             self._controls.draw(self._view)
 
     def _start(self) -> None:

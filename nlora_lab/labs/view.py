@@ -7,7 +7,7 @@ read nothing else. While runs are training, a step replaces the growing curves a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -121,8 +121,8 @@ class LabView:
         settings: what the controls are set to.
         methods: the ticked methods, in the order of the methods table.
         entries: the runs trained here, in the order in which they ended.
-        finished: the curves of those runs that are not hidden.
-        live: the curves of the runs that are training.
+        finished: the curves of those runs that are not hidden and are of the chosen task.
+        live: the curves of the runs of the chosen task that are training.
         running: whether something is training.
         progress: the number of training steps done, and of all of them.
         status: the line beside the buttons.
@@ -140,6 +140,10 @@ class LabView:
     status: Message
     tab: str
     model: str
+
+    def grown(self, training: Iterable[tuple[RunConfig, Sequence[Step]]]) -> LabView:
+        """Return this view with new curves of the runs that are training."""
+        return replace(self, live=live_curves(self.entries, training, self.settings.task))
 
     @property
     def visible(self) -> list[Entry]:
@@ -197,9 +201,9 @@ def make_view(
     finished = tuple(
         curve(e.run.config, e.run.steps, e.name, e.run.accuracy, e.run.final_loss, e.run.ended)
         for e in entries
-        if not e.hidden
+        if not e.hidden and e.run.config.task == settings.task
     )
-    live = live_curves(entries, training)
+    live = live_curves(entries, training, settings.task)
     return LabView(settings, methods, entries, finished, live, running, progress, status, tab, model)
 
 
@@ -218,12 +222,13 @@ def method_view(settings: Settings, recordings: RecordedRuns, method: str) -> Me
 
 
 def live_curves(
-    entries: Sequence[Entry], training: Iterable[tuple[RunConfig, Sequence[Step]]]
+    entries: Sequence[Entry], training: Iterable[tuple[RunConfig, Sequence[Step]]], task: str
 ) -> tuple[Curve, ...]:  # fmt: skip
-    """Return the curves of the runs that are training, named apart from each other and from the finished runs."""
+    """Return the curves of the runs of a task that are training, named apart from each other and the finished runs."""
     runs = list(training)
     names = run_names([*(entry.run.config for entry in entries), *(config for config, _ in runs)])[len(entries) :]
-    return tuple(curve(config, steps, name) for (config, steps), name in zip(runs, names, strict=True))
+    named = zip(runs, names, strict=True)
+    return tuple(curve(config, steps, name) for (config, steps), name in named if config.task == task)
 
 
 def _label(settings: Settings, method: str, point: RatePoint | None, several: bool) -> str:

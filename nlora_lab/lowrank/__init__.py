@@ -1,12 +1,12 @@
 r"""Low-rank approximation of a matrix: the Nyström (cross) family, its rivals, and their errors.
 
-Write ``W`` (m, n) for the matrix, and ``A_r`` for its ``r × r`` block on chosen rows ``I`` and columns ``J``. The
+Write ``W`` (m, n) for the matrix, and ``W_IJ`` for its ``r × r`` block on chosen rows ``I`` and columns ``J``. The
 cross approximation is Nyström's idea for a rectangular matrix:
 
-.. math:: W \approx C\, U\, R, \qquad C = W[:, J],\; R = W[I, :],\; U = A_r^{+}.
+.. math:: W \approx C\, N\, R, \qquad C = W[:, J],\; R = W[I, :],\; N = W_{IJ}^{+}.
 
-It is exact if and only if ``rank(A_r) = rank(W)``. The *optimal* core for the same rows and columns is
-``U = C⁺ W R⁺`` (Stewart 1999). The code that the NLoRA authors released uses ``U = A_r`` itself ("block"). That is
+It is exact if and only if ``rank(W_IJ) = rank(W)``. The *optimal* core for the same rows and columns is
+``N = C⁺ W R⁺`` (Stewart 1999). The code that the NLoRA authors released uses ``N = W_IJ`` itself ("block"). That is
 not an approximation of ``W``, because it scales as ``W`` cubed.
 
 Every function takes one matrix or a batch of matrices, of any floating dtype, on any device. Batch dimensions come

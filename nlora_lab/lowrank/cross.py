@@ -1,4 +1,4 @@
-"""The cross approximation ``W ≈ C U R`` (Nyström, skeleton, CUR) and its cores."""
+"""The cross approximation ``W ≈ C N R`` (Nyström, skeleton, CUR) and its cores."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def nystrom(
 ) -> LowRank:
     """Approximate a matrix by a few of its rows and columns (cross or Nyström approximation).
 
-    The result is ``W ≈ C U R`` with the chosen columns ``C = W[:, cols]``, the chosen rows ``R = W[rows, :]`` and a
-    core ``U`` between them. It is exact if and only if the block ``A = W[rows, cols]`` has the rank of ``W``.
+    The result is ``W ≈ C N R`` with the chosen columns ``C = W[:, cols]``, the chosen rows ``R = W[rows, :]`` and a
+    core ``N`` between them. It is exact if and only if the block ``W[rows, cols]`` has the rank of ``W``.
 
     Args:
         W: the matrix, (..., m, n), any floating dtype.
         rank: the rank r, from 1 to min(m, n).
         pivots: "leading", "random", "cross", "qr", or a pair ``(rows, cols)``. See ``choose_pivots``.
-        core: "pinv" is ``A⁺``. "optimal" is ``C⁺ W R⁺``, the best core for these rows and columns in the Frobenius norm
-            (Stewart 1999). "block" is ``A`` itself, as the NLoRA authors released it.
+        core: "pinv" is the pseudo-inverse of the block. "optimal" is ``C⁺ W R⁺``, the best core for these rows and
+            columns in the Frobenius norm (Stewart 1999). "block" is the block itself, as the NLoRA authors released it.
         rtol: singular values of the block that are at most ``rtol · σ₁`` count as zero in its pseudo-inverse. ``None``
             takes ``eps · max(block shape)`` of the working dtype, and warns if any value counts as zero.
         oversample: p, how many more rows than columns to take, from 0 to m − r. It is the usual remedy for a bad block.
@@ -184,7 +184,7 @@ def optimal_core(
 ) -> Float[Tensor, "*batch r q"]:
     """Compute the optimal core ``C⁺ W R⁺`` by two QR factorisations instead of two large pseudo-inverses.
 
-    Rounded to the dtype of ``W``, ``C U R`` is off by about ``eps · κ(C) κ(R)``. On a steeply decaying spectrum in
+    Rounded to the dtype of ``W``, ``C N R`` is off by about ``eps · κ(C) κ(R)``. On a steeply decaying spectrum in
     float32 that can be more than the error itself. ``balance=True`` avoids this loss.
 
     Args:

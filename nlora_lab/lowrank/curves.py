@@ -1,7 +1,7 @@
 r"""The error of an approximation at every rank at once.
 
 With nested pivots the blocks ``A_1 ⊂ A_2 ⊂ …`` are the leading blocks of one matrix ``A = L U``. The elimination needs
-no pivoting, because the pivoting is in the order. (Here U is the upper factor of LU, not the core of ``C U R``.) The
+no pivoting, because the pivoting is in the order. (Here U is the upper factor of LU, not that of an SVD.) The
 approximation of rank k is then
 
 .. math:: W_k = \sum_{j \le k} b_j f_j^T, \qquad B' = C U^{-1},\; F' = L^{-1} R,

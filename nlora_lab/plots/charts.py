@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.methods.table import get_method
+from nlora_lab.methods.table import METHODS, get_method
 from nlora_lab.plots.drawings import Picture
 from nlora_lab.plots.figure import Axis, Bars, Figure, Heatmap, Label, Line, Panel, log_limits, round_ticks
 from nlora_lab.plots.matplotlib_renderer import DASHES
@@ -24,7 +24,8 @@ def chart(
     """Draw named lines into one chart. Every line has its own hue and dash, and its name stands beside the chart.
 
     Args:
-        lines: the values of each line (a sequence, an array or a 1-D tensor), by its name.
+        lines: the values of each line (a sequence, an array or a 1-D tensor), by its name. The name of a method (see
+            ``METHODS``) gives the line the label, hue and dash that this method has in every figure.
         xlabel: the title of the x axis.
         ylabel: the title of the y axis.
         log: make the y axis logarithmic.
@@ -42,8 +43,10 @@ def chart(
         positions = [float(v) for v in (range(1, len(values) + 1) if x is None else x)]
         if not values or len(positions) != len(values):
             raise InputError(f"{name}: {len(values)} values and {len(positions)} places; give as many of both")
-        hue, dash = HUES[i % len(HUES)], list(DASHES)[i % len(DASHES)]
-        marks.append(Line(positions, values, hue, dash, 2.2, name=name, hover="%{x}: %{y:.3g}"))
+        label, hue, dash = name, HUES[i % len(HUES)], list(DASHES)[i % len(DASHES)]
+        if name in METHODS:
+            label, hue, dash = METHODS[name].label, METHODS[name].colour, METHODS[name].dash
+        marks.append(Line(positions, values, hue, dash, 2.2, name=label, hover="%{x}: %{y:.3g}"))
     places = [v for mark in marks for v in mark.x if v is not None]
     whole = places and all(v.is_integer() for v in places)  # without a tick at layer 0.5
     across = Axis(xlabel, ticks=round_ticks(min(places), max(places), most=9) if whole else None)

@@ -82,12 +82,15 @@ def _arrange(canvas: Canvas, figure: Figure) -> None:
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
+    from matplotlib.patheffects import withStroke
+
     for axis, name in ((panel.x, "x"), (panel.y, "y")):
         _axis(axes, axis, name)
     for mark in [*panel.marks, *panel.growing]:
         MARKS[type(mark)](axes, mark)
     for label in panel.labels:
         look: dict[str, Any] = {"ha": label.anchor, "va": "center", "fontsize": 8.5, "color": label.colour, **PLAIN}
+        look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]  # readable on top of lines
         offset: dict[str, Any] = {"xytext": (label.offset * POINT, 0), "textcoords": "offset points"}
         axes.annotate(label.text, (label.x, label.y), weight="bold" if label.bold else "normal", **offset, **look)
     axes.text(0.5, 0.5, panel.message, transform=axes.transAxes, ha="center", va="center", color=INK, **PLAIN)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -117,6 +118,16 @@ def test_lab_opens_the_first_notebook_and_hands_its_options_on(monkeypatch):
     assert f"--LabApp.default_url=/lab/tree/notebooks/{lab.START}" in command
     assert command[-2:] == ["--port", "9999"]
     assert "--no-browser" in command
+
+
+def test_jupyterlab_asks_nothing_about_news(monkeypatch):
+    config = pytest.importorskip("jupyterlab_server.config")
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "elsewhere")
+    path = lab.jupyter_environment()["JUPYTER_CONFIG_PATH"]
+    assert path.endswith(f"{os.pathsep}elsewhere")
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", path)
+    disabled = config.get_static_page_config(level="all")["disabledExtensions"]
+    assert disabled["@jupyterlab/apputils-extension:announcements"] is True
 
 
 def shown(capsys, *arguments):

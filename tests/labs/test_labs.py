@@ -304,6 +304,19 @@ def test_an_event_makes_one_view_that_does_not_change(monkeypatch):
         lab._view.status = "changed"
 
 
+def test_runs_of_another_task_are_not_drawn_over_this_one(lab):
+    lab.method.value = "lora"
+    lab.run.click()
+    lab.wait()
+    assert len(lab.drawing().live) == 1
+    lab.task.value = "word-problems"
+    assert lab.drawing().live == []
+    assert lab._controls.widget.live == []
+    assert len(lab.runs) == 1
+    lab.task.value = "entailment"
+    assert len(lab.drawing().live) == 1
+
+
 @pytest.mark.parametrize(
     ("environment", "requested", "picked"),
     [

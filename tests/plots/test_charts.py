@@ -122,3 +122,12 @@ def test_a_heatmap_leaves_holes():
     assert picture.png().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="no number"):
         heatmap(pd.DataFrame())
+
+
+def test_a_method_keeps_its_label_hue_and_dash_in_a_chart():
+    picture = chart({"nlora": [1.0, 2.0], "noise": [2.0, 1.0]})
+    method, other = picture.figure().panels[0].marks
+    nlora = METHODS["nlora"]
+    assert (method.name, method.colour, method.dash) == (nlora.label, nlora.colour, nlora.dash)
+    assert other.name == "noise"
+    assert other.colour != nlora.colour

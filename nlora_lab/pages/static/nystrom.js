@@ -1,4 +1,4 @@
-// Cross (Nyström) approximations W ≈ C U R in double precision: the arithmetic of `nl.nystrom` for one matrix.
+// Cross (Nyström) approximations W ≈ C N R in double precision: the arithmetic of `nl.nystrom` for one matrix.
 // A matrix is { m, n, a }: m rows, n columns, and its entries row by row in a Float64Array.
 
 const EPS64 = 2 ** -52;
@@ -249,7 +249,7 @@ class Nystrom {
     return take(this.W, ...this.rowsAndColumns(rank));
   }
 
-  /** C U R at one rank. */
+  /** C N R at one rank. */
   product(rank) {
     const [rows, cols] = this.rowsAndColumns(rank);
     const [C, R] = [take(this.W, null, cols), take(this.W, rows, null)];

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from nlora_lab.course.exercises import Exercise, Mistake
+from nlora_lab.course.exercises import Exercise, Mistake, Question
 
 Scores = Sequence[float]
 
@@ -70,6 +70,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "that is the sum of the changes. Divide it by the number of tasks."),
         ),
         inputs=_scores,
+        digits=3,
     ),
     Exercise(
         "7.2",
@@ -93,6 +94,10 @@ EXERCISES: tuple[Exercise, ...] = (
                 "that is z squared. Is a root missing, or is there a square too many?"),
             Mistake(lambda first, second, items: z_of(first, second, items) / math.sqrt(items),
                 "the number of questions is missing in the error. More questions mean less scatter."),
+            Mistake(lambda first, second, items: (first - second) / math.sqrt(
+                    (first + second) * (1 - (first + second) / 2) / items),
+                "a percentage is under the root, so 1 − p is negative. Turn both accuracies into shares first: divide "
+                "by 100."),
             Mistake(_unpooled,
                 "that uses the scatter of each share separately. It is a valid test too, with nearly the same result. "
                 "Here the question is whether both shares could be equal, so use one pooled p for both."),
@@ -101,3 +106,23 @@ EXERCISES: tuple[Exercise, ...] = (
     ),
 )
 # fmt: on
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "7.Q1",
+        "Percent of what: relative, or points? At which learning rates: one for all, or one for each method? How\n"
+        "many test items and seeds: could it be chance?",
+    ),
+    Question(
+        "7.Q2",
+        "One candidate is the size of the steps: at the one rate of the paper, LoRA may lie on the slope of its\n"
+        "valley. Train both over a ladder of rates with several seeds, and compare the bottoms. A second test:\n"
+        "give LoRA the start A' = N A. At the start it is then the same function with the same first step of B.",
+    ),
+    Question(
+        "7.Q3",
+        "That depends on your paper. Counts of parameters, relative changes and standard errors from the number\n"
+        "of test items can nearly always be recomputed. A row has the claim as printed, your formula, your\n"
+        "number, and a verdict.",
+    ),
+)

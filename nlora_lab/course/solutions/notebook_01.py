@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import matrix_norm, matrix_rank, svd, svdvals
 
-from nlora_lab.course.exercises import Exercise, Mistake, normal_matrix, tall_wide_and_square
+from nlora_lab.course.exercises import Exercise, Mistake, Question, normal_matrix, tall_wide_and_square
 
 
 def _noise_and_rank_2() -> list[tuple[Any, ...]]:
@@ -18,8 +18,8 @@ def _noise_and_rank_2() -> list[tuple[Any, ...]]:
 
 def best(W: Tensor, r: int) -> Tensor:
     """Sum the first r terms of the singular value decomposition (Eckart–Young)."""
-    U, S, Vh = svd(W)
-    product: Tensor = U[:, :r] @ torch.diag(S[:r]) @ Vh[:r]
+    U, s, Vh = svd(W)
+    product: Tensor = U[:, :r] @ torch.diag(s[:r]) @ Vh[:r]
     return product
 
 
@@ -31,6 +31,14 @@ def stable_rank(W: Tensor) -> Tensor:
 
 def _from_svd(formula: Callable[..., Tensor]) -> Callable[[Tensor, int], Tensor]:
     return lambda W, r: formula(*svd(W, full_matrices=False), r)
+
+
+def _from_full_svd(formula: Callable[..., Tensor]) -> Callable[[Tensor, int], Tensor]:
+    return lambda W, r: formula(*svd(W), r)
+
+
+def _dropped(s: Tensor, r: int) -> Tensor:
+    return torch.cat([s[:r], torch.zeros_like(s[r:])])
 
 
 def _numbers_at_rank(r: float) -> str:
@@ -49,26 +57,33 @@ EXERCISES: tuple[Exercise, ...] = (
         best,
         "By Eckart and Young, no matrix of rank r is closer to W, in the Frobenius norm or in the spectral norm.",
         (
-            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ torch.diag(S[:r]) @ Vh.T[:r]),
+            Mistake(_from_svd(lambda U, s, Vh, r: U[:, :r] @ torch.diag(s[:r]) @ Vh.T[:r]),
                 "you took rows of V (or columns of Vh, transposed). torch returns Vh = Vᵀ. Its first r ROWS are "
                 "the first r singular vectors: Vh[:r]."),
-            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ torch.diag(S[:r]) @ Vh[:, :r]),
+            Mistake(_from_svd(lambda U, s, Vh, r: U[:, :r] @ torch.diag(s[:r]) @ Vh[:, :r]),
                 "the shapes do not fit, because Vh[:, :r] takes columns. torch returns Vh = Vᵀ, already transposed. "
                 "You need its first r rows: Vh[:r]."),
-            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ S[:r] @ Vh[:r]),
-                "S is a vector, not a matrix. Write torch.diag(S[:r]), or scale the columns by U[:, :r] * S[:r]."),
-            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ Vh[:r]),
+            Mistake(_from_svd(lambda U, s, Vh, r: U[:, :r] @ s[:r] @ Vh[:r]),
+                "s is a vector, not a matrix. Write torch.diag(s[:r]), or scale the columns by U[:, :r] * s[:r]."),
+            Mistake(_from_svd(lambda U, s, Vh, r: U[:, :r] @ Vh[:r]),
                 "the singular values are missing. Weight each pair of vectors by its σ."),
-            Mistake(_from_svd(lambda U, S, Vh, r: U[:, :r] @ torch.diag(S[:r] ** 2) @ Vh[:r]),
-                "the singular values came in twice (σ²). Multiply by S once: into U or into Vh, not into both."),
-            Mistake(_from_svd(lambda U, S, Vh, r: U[:, : r + 1] @ torch.diag(S[: r + 1]) @ Vh[: r + 1]),
+            Mistake(_from_svd(lambda U, s, Vh, r: U[:, :r] @ torch.diag(s[:r] ** 2) @ Vh[:r]),
+                "the singular values came in twice (σ²). Multiply by s once: into U or into Vh, not into both."),
+            Mistake(_from_svd(lambda U, s, Vh, r: U[:, : r + 1] @ torch.diag(s[: r + 1]) @ Vh[: r + 1]),
                 "you kept r + 1 terms. Python's slice :r has r entries, 0 to r − 1, so :r is enough."),
-            Mistake(_from_svd(lambda U, S, Vh, r: S[r - 1] * torch.outer(U[:, r - 1], Vh[r - 1])),
+            Mistake(_from_svd(lambda U, s, Vh, r: s[r - 1] * torch.outer(U[:, r - 1], Vh[r - 1])),
                 "that is the r-th term alone, a matrix of rank 1. Sum the first r terms: slice with :r."),
-            Mistake(_from_svd(lambda U, S, Vh, r: U @ torch.diag(S) @ Vh),
+            Mistake(_from_svd(lambda U, s, Vh, r: U @ torch.diag(s) @ Vh),
                 "that is W itself, because all terms are there. Keep only the first r of them."),
+            Mistake(_from_full_svd(lambda U, s, Vh, r: U @ torch.diag(s) @ Vh),
+                "the shapes do not fit, because torch.linalg.svd returns a square U and a square Vh. Keep the first r "
+                "columns of U, the first r values of s and the first r rows of Vh."),
+            Mistake(_from_full_svd(lambda U, s, Vh, r: U @ torch.diag(_dropped(s, r)) @ Vh),
+                "the idea is right, but U and Vh are square here, and diag(s) does not fit between them. Ask for "
+                "svd(W, full_matrices=False), or slice: U[:, :r], s[:r], Vh[:r]."),
         ),
         inputs=tall_wide_and_square,
+        level="understand",
     ),
     Exercise(
         "1.2",
@@ -83,19 +98,21 @@ EXERCISES: tuple[Exercise, ...] = (
             Mistake(352 * 128 / (352 + 128),
                 "the two sides balance there, but a rank is a whole number. Which is the last one below?"),
             Mistake(128,
-                "128 is the largest rank W can have, and there the factors hold more numbers than W. Count them: "
-                "r·m for B and r·n for A."),
+                "at rank 128, the largest that W can have, the factors hold more numbers than W. Count them: r·m for B "
+                "and r·n for A."),
             Mistake(64,
-                "half of the full rank is the break-even of a square matrix. Here m is larger than n: compare r·(m "
-                "+ n) with m·n."),
+                "rank 64 saves, but it is not the largest rank that does. (It would be the limit of a square matrix of "
+                "side 128.) Compare r·(m + n) with m·n."),
             Mistake(80,
-                "that also counts an r × r core, the N of SLoRA and NLoRA. Here there are only two factors."),
+                "rank 80 saves, but it is not the largest rank that does. (It would be with an r × r core in between. "
+                "Here there are only two factors.)"),
             Mistake(127,
-                "r·(m + n − r) counts the degrees of freedom of a rank-r matrix. The factors store more than that: "
-                "r·(m + n) numbers."),
+                "at rank 127 the factors hold more numbers than W. (r·(m + n − r) would be fewer, but the factors "
+                "store r·(m + n).)"),
         ),
         gives=_numbers_at_rank,
         reason="r·(352 + 128) < 352·128 = 45,056, so r < 45,056 / 480 = 93.87: the largest whole number is 93.",
+        level="warm-up",
     ),
     Exercise(
         "1.3",
@@ -118,8 +135,32 @@ EXERCISES: tuple[Exercise, ...] = (
                 "you added the singular values themselves. ‖W‖_F² is the sum of their squares."),
             Mistake(lambda W: matrix_norm(W, ord=2) ** 2 / matrix_norm(W) ** 2,
                 "that is the reciprocal: the share of σ₁² in the sum of all σ². Turn the fraction over."),
+            Mistake(lambda W: W.norm() ** 2 / W.norm(2) ** 2,
+                "that is always 1: W.norm(2) is the Frobenius norm too, because it treats W as one long vector. The "
+                "largest singular value is torch.linalg.matrix_norm(W, ord=2)."),
         ),
         inputs=_noise_and_rank_2,
+        level="warm-up",
     ),
 )
 # fmt: on
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "1.Q1",
+        "0.13. The formula is √(Σ_{k>32} 1/k² / Σ_{k≤512} 1/k²) = √(0.0288 / 1.643) = 0.132. Notebook 2 prints it\n"
+        'as "best possible".',
+    ),
+    Question(
+        "1.Q2",
+        "Turning the picture upside down exchanges rows. Exchanging rows changes no singular value, and the error\n"
+        "of the best approximation depends on the singular values alone. So the error is the same at every rank:\n"
+        "neither better nor worse.",
+    ),
+    Question(
+        "1.Q3",
+        "A picture of noise around zero: every pixel drawn on its own, as often negative as positive. For 96 ×\n"
+        "128 normal pixels the error at rank 8 is 0.87, and that of the weights is 0.89. Noise in shades of grey\n"
+        "from 0 to 1 is easier (0.44), because its mean grey is one large direction.",
+    ),
+)

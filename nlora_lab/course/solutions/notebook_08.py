@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from nlora_lab.course.exercises import Exercise, Mistake
+from nlora_lab.course.exercises import Exercise, Mistake, Question
 
 
 def _models() -> list[tuple[int, int]]:
     """LLaMA-2-7B with NLoRA at rank 128, SmolLM2-135M with LoRA at rank 8, and full fine-tuning of a small model."""
-    return [(6_738_415_616, 323_420_160), (134_515_008, 2_442_240), (1_000_000, 1_000_000)]
+    return [(6_738_415_616, 323_485_696), (134_515_008, 2_442_240), (1_000_000, 1_000_000)]
 
 
 def memory(frozen: int, trained: int) -> int:
@@ -55,6 +55,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "that counts numbers. Give bytes."),
         ),
         inputs=_models,
+        level="warm-up",
     ),
     Exercise(
         "8.2",
@@ -79,6 +80,17 @@ EXERCISES: tuple[Exercise, ...] = (
                 "more tokens mean more weight. Multiply by them, do not divide."),
         ),
         inputs=_losses_and_tokens,
+        level="understand",
     ),
 )
 # fmt: on
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "8.Q1",
+        "Each method over a ladder of rates that reaches beyond the bottom of its valley, one seed each. Then at\n"
+        "least five seeds at the best rate of each method, and at the shared rate. A part of the training rows\n"
+        "that no run trains on chooses the rates. The test set is used once, at the end. Before all that, look at\n"
+        "the size of NLoRA's first step on this model.",
+    ),
+)

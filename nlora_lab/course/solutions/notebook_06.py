@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
-from nlora_lab.course.exercises import Exercise, Mistake
+from nlora_lab.course.exercises import Exercise, Mistake, Question
 
 Trials = Mapping[float, Sequence[float]]
 """The validation losses of each rate, one per seed. A loss is infinite if the run diverged."""
 
 
 def _rates_and_seeds() -> list[tuple[Trials]]:
-    """A table where each rule picks another rate, one with a rate that mostly diverges, one where all rules agree."""
+    """Two tables where each rule picks another rate, one with a rate that mostly diverges, one where all agree."""
     return [
         (
             {
@@ -26,7 +26,17 @@ def _rates_and_seeds() -> list[tuple[Trials]]:
             },
         ),
         ({5e-3: [0.09, 0.09, 0.95], 1e-2: [0.12, 0.13, 0.14], 2e-2: [0.01, math.inf, math.inf]},),
-        ({1e-4: [0.30, 0.31], 2e-4: [0.20, 0.22], 5e-4: [0.60, 0.50]},),
+        ({1e-4: [0.70, 0.72], 2e-4: [0.20, 0.22], 5e-4: [0.60, 0.50]},),
+        (
+            {
+                1e-3: [0.30, 0.31, 0.33],
+                2e-3: [0.28, 0.29, 0.40],
+                4e-3: [0.05, 0.50, 0.60],
+                8e-3: [0.70, 0.20, 0.90],
+                1.6e-2: [0.02, 0.45, 0.44],
+                3.2e-2: [2.10, 1.90, math.inf],
+            },
+        ),
     ]
 
 
@@ -79,10 +89,32 @@ EXERCISES: tuple[Exercise, ...] = (
             Mistake(5, "2 / 2^5 = 0.0625: near, but not below."),
             Mistake(4, "2 / 2^4 = 0.125."),
             Mistake(7, "that is enough, but one fewer is enough too."),
-            Mistake(20, "that would be right if one sign in twenty had to be wrong. Here all point the same way."),
+            Mistake(20, "that is far more than enough. p halves with every pair: it does not fall as 1 / n."),
         ),
         gives=_p_of_pairs,
         reason="2 / 2^6 = 0.03125.",
     ),
 )
 # fmt: on
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "6.Q1",
+        "The rate may lie in the valley of X and far outside that of LoRA. X may take larger steps through its\n"
+        "scale or its start, so it gets a larger rate under the same name. Three points may be chance: ask for\n"
+        "the number of test items and of seeds. Others: a rate chosen on the test set, more rates tried for X,\n"
+        "more trained numbers.",
+    ),
+    Question(
+        "6.Q2",
+        "For example: six rates for each method with one seed (24 runs), chosen by validation loss. Then five\n"
+        "seeds at the best rate and four at the next best (36 runs). Do the coarse ladder first, and look whether\n"
+        "the best rate lies at its edge.",
+    ),
+    Question(
+        "6.Q3",
+        "Use it to place the first rate: measure it for the new method and for one whose best rate you know, and\n"
+        "scale that rate. Then try a rung or two on both sides. Do not trust it across models, batch sizes or\n"
+        "schedules, and not for a ranking of methods: it predicts a rate, not a result.",
+    ),
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.course.exercises import Exercise, Mistake
+from nlora_lab.course.exercises import Exercise, Mistake, Question
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -16,7 +16,7 @@ def _shapes_and_deviations() -> list[tuple[Any, ...]]:
 
 
 def _scans() -> list[tuple[Any, ...]]:
-    """Two tables as ``nl.scan`` returns them. Nyström helps some layers of the first, and none of the second."""
+    """Three tables as ``nl.scan`` returns them. Nyström helps layers of the first and the last, none of the second."""
     import pandas as pd
 
     columns = ["layer", "module", "nystrom_r8", "svd_r8"]
@@ -26,7 +26,8 @@ def _scans() -> list[tuple[Any, ...]]:
         (3, "self_attn.q_proj", 4.7, 0.74),
     ]  # fmt: skip
     none = [(0, "self_attn.v_proj", 2.9, 0.88), (1, "self_attn.v_proj", 1.2, 0.83), (2, "mlp.gate_proj", 53.0, 0.78)]
-    return [(pd.DataFrame(rows, columns=columns),) for rows in (helped, none)]
+    few = [(5, "mlp.up_proj", 0.91, 0.8), (4, "mlp.up_proj", 1.3, 0.7), (5, "mlp.down_proj", 6.0, 0.9)]
+    return [(pd.DataFrame(rows, columns=columns),) for rows in (helped, none, few)]
 
 
 def marchenko_pastur_edge(m: int, n: int, std: float) -> float:
@@ -69,6 +70,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 "std·√(m n) is the Frobenius norm to expect: all singular values together, not the largest."),
         ),
         inputs=_shapes_and_deviations,
+        level="warm-up",
     ),
     Exercise(
         "3.2",
@@ -97,6 +99,27 @@ EXERCISES: tuple[Exercise, ...] = (
                 "those are the layers alone. A layer has several weights: return (layer, module) pairs."),
         ),
         inputs=_scans,
+        level="understand",
     ),
 )
 # fmt: on
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "3.Q1",
+        "The stable rank says how much of W lies in few directions. It says how good a start of rank 4 that is\n"
+        "taken from W can be: for q_proj (stable rank 5.6) better than for an MLP matrix (about 30). It says\n"
+        "nothing about the rank of the change that a task needs.",
+    ),
+    Question(
+        "3.Q2",
+        "A direction that all tokens share. Here the first right singular vector is nearly the mean of all\n"
+        "embeddings (the cosine of the two is 0.997 in size). Tokens have different amounts of it, so a part\n"
+        "remains when the mean is subtracted: the largest singular value falls from 47.9 to 29.5.",
+    ),
+    Question(
+        "3.Q3",
+        "No. The transposed matrix has the same singular values. Its leading block is the transposed block, with\n"
+        "the same condition number, and the error is the same.",
+    ),
+)

@@ -1,0 +1,243 @@
+"""The exercises of notebook 05, with their solutions and with hints for typical mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlora_lab.course.exercises import Exercise, Mistake, Question, normal_matrix
+
+Trials = Sequence[tuple[float, float, float]]
+"""(rate, validation loss, test accuracy) of each rate."""
+
+
+def _rates_and_losses() -> list[tuple[Trials]]:
+    """The rate with the best test accuracy is another one, a rate diverged, and the best rate stands anywhere."""
+    return [
+        ([(5e-3, 0.06, 0.6), (1e-2, 0.055, 0.7), (2e-2, 0.07, 0.74), (5e-2, 2.4, 0.0), (1e-1, math.inf, math.nan)],),
+        ([(1e-3, 0.30, 0.20), (2e-3, 0.12, 0.55), (1e-1, math.inf, math.nan)],),
+        ([(2e-4, 0.08, 0.39), (5e-4, 0.40, 0.02), (1e-4, 0.11, 0.41)],),
+        ([(2e-2, 0.50, 0.30), (5e-3, 0.31, 0.48), (1e-2, 0.30, 0.45), (2e-3, 0.64, 0.10)],),
+    ]
+
+
+def own_rate(tried: Trials) -> float:
+    """Return the rate with the lowest validation loss. The test split is for the report only."""
+    return min(tried, key=lambda row: row[1])[0]
+
+
+def _factors_and_gradients() -> list[tuple[Any, ...]]:
+    return [
+        (normal_matrix(2, 5, 1), normal_matrix(7, 2, 2), 2e-4, 0.5),
+        (normal_matrix(3, 6, 3), normal_matrix(4, 3, 4), 1e-2, 2.5),
+    ]
+
+
+def first_step(A: Tensor, G: Tensor, eta: float, s: float) -> Tensor:
+    """Return ‖s ΔB A‖_F with ΔB = −η sign(G)."""
+    size: Tensor = (s * eta * torch.sign(G) @ A).norm()
+    return size
+
+
+def _line_fits() -> list[tuple[Any, ...]]:
+    trials = []
+    for rows, columns, seed, eta, steps in ((20, 3, 1, 0.05, 8), (12, 2, 2, 0.1, 5)):
+        X = normal_matrix(rows, columns, seed)
+        y = X @ normal_matrix(columns, 1, seed + 10).flatten() + 0.1 * normal_matrix(rows, 1, seed + 20).flatten()
+        trials.append((torch.zeros(columns, dtype=torch.float64), X, y, eta, steps))
+    return trials
+
+
+def fit(w: Tensor, X: Tensor, y: Tensor, eta: float, steps: int) -> Tensor:
+    """Fit y ≈ X w by gradient descent, and delete the gradient after each step."""
+    w = w.clone().requires_grad_()
+    losses = []
+    for _ in range(steps):
+        loss = (X @ w - y).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        assert w.grad is not None
+        with torch.no_grad():
+            w -= eta * w.grad
+        w.grad = None
+    return torch.tensor(losses)
+
+
+def _fit(after: Callable[[Tensor], None], before: Callable[[Tensor], None] = lambda w: None, sign: float = 1) -> Any:
+    """The loop with something else done to the gradient before and after the update, or with another sign."""
+
+    def run(w: Tensor, X: Tensor, y: Tensor, eta: float, steps: int) -> Tensor:
+        w = w.clone().requires_grad_()
+        losses = []
+        for _ in range(steps):
+            loss = (X @ w - y).square().mean()
+            losses.append(loss.item())
+            loss.backward()
+            before(w)
+            assert w.grad is not None
+            with torch.no_grad():
+                w -= sign * eta * w.grad
+            after(w)
+        return torch.tensor(losses)
+
+    return run
+
+
+def _zero(w: Tensor) -> None:
+    assert w.grad is not None
+    w.grad.zero_()
+
+
+def _rebind(w: Tensor, X: Tensor, y: Tensor, eta: float, steps: int) -> Tensor:
+    w = w.clone().requires_grad_()
+    losses = []
+    for _ in range(steps):
+        loss = (X @ w - y).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        with torch.no_grad():
+            w = w - eta * w.grad  # type: ignore[operator]
+    return torch.tensor(losses)
+
+
+def _first_step(value: float) -> str:
+    return f"rsLoRA's first change of W would be {math.sqrt(8) * value / 0.01:.3g} times as large as LoRA's"
+
+
+# a mistake and its hint are one paragraph here, not five lines
+# fmt: off
+EXERCISES: tuple[Exercise, ...] = (
+    Exercise(
+        "5.1",
+        "a rate of its own",
+        "A method was tried at several rates. Write own_rate(tried): the rate to compare it at (about 1 line).\n"
+        "tried is a list of (rate, validation loss, test accuracy). A run that diverged has an infinite loss.",
+        own_rate,
+        "A rate chosen on the test split would make every accuracy that you report a little too good.",
+        (
+            Mistake(lambda tried: max(tried, key=lambda row: row[2])[0],
+                "that looks at the test accuracy, which is what you want to report. Choose by validation loss."),
+            Mistake(lambda tried: max(tried, key=lambda row: row[1])[0],
+                "that is the rate with the highest validation loss. Take the lowest."),
+            Mistake(lambda tried: min(row[1] for row in tried),
+                "that is the lowest validation loss itself. Return its rate."),
+            Mistake(lambda tried: min(range(len(tried)), key=lambda i: tried[i][1]),
+                "that is the place in the list. Return the rate at this place."),
+            Mistake(lambda tried: max(row[0] for row in tried if math.isfinite(row[1])),
+                "that is the largest rate that did not diverge: the edge of the cliff, not the bottom of the valley."),
+        ),
+        inputs=_rates_and_losses,
+        level="warm-up",
+    ),
+    Exercise(
+        "5.2",
+        "the rate that makes the same step",
+        "LoRA and rsLoRA are the same product B A with different scales: alpha / r for LoRA, alpha / √r for rsLoRA.\n"
+        "Here alpha = r = 8. At the start B = 0, and Adam's first step moves every number of B by the rate, whatever\n"
+        "the gradient. At which rate is rsLoRA's first change of W as large as LoRA's at 1e-2?\n"
+        "One number to three significant digits (about 1 line).",
+        0.01 / math.sqrt(8),
+        "The best rate of a method says nothing about its idea: here it follows from one factor, √8.",
+        (
+            Mistake(0.01 * math.sqrt(8), "the scale is larger, so the rate has to be smaller. Divide."),
+            Mistake(0.01 / 8, "the scales are 8/8 = 1 and 8/√8 = √8. Their ratio is √8, not 8."),
+            Mistake(0.01, "that is LoRA's rate. The scale of rsLoRA is √8 times as large."),
+            Mistake(0.01 * 8, "the scale is larger, so the rate has to be smaller, and by √8."),
+        ),
+        gives=_first_step,
+        reason="s · rate is the same where rate = 1e-2 · 1 / √8 = 3.54e-3.",
+        digits=3,
+        level="understand",
+    ),
+    Exercise(
+        "5.3",
+        "the size of the first step",
+        "LoRA starts with B = 0. So the gradient with respect to A is zero, and only B moves. Adam's first step\n"
+        "changes every entry of B by −eta · sign(G), where G is the gradient with respect to B. Derive the change\n"
+        "of W + s B A, and write first_step(A, G, eta, s): the Frobenius norm of this change (about 1 line).\n"
+        "A is (r, n), G is (m, r), eta is the learning rate and s the scale. Return one number.",
+        first_step,
+        "The size of the gradient is gone: only its signs are left. What sets the first step is the rate, the scale, "
+        "and the size of the factor that does not move. For NLoRA that factor is N₀ A₀.",
+        (
+            Mistake(lambda A, G, eta, s: (s * eta * G @ A).norm(),
+                "that is the step of plain gradient descent. Adam divides by the size of the gradient, so only "
+                "sign(G) is left."),
+            Mistake(lambda A, G, eta, s: (eta * torch.sign(G) @ A).norm(),
+                "the scale s is missing. W changes by s ΔB A."),
+            Mistake(lambda A, G, eta, s: (eta * torch.sign(G)).norm(),
+                "that is the change of B. W changes by s ΔB A."),
+            Mistake(lambda A, G, eta, s: s * eta * torch.sign(G).norm() * A.norm(),
+                "the product of the norms is only an upper bound. Multiply the matrices first, then take the norm."),
+            Mistake(lambda A, G, eta, s: torch.linalg.matrix_norm(s * eta * torch.sign(G) @ A, ord=2),
+                "that is the spectral norm. The question is about the Frobenius norm: .norm()."),
+            Mistake(lambda A, G, eta, s: s * eta * A.norm(),
+                "A is multiplied by the m × r matrix of signs. Each row of the change is a sum of rows of A with "
+                "signs."),
+            Mistake(lambda A, G, eta, s: first_step(A, G, eta, s) ** 2,
+                "that is the square of the norm. Take the root."),
+        ),
+        inputs=_factors_and_gradients,
+        level="build",
+    ),
+    Exercise(
+        "5.4",
+        "a bug in a training loop",
+        "This loop should fit y ≈ X w by gradient descent. It runs, but its loss soon rises again. One thing\n"
+        "is wrong:\n\n"
+        "    w, losses = w.clone().requires_grad_(), []\n"
+        "    for _ in range(steps):\n"
+        "        loss = (X @ w - y).square().mean()\n"
+        "        losses.append(loss.item())\n"
+        "        loss.backward()\n"
+        "        with torch.no_grad():\n"
+        "            w -= eta * w.grad\n"
+        "    return torch.tensor(losses)\n\n"
+        "Write fit(w, X, y, eta, steps): the same loop without the bug (about 9 lines). Return the losses, one per "
+        "step.",
+        fit,
+        "backward ADDS to the gradient. Without the deletion, each step also repeats all earlier ones. The loop of "
+        "notebook 4 does this with optimizer.zero_grad().",
+        (
+            Mistake(_fit(lambda w: None),
+                "the loop still has the bug. Print w.grad in each step: backward adds to what is already there."),
+            Mistake(_fit(lambda w: None, before=_zero),
+                "the gradient is deleted between backward and the update, so w never moves. Delete it after the "
+                "update, or before backward."),
+            Mistake(_fit(_zero, sign=-1), "the sign is wrong: this climbs. Subtract the gradient."),
+            Mistake(_fit(_zero, sign=2), "the step is twice as long as asked. It is eta times the gradient."),
+            Mistake(_rebind,
+                "w = w − … makes a new tensor, and backward gives that one no gradient. Change w in place: w −= …"),
+            Mistake(lambda w, X, y, eta, steps: fit(w, X, y, eta, steps + 1)[1:],
+                "the losses are those after the updates. Record each loss before its update."),
+            Mistake(lambda w, X, y, eta, steps: fit(w, X, y, eta, steps)[-1],
+                "that is the last loss. Return all of them, one per step."),
+        ),
+        inputs=_line_fits,
+        level="build",
+    ),
+)
+# fmt: on
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "5.Q1",
+        "The final loss, or the accuracy, of both methods against the learning rate, with several seeds per rate.\n"
+        "The rates have to reach beyond the bottom of both valleys.",
+    ),
+    Question(
+        "5.Q2",
+        "It is not one number. The best rate belongs to a method together with the size of its factors, its rank\n"
+        "and its model. Balanced factors move it by more than a factor of ten, and nothing else about the start\n"
+        "changes.",
+    ),
+    Question(
+        "5.Q3",
+        "Only you know. Two predictions are often wrong here: that the winner at one rate is the better method,\n"
+        "and that more rank is always better. Both treat the learning rate as a neutral setting.",
+    ),
+)
