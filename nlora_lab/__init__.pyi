@@ -26,6 +26,8 @@ from .core.errors import ModelError as ModelError
 from .course.checking import check as check
 from .course.checking import exercise as exercise
 from .course.checking import solution as solution
+from .course.predictions.asking import predict as predict
+from .course.predictions.asking import prediction_table as prediction_table
 from .estimates.recipes import RECIPES as RECIPES
 from .estimates.requirements import estimate as estimate
 from .evaluation.saved import measure_saved as measure_saved

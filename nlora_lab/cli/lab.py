@@ -1,4 +1,4 @@
-"""The command ``lab``: the notebooks in JupyterLab."""
+"""The commands ``lab``, ``notebooks`` and ``pack``: the notebooks in JupyterLab, their editions, a class offline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.files import shipped_folder
+from nlora_lab.core.files import expand_path, shipped_folder
 
 START = "00_start_here.ipynb"
 COPIES = "nlora-lab-notebooks"
@@ -26,6 +26,31 @@ def add_lab(commands: Any) -> argparse.ArgumentParser:
         "nlora-lab lab --no-browser --port 9999", open_lab,
     )  # fmt: skip
     parser.add_argument("--no-browser", action="store_true", help="start the server and print its address")
+    return parser
+
+
+def add_notebooks(commands: Any) -> argparse.ArgumentParser:
+    """Add ``notebooks`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "notebooks", "write the notebooks for students, with solutions, or as slides",
+        "nlora-lab notebooks class\nnlora-lab notebooks for-me --edition solutions\n"
+        "nlora-lab notebooks talk --edition slides", _write_notebooks,
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write into")
+    parser.add_argument("--edition", default="students", help="students, solutions or slides (default: %(default)s)")
+    return parser
+
+
+def add_pack(commands: Any) -> argparse.ArgumentParser:
+    """Add ``pack`` to the subparsers, and return its parser."""
+    parser = add_command(
+        commands, "pack", "collect all wheels and the notebooks in a folder, to install offline",
+        "nlora-lab pack stick", _pack,
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder, for example on a USB stick")
+    parser.add_argument(
+        "--torch", default="default", help="default, or cpu: PyTorch's CPU build, far smaller on Linux"
+    )  # fmt: skip
     return parser
 
 
@@ -53,6 +78,21 @@ def jupyter_environment() -> dict[str, str]:
     """
     folders = [str(Path(__file__).parent / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     return {**os.environ, "JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
+
+
+def _write_notebooks(options: argparse.Namespace) -> int:
+    from nlora_lab.course.teaching.editions import write_editions
+
+    for path in write_editions(expand_path(options.folder), options.edition):
+        print(path)
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from nlora_lab.course.teaching.pack import make_pack
+
+    print(make_pack(expand_path(options.folder), options.torch))
+    return 0
 
 
 def notebook_folder(target: Path) -> Path:

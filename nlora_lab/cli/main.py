@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from nlora_lab.cli.export import add_export, add_page
 from nlora_lab.cli.health import add_doctor
-from nlora_lab.cli.lab import add_lab, open_lab
+from nlora_lab.cli.lab import add_lab, add_notebooks, add_pack, open_lab
 from nlora_lab.cli.measure import add_measure
 from nlora_lab.cli.parsers import Command
 from nlora_lab.cli.recipes import add_estimate, add_recipes
@@ -21,6 +21,7 @@ from nlora_lab.core.errors import InputError
 
 GROUPS = {
     "Learn": (add_lab, add_page, add_doctor),
+    "Teach": (add_notebooks, add_pack),
     "Train": (add_run, add_race, add_sweep, add_recipes, add_estimate),
     "Look at results": (add_compare, add_reproduce, add_gather, add_measure, add_scan, add_export),
 }

@@ -1,4 +1,4 @@
-"""The exercises of the course: their texts, their checks and their solutions."""
+"""The exercises of the course with their checks and solutions, and the predictions."""
 
 from nlora_lab.core.lazy_names import lazy_names
 

@@ -139,6 +139,7 @@ def shown(capsys, *arguments):
 
 COMMANDS = {
     "Learn": ["lab", "page", "doctor"],
+    "Teach": ["notebooks", "pack"],
     "Train": ["run", "race", "sweep", "recipes", "estimate"],
     "Look at results": ["compare", "gather", "measure", "scan", "export"],
 }

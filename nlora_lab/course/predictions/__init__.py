@@ -1,0 +1,1 @@
+"""Predictions: a guess is committed before the measurement is shown, and a class can pool its guesses."""
