@@ -24,6 +24,7 @@ def add_sweep(commands: Any) -> argparse.ArgumentParser:
     parser = add_command(
         commands, "sweep", "make all runs of a grid in several processes, and store their records",
         f"echo '{GRID_EXAMPLE}' > grid.json\nnlora-lab sweep grid.json --store runs", _sweep,
+        stands="finished runs are in {store}; the same command resumes",
     )  # fmt: skip
     add = parser.add_argument
     add("grid", help="a JSON file: settings of a run with lists of values, or a list of such grids")
@@ -49,7 +50,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from nlora_lab.sweeps.grid import coverage, expand_grid
 
     grid = _read_grid(Path(options.grid))
-    if options.store is None:
+    if options.store is None or options.store == Path():
         raise InputError("--store is missing; name the folder for the records, for example --store runs")
     store = RunStore(options.store)
     if options.show:
