@@ -53,6 +53,8 @@ def _compare(options: argparse.Namespace) -> int:
     methods = None if options.methods is None else [n.strip() for n in options.methods.split(",") if n.strip()]
     if methods == []:
         raise InputError(f"--methods {options.methods!r} names no method; for example: lora,nlora")
+    if options.store == Path():
+        raise InputError("FOLDER '' names no store; leave it out for the recorded runs that ship")
     check_whole_number("--rank", options.rank)
     if options.at is not None:
         check_number("--at", options.at, above=0.0, remedy="it is a learning rate, such as 2e-4")
@@ -81,7 +83,7 @@ def _gather(options: argparse.Namespace) -> int:
     if options.into == Path():
         raise InputError("--into '' names no folder; for example: --into all-runs")
     for folder in options.stores:
-        if not folder.is_dir():
+        if folder == Path() or not folder.is_dir():
             raise InputError(f"{str(folder)!r} is not a folder of runs; name the folders that --store wrote")
     into = RunStore(options.into)
     into.check_writable()

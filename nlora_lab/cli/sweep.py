@@ -74,7 +74,9 @@ def _sweep(options: argparse.Namespace) -> int:
 @contextmanager
 def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
     """Connect to the cluster that the options name. ``None`` stands for this machine."""
-    if not (options.scheduler or options.slurm):
+    if options.scheduler is not None and not options.scheduler.strip():
+        raise InputError("--scheduler '' names no address; for example: --scheduler tcp://host:8786")
+    if options.scheduler is None and not options.slurm:
         yield None
         return
     try:

@@ -176,7 +176,7 @@ def choose_labels(
         Interrupted: ``should_stop`` returned True.
     """
 
-    def answer(_longest: int, batch: list[list[int]], _on_token: OnToken) -> list[str]:
+    def answer(_longest: int, batch: list[list[int]], on_token: OnToken) -> list[str]:
         return _choose_batch(model, tokenizer, batch, labels, lead)
 
     return _answer_in_batches(model, ids, 0, answer, should_stop)

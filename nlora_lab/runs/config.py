@@ -132,8 +132,8 @@ class RunConfig:
             check_number(name, getattr(self, name), low=0.0, below=1.0)
         if self.device is not None:
             check_choice("device", self.device, DEVICES)
-        if self.model != EMBEDDED:
-            check_model(check_text("model", self.model, f"give {EMBEDDED!r}, a folder, or a hub id"))
+        if check_text("model", self.model, f"give {EMBEDDED!r}, a folder, or a hub id") != EMBEDDED:
+            check_model(self.model)
         if get_method(self.method).build is None and self.dropout:
             raise InputError(f"dropout={self.dropout!r}: full fine-tuning has no adapter to apply it to; leave it out")
         self._check_data_and_scale()

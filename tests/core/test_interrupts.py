@@ -92,7 +92,6 @@ def test_signals_are_left_alone_where_they_cannot_be_heard():
 def test_where_there_is_nothing_to_finish_the_first_signal_interrupts():
     with stop_on_signal() as should_stop:
         should_stop.patient = False
-        should_stop.patient = False
         with pytest.raises(Signalled):
             signal.raise_signal(signal.SIGTERM)
         assert should_stop()

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from nlora_lab.adapters.saved import read_adapter
+from nlora_lab.analysis import selection
 from nlora_lab.cli import main as cli
 from nlora_lab.cli.sweep import _read_grid
 from nlora_lab.core.errors import InputError
@@ -35,6 +36,7 @@ from nlora_lab.tasks.registry import load_task
 from nlora_lab.tasks.sources import read_file
 
 HUGE = "9" * 30
+READ = selection.recorded_index
 
 
 def check_one_line(error: BaseException) -> None:
@@ -117,9 +119,13 @@ def _no_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         "nlora_lab.pages.sections.write_page", "nlora_lab.cli.lab.subprocess.run",
     ):  # fmt: skip
         monkeypatch.setattr(place, accepted)
-    from nlora_lab.analysis import selection
+    monkeypatch.setattr(selection, "recorded_index", index_once)
 
-    monkeypatch.setattr(selection, "recorded_index", cache(selection.recorded_index))
+
+@cache
+def index_once(*arguments: Any) -> Any:
+    """The recorded runs, which take seconds to read."""
+    return READ(*arguments)
 
 
 LINES = list(command_lines())
