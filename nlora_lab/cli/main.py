@@ -8,8 +8,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from nlora_lab.cli.export import add_export, add_page
@@ -43,12 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 (a PROBLEM of ``doctor``, runs of a sweep that failed, or an output that cannot be written),
         2 (a mistake of the caller), 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).
     """
-    with raise_on_signal():
-        return _run(argv)
+    with raise_on_signal(), _guarded_stdout() as stdout:
+        return _run(argv, stdout)
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    _prepare_streams()
+def _run(argv: Sequence[str] | None, stdout: GuardedStdout) -> int:
     values: dict[str, Any] = {}
     try:
         parser = _parser()
@@ -62,7 +61,7 @@ def _run(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code
     except SystemExit:  # argparse has printed a help text or a mistake
-        if not _stdout_fails():
+        if not stdout.fails():
             raise
         _tell("error: the help text cannot be written to stdout; redirect it to another place")
         return 1
@@ -75,7 +74,7 @@ def _run(argv: Sequence[str] | None) -> int:
         _tell(f"stopped by {signal.Signals(number).name}; {stands}")
         return exit_status(number)
     except OSError as error:
-        if not _stdout_fails():
+        if not stdout.fails():
             raise
         if not isinstance(error, BrokenPipeError):  # the reader of a pipe has ended (| head), and wants no more
             reason = error.strerror or str(error)
@@ -89,32 +88,70 @@ def _tell(text: str) -> None:
         print(f"nlora-lab: {text}", file=sys.stderr, flush=True)
 
 
-def _prepare_streams() -> None:
-    """Let stdout take every text, and let it fail where it is closed instead of losing the output without a word."""
+class GuardedStdout:
+    """A stdout that takes every text, and remembers that it could not be written.
+
+    Args:
+        stream: the stdout itself.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._failed = stream, False
+        if hasattr(stream, "reconfigure"):
+            codecs.register_error(ESCAPES, _as_escapes)
+            stream.reconfigure(errors=ESCAPES)
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        with self._noticed():
+            return int(self._stream.write(text))
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._noticed():
+            self._stream.flush()
+
+    def fails(self) -> bool:
+        """Whether something could not be written. What is left is thrown away then, or Python would try again."""
+        with suppress(OSError):
+            self.flush()
+        if self._failed:
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        return self._failed
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._failed = True
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _guarded_stdout() -> Iterator[GuardedStdout]:
+    """Guard ``sys.stdout`` in this block. A closed stdout fails instead of losing the output without a word."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - print() would take stdout instead
     if sys.stdout is None:
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
-    if hasattr(sys.stdout, "reconfigure"):
-        codecs.register_error(ESCAPES, _as_escapes)
-        sys.stdout.reconfigure(errors=ESCAPES)
+    stream = sys.stdout
+    guarded = GuardedStdout(stream)
+    sys.stdout = guarded  # type: ignore[assignment]
+    try:
+        yield guarded
+    finally:
+        sys.stdout = stream
 
 
 def _as_escapes(error: UnicodeError) -> tuple[str, int]:
     """Write what an encoding lacks as JSON writes it, so that JSON stays JSON."""
     assert isinstance(error, UnicodeEncodeError)
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
-
-
-def _stdout_fails() -> bool:
-    """Whether stdout cannot be written. What it holds is thrown away then, or Python would try again at its end."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _parser() -> argparse.ArgumentParser:

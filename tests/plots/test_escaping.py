@@ -23,6 +23,7 @@ from nlora_lab.plots.approximations import ErrorLine
 from nlora_lab.plots.drawings import Described
 from nlora_lab.plots.inside import InsideRecord
 from nlora_lab.plots.lab import Curve, RecordedLine
+from nlora_lab.plots.memory import PARTS
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.run import Step
 from nlora_lab.training.recorder import LayerState, Snapshot
@@ -82,7 +83,7 @@ def drawings(text: str) -> dict[str, Any]:
             [text, "b"], [0, 1], [[0.1, 0.2], [0.3, 0.4]], (0, 0), text, {}, [line], 1
         ),
         "NystromDrawing": plots.NystromDrawing((square,) * 3, 1.0, [line], [1.0, 0.5], 1, (4, 4), 0.1),
-        "MemoryDrawing": plots.MemoryDrawing({"evil": {"weights": gib}}, {"evil": gib}, 2 * gib, text),
+        "MemoryDrawing": plots.MemoryDrawing({"evil": dict.fromkeys(PARTS, gib)}, {"evil": gib}, 2 * gib, text),
         "Picture": plots.chart({text: [1.0]}),
     }  # fmt: skip
 

@@ -250,8 +250,8 @@ def test_only_one_process_packs_at_a_time_and_a_retry_waits_for_it(store):
 
 
 def test_a_store_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
     store = RunStore(tmp_path / "file")
+    (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         store.check_writable()
     with pytest.raises(InputError, match="cannot be written"):
