@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from nlora_lab.adapters.products import NO_START, Start, update_pair
 from nlora_lab.adapters.saved import WEIGHTS, read_adapter, read_settings
 from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError, ModelError
+from nlora_lab.core.files import atomic_folder, expand_path
 from nlora_lab.models.layers import PEFT_PREFIX, linear_layers
 from nlora_lab.models.loading import meta_body
 
@@ -56,12 +58,12 @@ def save_as_lora(model_or_saved_folder: Any, path: str | Path, adapter_name: str
     else:
         config, state = _from_model(model_or_saved_folder, adapter_name)
     weights, scales = _lora_weights(config, state)
-    folder = Path(path)
+    folder = expand_path(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        _lora_config(config, weights, scales).save_pretrained(str(folder))
-    except OSError as error:
+        with atomic_folder(folder) as part:
+            save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
+            _lora_config(config, weights, scales).save_pretrained(str(part))
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be written ({error}); choose another folder") from error
     return folder
 

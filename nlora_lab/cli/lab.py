@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from typing import Any
 from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path, shipped_folder
+from nlora_lab.core.interrupts import signal_number
 
 START = "00_start_here.ipynb"
 COPIES = "nlora-lab-notebooks"
@@ -23,7 +25,7 @@ def add_lab(commands: Any) -> argparse.ArgumentParser:
     """Add ``lab`` to the subparsers, and return its parser."""
     parser = add_command(
         commands, "lab", "open the notebooks in JupyterLab (other options go to jupyter lab)",
-        "nlora-lab lab --no-browser --port 9999", open_lab,
+        "nlora-lab lab --no-browser --port 9999", open_lab, stands="JupyterLab has ended",
     )  # fmt: skip
     parser.add_argument("--no-browser", action="store_true", help="start the server and print its address")
     return parser
@@ -59,14 +61,16 @@ def open_lab(options: argparse.Namespace) -> int:
     if find_spec("jupyterlab") is None:
         raise InputError("JupyterLab is not installed; run: pip install 'nlora-lab[lab]'")
     folder = notebook_folder(Path.cwd())
-    command = [sys.executable, "-m", "jupyterlab", "--ServerApp.root_dir", str(folder.parent)]
+    command = [sys.executable, "-P", "-m", "jupyterlab", "--ServerApp.root_dir", str(folder.parent)]
     command += [f"--LabApp.default_url=/lab/tree/{folder.name}/{START}"]
     command += ["--no-browser"] if options.no_browser else []
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # containers
     command += options.rest
     try:
         return subprocess.run(command, check=False, env=jupyter_environment()).returncode
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if signal_number(interrupt) != signal.SIGINT:
+            raise
         return 0  # Ctrl-C is the usual end of a JupyterLab server
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from nlora_lab.cli.export import add_export, add_page
 from nlora_lab.cli.health import add_doctor
 from nlora_lab.cli.lab import add_lab, add_notebooks, add_pack, open_lab
 from nlora_lab.cli.measure import add_measure
-from nlora_lab.cli.parsers import Command
+from nlora_lab.cli.parsers import UNTOUCHED, Command, Parser
 from nlora_lab.cli.recipes import add_estimate, add_recipes
 from nlora_lab.cli.results import add_compare, add_gather, add_reproduce
 from nlora_lab.cli.run import add_race, add_run
 from nlora_lab.cli.scan import add_scan
 from nlora_lab.cli.sweep import add_sweep
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.interrupts import exit_status, raise_on_signal, signal_number
 
+ESCAPES = "nlora-lab-escapes"
 GROUPS = {
     "Learn": (add_lab, add_page, add_doctor),
     "Teach": (add_notebooks, add_pack),
@@ -34,34 +41,124 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``nlora-lab`` (default: those of this process).
 
     Returns:
-        The exit code: 0, 1 (a PROBLEM of ``doctor``, or runs of a sweep that failed), 2 (a mistake of the caller), or
-        130 (an interrupt).
+        The exit code: 0, 1 (a PROBLEM of ``doctor``, runs of a sweep that failed, or an output that cannot be written),
+        2 (a mistake of the caller), 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).
     """
-    parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    command: Command = options.command
-    if rest and command is not open_lab:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    options.rest = rest
+    with raise_on_signal(), _guarded_stdout() as stdout:
+        return _run(argv, stdout)
+
+
+def _run(argv: Sequence[str] | None, stdout: GuardedStdout) -> int:
+    values: dict[str, Any] = {}
     try:
+        parser = _parser()
+        options, rest = parser.parse_known_args(argv)
+        command: Command = options.command
+        values = vars(options)
+        if rest and command is not open_lab:
+            parser.error(f"unknown arguments: {' '.join(rest)}")
+        options.rest = rest
         code = command(options)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of a pipe has ended (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:  # argparse has printed a help text or a mistake
+        if not stdout.fails():
+            raise
+        _tell("error: the help text cannot be written to stdout; redirect it to another place")
         return 1
     except InputError as error:
-        print(f"nlora-lab: error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 2
-    except KeyboardInterrupt:
-        print("nlora-lab: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        number = signal_number(interrupt)
+        stands = values.get("stands", UNTOUCHED).format_map(values)
+        _tell(f"stopped by {signal.Signals(number).name}; {stands}")
+        return exit_status(number)
+    except OSError as error:
+        if not stdout.fails():
+            raise
+        if not isinstance(error, BrokenPipeError):  # the reader of a pipe has ended (| head), and wants no more
+            reason = error.strerror or str(error)
+            _tell(f"error: the output cannot be written to stdout ({reason}); redirect it to another place")
+        return 1
+
+
+def _tell(text: str) -> None:
+    """Print a line on stderr, if there is one."""
+    with suppress(OSError, ValueError):
+        print(f"nlora-lab: {text}", file=sys.stderr, flush=True)
+
+
+class GuardedStdout:
+    """A stdout that takes every text, and remembers that it could not be written.
+
+    Args:
+        stream: the stdout itself.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._failed = stream, False
+        if hasattr(stream, "reconfigure"):
+            codecs.register_error(ESCAPES, _as_escapes)
+            stream.reconfigure(errors=ESCAPES)
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        with self._noticed():
+            return int(self._stream.write(text))
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._noticed():
+            self._stream.flush()
+
+    def fails(self) -> bool:
+        """Whether something could not be written. What is left is thrown away then, or Python would try again."""
+        with suppress(OSError):
+            self.flush()
+        if self._failed:
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        return self._failed
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._failed = True
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _guarded_stdout() -> Iterator[GuardedStdout]:
+    """Guard ``sys.stdout`` in this block. A closed stdout fails instead of losing the output without a word."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - print() would take stdout instead
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+    stream = sys.stdout
+    guarded = GuardedStdout(stream)
+    sys.stdout = guarded  # type: ignore[assignment]
+    try:
+        yield guarded
+    finally:
+        sys.stdout = stream
+
+
+def _as_escapes(error: UnicodeError) -> tuple[str, int]:
+    """Write what an encoding lacks as JSON writes it, so that JSON stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _parser() -> argparse.ArgumentParser:
     from nlora_lab import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nlora-lab",
         usage="nlora-lab [-h] [--version] COMMAND ...",
         epilog="nlora-lab COMMAND --help shows the options of a command, and an example.",

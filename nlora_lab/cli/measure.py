@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 from nlora_lab.cli.parsers import add_command
+from nlora_lab.core.devices import DEVICES
+from nlora_lab.core.validation import check_choice, check_text, check_whole_number
 
 
 def add_measure(commands: Any) -> argparse.ArgumentParser:
@@ -34,14 +36,28 @@ def add_measure(commands: Any) -> argparse.ArgumentParser:
 def _measure(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from nlora_lab.core.progress import StageProgress
+    from nlora_lab.evaluation.progress import report_to
     from nlora_lab.evaluation.saved import measure_saved
+    from nlora_lab.models.names import check_model
     from nlora_lab.tasks.registry import load_task
 
+    check_model(options.model)
+    if options.revision is not None:
+        check_text("--revision", options.revision, "leave it out for the main branch")
+    check_whole_number("--shots", options.shots, low=0)
+    if options.device is not None:
+        check_choice("--device", options.device, DEVICES)
     task = load_task(options.task, options.data, columns=options.columns, test_rows=options.test_rows)
-    answers, measures = measure_saved(
-        options.model, task, options.adapter, shots=options.shots, revision=options.revision, device=options.device,
-        engine=options.engine,
-    )  # fmt: skip
+    measuring = StageProgress()
+    try:
+        with report_to(measuring):
+            answers, measures = measure_saved(
+                options.model, task, options.adapter, shots=options.shots, revision=options.revision,
+                device=options.device, engine=options.engine,
+            )  # fmt: skip
+    finally:
+        measuring.close()
     if options.json:
         print(json.dumps({"measures": measures, "answers": [asdict(answer) for answer in answers]}, indent=1))
     else:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
+
+from nlora_lab.core.errors import InputError
+
+UNTOUCHED = "nothing new was written; run the same command again"
 
 Command = Callable[[argparse.Namespace], int]
 """What a command runs. It returns the exit code."""
 
 
-def add_command(commands: Any, name: str, purpose: str, example: str, run: Command) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong with a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the mistake and where help is, and exit with 2."""
+        self.exit(2, f"nlora-lab: error: {InputError(message)}; {self.prog} --help shows what is allowed\n")
+
+
+def add_command(
+    commands: Any, name: str, purpose: str, example: str, run: Command, *, stands: str = UNTOUCHED
+) -> argparse.ArgumentParser:
     """Add a command to the command line.
 
     Args:
@@ -19,6 +33,7 @@ def add_command(commands: Any, name: str, purpose: str, example: str, run: Comma
         purpose: one line. It stands in the list of commands, and at the top of the command's own help.
         example: a command line to copy, or several lines.
         run: the function to call with the options.
+        stands: what is kept if a signal ends the command, and how to resume, with options in braces.
 
     Returns:
         The parser of the command, to add its options to.
@@ -29,5 +44,5 @@ def add_command(commands: Any, name: str, purpose: str, example: str, run: Comma
         epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, stands=stands)
     return parser

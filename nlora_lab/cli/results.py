@@ -9,6 +9,7 @@ from typing import Any
 
 from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_number, check_whole_number
 
 METRIC_NAMES = ("accuracy", "final_loss", "validation_loss", "test_loss", "steps_to_90")
 COLUMNS = ["rate", "seeds", "median", "low", "high", "difference", "verdict"]
@@ -55,6 +56,7 @@ def add_gather(commands: Any) -> argparse.ArgumentParser:
     parser = add_command(
         commands, "gather", "copy the runs of several stores into one store",
         "nlora-lab gather class/*/runs --into class-runs", _gather,
+        stands="copied runs are in {into}; the same command copies the others",
     )  # fmt: skip
     parser.add_argument("stores", nargs="+", type=Path, metavar="FOLDER", help="stores of runs, such as class/*/runs")
     parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="the store to copy the runs into")
@@ -66,6 +68,13 @@ def _compare(options: argparse.Namespace) -> int:
     from nlora_lab.analysis.selection import at_best, at_rate, describe_left_out, recorded_index
 
     methods = None if options.methods is None else [n.strip() for n in options.methods.split(",") if n.strip()]
+    if methods == []:
+        raise InputError(f"--methods {options.methods!r} names no method; for example: lora,nlora")
+    if options.store == Path():
+        raise InputError("FOLDER '' names no store; leave it out for the recorded runs that ship")
+    check_whole_number("--rank", options.rank)
+    if options.at is not None:
+        check_number("--at", options.at, above=0.0, remedy="it is a learning rate, such as 2e-4")
     runs = recorded_index(options.store, options.model, options.steps)
     if describe_left_out(runs):
         print(f"nlora-lab: left out: {describe_left_out(runs)}", file=sys.stderr)
@@ -103,8 +112,10 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _gather(options: argparse.Namespace) -> int:
     from nlora_lab.runs.store import RunStore, gather
 
+    if options.into == Path():
+        raise InputError("--into '' names no folder; for example: --into all-runs")
     for folder in options.stores:
-        if not folder.is_dir():
+        if folder == Path() or not folder.is_dir():
             raise InputError(f"{str(folder)!r} is not a folder of runs; name the folders that --store wrote")
     into = RunStore(options.into)
     into.check_writable()

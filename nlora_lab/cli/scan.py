@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from nlora_lab.cli.parsers import add_command
+from nlora_lab.core.devices import DEVICES
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import check_writable
+from nlora_lab.core.validation import check_choice
 
 
 def add_scan(commands: Any) -> argparse.ArgumentParser:
@@ -16,6 +19,7 @@ def add_scan(commands: Any) -> argparse.ArgumentParser:
     parser = add_command(
         commands, "scan", "show the spectrum and the approximation errors of each weight matrix of a model",
         "nlora-lab scan embedded --ranks 4,8,16 --csv scan.csv", _scan,
+        stands="matrices that were measured are in the cache; the same command resumes",
     )  # fmt: skip
     add = parser.add_argument
     add("source", help="embedded, a safetensors file or folder, or a hub id")
@@ -36,16 +40,15 @@ def _scan(options: argparse.Namespace) -> int:
         ranks = [int(word) for word in options.ranks.split(",")]
     except ValueError:
         raise InputError(f"--ranks {options.ranks}: write whole numbers with commas, for example 4,8,16") from None
+    if options.device is not None:
+        check_choice("--device", options.device, DEVICES)
     if options.csv is not None:  # before the scan, which takes long
-        if options.csv == Path() or options.csv.is_dir():
-            raise InputError(f"--csv {str(options.csv)!r} is not a file; for example: --csv scan.csv")
-        check_writable(options.csv.parent, f"--csv {options.csv}")
+        _check_file(options.csv)
     table = scan(
         options.source, ranks, device=options.device, cache=not options.no_cache, progress=True,
         revision=options.revision, keep=options.keep,
     )  # fmt: skip
-    if options.csv is not None:
-        table.to_csv(options.csv, index=False)
+    failure = None if options.csv is None else _write_csv(table, options.csv)
     if options.json:
         print(table.to_json(orient="records"))
     else:
@@ -54,4 +57,25 @@ def _scan(options: argparse.Namespace) -> int:
         columns = ["layer", "module", "out", "in", "stable_rank", *errors]
         print(table[columns].to_string(index=False, float_format=lambda v: f"{v:.3g}"))
         print("Relative Frobenius errors; 1 is as bad as zero. nystrom: leading block, as NLoRA starts; svd: the best.")
+    if failure is not None:  # only now: the table that took so long has been printed
+        raise failure
     return 0
+
+
+def _check_file(path: Path) -> None:
+    if path == Path() or path.is_dir():
+        raise InputError(f"--csv {str(path)!r} is not a file; for example: --csv scan.csv")
+    if not path.exists():
+        check_writable(path.parent, f"--csv {path}")
+    elif not os.access(path, os.W_OK):
+        raise InputError(f"--csv {str(path)!r} may not be written; choose another file")
+
+
+def _write_csv(table: Any, path: Path) -> InputError | None:
+    """Write the table. Return the error if that fails."""
+    try:
+        table.to_csv(path, index=False)
+    except OSError as error:
+        remedy = "the table is on stdout; make room, or choose another file"
+        return InputError(f"--csv {str(path)!r} cannot be written ({error}); {remedy}")
+    return None

@@ -24,6 +24,7 @@ def add_sweep(commands: Any) -> argparse.ArgumentParser:
     parser = add_command(
         commands, "sweep", "make all runs of a grid in several processes, and store their records",
         f"echo '{GRID_EXAMPLE}' > grid.json\nnlora-lab sweep grid.json --store runs", _sweep,
+        stands="finished runs are in {store}; the same command resumes",
     )  # fmt: skip
     add = parser.add_argument
     add("grid", help="a JSON file: settings of a run with lists of values, or a list of such grids")
@@ -49,7 +50,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from nlora_lab.sweeps.grid import coverage, expand_grid
 
     grid = _read_grid(Path(options.grid))
-    if options.store is None:
+    if options.store is None or options.store == Path():
         raise InputError("--store is missing; name the folder for the records, for example --store runs")
     store = RunStore(options.store)
     if options.show:
@@ -73,7 +74,9 @@ def _sweep(options: argparse.Namespace) -> int:
 @contextmanager
 def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
     """Connect to the cluster that the options name. ``None`` stands for this machine."""
-    if not (options.scheduler or options.slurm):
+    if options.scheduler is not None and not options.scheduler.strip():
+        raise InputError("--scheduler '' names no address; for example: --scheduler tcp://host:8786")
+    if options.scheduler is None and not options.slurm:
         yield None
         return
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nlora_lab.core.documents import read_json
+from nlora_lab.core.files import expand_path, part_of, remove_parts
 
 OVERRIDE = "NLORA_LAB_CACHE"
 
@@ -19,14 +19,17 @@ def cache_folder() -> Path:
 
     Returns:
         The folder that the environment variable ``NLORA_LAB_CACHE`` names, or the platform's usual place.
+
+    Raises:
+        InputError: that folder is in a home folder that does not exist.
     """
     override = os.environ.get(OVERRIDE)
     if override:
-        return Path(override).expanduser()
+        return expand_path(override, OVERRIDE)
     try:
         from platformdirs import user_cache_dir
     except ImportError:  # a bare GPU node, which runs Linux
-        return Path.home() / ".cache" / "nlora-lab"
+        return expand_path("~/.cache/nlora-lab", OVERRIDE)
     return Path(user_cache_dir("nlora-lab", appauthor=False))
 
 
@@ -65,15 +68,19 @@ class Cache:
             document: anything that JSON can hold.
         """
         target = self.folder / f"{name}.json"
-        part = None
+        part = part_of(target)  # a name of its own: other threads and processes may be writing the same document
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            # a temporary name of its own: other threads and processes may be writing the same document
-            handle, part = tempfile.mkstemp(".part", dir=target.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(document, file)
+            part.write_text(json.dumps(document), encoding="utf-8")
             os.replace(part, target)
         except OSError:
-            if part is not None:
-                with suppress(OSError):
-                    os.unlink(part)
+            pass
+        finally:  # after an interrupt too
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what killed processes left half-written. What other processes are writing stays."""
+        for folder, _, names in os.walk(self.folder):  # which passes over folders that cannot be read
+            if any(name.endswith(".part") for name in names):
+                remove_parts(Path(folder))

@@ -42,15 +42,20 @@ def find_device(name: str | None = None) -> Device:
         The device with its precision and a description.
 
     Raises:
-        InputError: the name is not known, or this machine has no such device.
+        InputError: the name or the variable is not known, or this machine has no such device.
     """
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = os.environ.get(OVERRIDE) or name or next(d for d in DEVICES if available[d])
-    check_choice("device", kind, DEVICES)
+    override = os.environ.get(OVERRIDE)
+    if name is not None:  # checked where it is overridden too
+        check_choice("device", name, DEVICES)
+    if override:
+        check_choice(OVERRIDE, override, DEVICES)
+    kind = override or name or next(d for d in DEVICES if available[d])
     if not available[kind]:
-        raise InputError(f"device={kind!r} is not available on this machine; leave device out, or use 'cpu'")
+        source = OVERRIDE if override else "device"
+        raise InputError(f"{source}={kind!r} is not available on this machine; leave it out, or use 'cpu'")
     if kind == "cuda":
         # without this flag torch counts slow emulation (on a T4, for example) as support
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

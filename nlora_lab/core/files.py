@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,22 +54,25 @@ def package_version() -> str:
             return str(tomllib.load(file)["project"]["version"])
 
 
-def expand_path(path: str | Path) -> Path:
+def expand_path(path: str | Path, name: str = "path") -> Path:
     """Return a path with a leading ``~`` replaced by the home folder.
 
     Args:
         path: any path.
+        name: what the caller knows the path as, for the message.
 
     Returns:
         The path without ``~``.
 
     Raises:
-        InputError: the home folder does not exist.
+        InputError: the home folder does not exist, or the path is blank or no path.
     """
+    if not isinstance(path, str | os.PathLike) or not str(path).strip():
+        raise InputError(f"{name}={path!r} must be a path, and not blank; write the full path")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise InputError(f"path={str(path)!r} cannot be found ({error}); write the full path") from error
+        raise InputError(f"{name}={str(path)!r} cannot be found ({error}); write the full path") from error
 
 
 def write_atomically(path: Path, text: str) -> Path:
@@ -102,7 +109,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the file cannot be written.
     """
-    part = path.parent / f"{path.name}.{uuid.uuid4().hex}.part"
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -112,6 +119,78 @@ def atomic_file(path: Path) -> Iterator[Path]:
     finally:  # after any failure to rename it, an interrupt included
         with suppress(OSError, ValueError):
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Write a folder completely or not at all, as ``atomic_file`` does for a file.
+
+    If ``path`` is a folder with something in it, the new files are moved into it one by one at the end.
+
+    Args:
+        path: the folder to write in the end. Missing folders are created.
+
+    Yields:
+        The path of a new temporary folder beside it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    part = part_of(path)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.is_dir() and any(path.iterdir()):
+            for new in part.iterdir():
+                os.replace(new, path / new.name)
+        else:
+            with suppress(FileNotFoundError):
+                path.rmdir()  # an empty folder
+            part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def part_of(path: Path) -> Path:
+    """Return a name for a file or folder that is being written, beside the path that it will have in the end.
+
+    The name says which process of which machine writes, so that ``remove_parts`` knows what is in use.
+
+    Args:
+        path: the path in the end.
+
+    Returns:
+        A path in the same folder, different for each call. It is hidden and ends in ``.part``.
+    """
+    return path.parent / f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.part"
+
+
+def remove_parts(folder: Path, pattern: str = "*") -> None:
+    """Remove what killed processes of this machine left half-written, by the names of ``part_of``.
+
+    Args:
+        folder: the folder. Folders in it are not looked into.
+        pattern: the names in the end, as a glob pattern.
+    """
+    import psutil
+
+    with suppress(OSError):
+        for part in folder.glob(f".{pattern}.part"):
+            owner = PART.search(part.name)
+            if owner is None or owner[1] != _machine() or psutil.pid_exists(int(owner[2])):
+                continue
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+
+
+PART = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.part$")
+
+
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def check_writable(folder: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from threading import RLock
 from typing import Any, TextIO
 
@@ -17,9 +18,13 @@ class ProgressLine:
         stream: where the line is written (default: stderr).
         quiet: seconds between two lines in a log.
         silent: print nothing. Use this in all processes but one.
+        ends: show the line of the last unit, however short the work was.
     """
 
-    def __init__(self, total: int, stream: TextIO | None = None, quiet: float = 10.0, *, silent: bool = False) -> None:
+    def __init__(
+        self, total: int, stream: TextIO | None = None, quiet: float = 10.0, *, silent: bool = False, ends: bool = True
+    ) -> None:
+        self._ends = ends
         self._out = _Output(None if silent else stream or sys.stderr)
         self._bar: Any = _Bar(
             total=total, file=self._out, bar_format="{desc}  {percentage:.0f} %  {remaining} left", leave=False,
@@ -34,7 +39,7 @@ class ProgressLine:
             by: the number of units that were finished since the last call.
         """
         self._bar.set_description_str(text, refresh=False)
-        if not self._bar.update(by) and self._bar.n >= self._bar.total:
+        if not self._bar.update(by) and self._ends and self._bar.n >= self._bar.total:
             self._bar.refresh()
 
     def skip(self, units: int) -> None:
@@ -57,6 +62,44 @@ class ProgressLine:
     def close(self) -> None:
         """Clear the live line. A later ``advance`` shows it again."""
         self._bar.clear()
+
+
+class StageProgress:
+    """A ``ProgressLine`` that begins anew with each stage of a computation.
+
+    Args:
+        stream: as for ``ProgressLine``.
+        quiet: as for ``ProgressLine``. A stage that is shorter is not shown in a log.
+        silent: as for ``ProgressLine``.
+    """
+
+    def __init__(self, stream: TextIO | None = None, quiet: float = 10.0, *, silent: bool = False) -> None:
+        self._start: Any = partial(ProgressLine, stream=stream, quiet=quiet, silent=silent, ends=False)
+        self._stage, self._done = ("", 0), 0
+        self._line: ProgressLine | None = None
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        """Show how far a stage is.
+
+        Args:
+            text: the name of the stage.
+            done: the units of it that are done.
+            total: its units, of equal cost.
+        """
+        if self._line is None or (text, total) != self._stage:
+            self.close()
+            self._line, self._stage, self._done = self._start(total), (text, total), 0
+        if done > self._done:  # a batch that did not fit into memory is done again in halves
+            self._line.advance(text, done - self._done)
+            self._done = done
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Clear the live line."""
+        if self._line is not None:
+            self._line.close()
+        self._line = None
 
 
 class NotebookProgress:

@@ -6,6 +6,8 @@ Every check raises ``InputError`` with one line that names the value, what is al
 from __future__ import annotations
 
 import operator
+import os
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,7 +26,8 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
         InputError: ``value`` is not among them.
     """
     choices = list(allowed)
-    if value not in choices:
+    # compared with its own kind only: an array has no single truth, and True is not 1
+    if not any(value is choice or (isinstance(value, type(choice)) and value == choice) for choice in choices):
         raise InputError(f"{name}={value!r} is not known; choose one of: {', '.join(map(str, choices))}")
 
 
@@ -72,6 +75,27 @@ def check_whole_number(
     return number
 
 
+def environment_number(name: str, default: int, low: int = 0) -> int:
+    """Read a whole number from the environment.
+
+    Args:
+        name: the name of the variable.
+        default: the number where the variable is not set, or is empty.
+        low: the smallest number allowed.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: the variable holds something else.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else None
+    return check_whole_number(name, text if number is None else number, low, remedy=f"or unset {name}")
+
+
 def check_number(
     name: str,
     value: Any,
@@ -106,8 +130,12 @@ def check_number(
     number = value
     if hasattr(value, "shape"):  # a single number of numpy has a shape, and so do arrays and tensors
         number = value.item() if value.shape == () and type(value).__module__ == "numpy" else None
-    is_number = hasattr(number, "__float__") and not isinstance(number, bool | str)
-    if not (is_number and abs(number) < 1e300 and all(holds(number, bound) for _, bound, holds in bounds)):
+    try:
+        is_number = hasattr(number, "__float__") and not isinstance(number, bool | str)
+        is_right = is_number and bool(abs(number) < 1e300) and all(holds(number, bound) for _, bound, holds in bounds)
+    except (TypeError, ValueError, ArithmeticError):  # a class of numbers, a decimal NaN, a table
+        is_right = False
+    if not is_right:
         words = " and ".join(f"{text} {bound:g}" for text, bound, _ in bounds)
         raise InputError(f"{name}={value!r} must be a number {words}".rstrip() + (f"; {remedy}" if remedy else ""))
     return value  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from typing import Any
 from nlora_lab.core.devices import Device
 from nlora_lab.core.errors import FitError, ModelError
 from nlora_lab.core.formatting import format_bytes, format_duration
+from nlora_lab.core.validation import check_choice, check_whole_number, environment_number
 from nlora_lab.estimates.conditions import FLOAT32, SPARE, estimate_device, free_memory, resolve_on
 from nlora_lab.estimates.memory import Memory, memory_needed
 from nlora_lab.estimates.remedies import advice
@@ -19,6 +20,7 @@ from nlora_lab.estimates.shapes import Architecture, architecture_sizes, read_ar
 from nlora_lab.estimates.timing import device_speed, evaluation_seconds, step_flops, step_seconds
 from nlora_lab.models.loading import meta_body
 from nlora_lab.runs.config import RunConfig
+from nlora_lab.tasks.sources import find_source
 
 MEMORY_FACTOR, TIME_FACTOR = 1.4, 1.5
 """Estimates of training were within these factors of the measurement, on one thread of a CPU with nothing else running:
@@ -111,9 +113,14 @@ def estimate(cfg: RunConfig, device: str | None = None, *, head: int | None = No
         The estimate: bytes, seconds, whether the run fits, and what would help if it does not.
 
     Raises:
-        InputError: the device is unknown or not available, or the rank is above the smaller side of a layer.
+        InputError: the device is unknown or not available, the data of the run are not there, or the rank is above the
+            smaller side of a layer.
         ModelError: the config of the model cannot be found or read.
     """
+    if cfg.data is not None:
+        find_source(cfg.data)  # nothing is read, but a file that is not there needs no estimate
+    if head is not None:
+        check_whole_number("head", head, low=0)
     arch = config if isinstance(config, Architecture) else None
     if arch is None:
         arch = read_architecture(cfg.model, cfg.revision) if config is None else architecture_sizes(meta_body(config))
@@ -159,11 +166,12 @@ def check_fit(cfg: RunConfig, device: Device | str | None = None) -> None:
         FitError: the run does not fit. The message has the numbers and a remedy.
         InputError: the device is unknown or not available, or the rank is above the smaller side of a layer.
     """
-    if os.environ.get(MEMORY_CHECK) == "off" or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    check_choice(MEMORY_CHECK, choice := os.environ.get(MEMORY_CHECK) or "on", ("on", "off"))
+    if choice == "off" or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         return
     if not isinstance(device, Device):
         device = estimate_device(cfg, device)
-    cfg = _share_of_process(cfg, int(os.environ.get("WORLD_SIZE", "1")))
+    cfg = _share_of_process(cfg, environment_number("WORLD_SIZE", 1, low=1))
     try:
         arch, memory = _memory_on(cfg, device)
     except ModelError:

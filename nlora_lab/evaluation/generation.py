@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,8 @@ import torch
 from nlora_lab.core.devices import is_out_of_memory, release_memory
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.interrupts import StopCheck, never_stop, raise_if_stopped
+from nlora_lab.core.validation import check_whole_number
+from nlora_lab.evaluation.progress import report
 from nlora_lab.models.batch_limits import ANSWER_ROWS, kv_bytes_per_token, tokens_per_batch
 from nlora_lab.models.loading import end_tokens
 from nlora_lab.tasks.encoding import prompt_ids
@@ -22,6 +25,10 @@ from nlora_lab.tasks.encoding import prompt_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+OnToken = Callable[[int], None]
+"""Called with the number of tokens that each row of a batch has by now."""
+
+TEXT = "answering test items"
 SPARE_TOKENS = 8  # room for a wrong answer that is a little longer than the longest target
 
 
@@ -54,8 +61,10 @@ def greedy(
         The continuation of each prompt, without special tokens.
 
     Raises:
+        InputError: ``new_tokens`` is not a whole number of at least 1.
         Interrupted: ``should_stop`` returned True.
     """
+    check_whole_number("new_tokens", new_tokens)
     return _continue_batch(model, tokenizer, prompt_ids(prompts, tokenizer), new_tokens, should_stop)
 
 
@@ -84,19 +93,28 @@ def continue_prompts(
         Interrupted: ``should_stop`` returned True.
     """
 
-    def answer(longest: int, batch: list[list[int]]) -> list[str]:
+    def answer(longest: int, batch: list[list[int]], on_token: OnToken) -> list[str]:
         room = new_tokens if max_length is None else max_length - longest
-        return _continue_batch(model, tokenizer, batch, max(1, min(new_tokens, room)), should_stop)
+        return _continue_batch(model, tokenizer, batch, max(1, min(new_tokens, room)), should_stop, on_token)
 
     return _answer_in_batches(model, ids, new_tokens, answer, should_stop)
 
 
 @torch.no_grad()
 def _continue_batch(
-    model: Any, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], new_tokens: int, should_stop: StopCheck
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[list[int]],
+    new_tokens: int,
+    should_stop: StopCheck,
+    on_token: OnToken | None = None,
 ) -> list[str]:
+    tokens = count(1)
+
     def check_stop(ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
         raise_if_stopped(should_stop)
+        if on_token is not None:
+            on_token(next(tokens))
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # this criterion ends no prompt
 
     batch = pad_left(model, tokenizer, ids)
@@ -158,7 +176,7 @@ def choose_labels(
         Interrupted: ``should_stop`` returned True.
     """
 
-    def answer(_longest: int, batch: list[list[int]]) -> list[str]:
+    def answer(_longest: int, batch: list[list[int]], on_token: OnToken) -> list[str]:
         return _choose_batch(model, tokenizer, batch, labels, lead)
 
     return _answer_in_batches(model, ids, 0, answer, should_stop)
@@ -258,10 +276,15 @@ def _answer_in_batches(
     model: Any,
     ids: list[list[int]],
     new_tokens: int,
-    answer: Callable[[int, list[list[int]]], list[str]],
+    answer: Callable[[int, list[list[int]], OnToken], list[str]],
     should_stop: StopCheck,
 ) -> list[str]:
-    """Call ``answer(longest, batch)`` for one batch after the other. ``longest``: of its prompts, in tokens."""
+    """Call ``answer(longest, batch, on_token)`` for one batch after the other. ``longest``: of its prompts, in tokens.
+
+    A row counts as done in as many parts as it may have new tokens.
+    """
+    parts = max(1, new_tokens)
+    total = len(ids) * parts
     token_bytes = kv_bytes_per_token(model.config, model.dtype.itemsize) if hasattr(model, "config") else 0
     # with FSDP each process holds a part of the weights, so all must make the same number of passes
     sharded = any(type(weight).__name__ == "DTensor" for weight in model.parameters())
@@ -270,8 +293,14 @@ def _answer_in_batches(
         for start, end in batch_spans([len(prompt) for prompt in ids], new_tokens, token_bytes):
             raise_if_stopped(should_stop)
             batch = ids[start:end]
-            answer_batch = partial(answer, max(map(len, batch)))
+            report(TEXT, start * parts, total)
+
+            def on_token(tokens: int, start: int = start, rows: int = end - start) -> None:
+                report(TEXT, start * parts + rows * tokens, total)
+
+            answer_batch = partial(answer, max(map(len, batch)), on_token=on_token)
             texts += answer_batch(batch) if sharded else _halve_if_out_of_memory(answer_batch, batch)
+    report(TEXT, total, total)
     return texts
 
 

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nlora_lab.core.interrupts import StopCheck, never_stop, raise_if_stopped
-from nlora_lab.core.validation import check_whole_number
+from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.evaluation.generation import (
+    TEXT,
     batch_spans,
     choose_labels,
     continue_prompts,
     evaluation_mode,
     longest_answer,
 )
+from nlora_lab.evaluation.progress import report
 from nlora_lab.models.heads import check_end_tokens
 from nlora_lab.tasks.batches import Collate
 from nlora_lab.tasks.encoding import (
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from nlora_lab.tasks.task import Task
 
+SPLITS = ("train", "validation", "test")
 SCORE_TOLERANCE = 0.5  # a score counts as correct in an Answer if it is at most this far from the truth
 
 
@@ -91,16 +94,16 @@ def answers(
         One answer per item. For the kind "score", an answer within 0.5 of the truth counts as correct.
 
     Raises:
-        InputError: ``shots`` does not fit the task.
+        InputError: ``shots`` does not fit the task, or a limit is not a whole number of at least 1.
         Interrupted: ``should_stop`` returned True.
     """
     rows = _first_rows(task, split, limit)
+    _check_lengths(max_length, max_new_tokens)
     if task.head:
         return _head_answers(task, rows, _head_outputs(model, tokenizer, task, rows, max_length, shots, should_stop))
     new_tokens = 0
     if task.kind != "choice":
-        longest = longest_answer(tokenizer, rows) if max_new_tokens is None else max_new_tokens
-        new_tokens = check_whole_number("max_new_tokens", longest)
+        new_tokens = longest_answer(tokenizer, rows) if max_new_tokens is None else max_new_tokens
     ids = task_prompt_ids(task, tokenizer, rows, shots, new_tokens, max_length)
     if task.kind == "choice":
         lead = "" if uses_chat(task, tokenizer) else " "
@@ -152,7 +155,7 @@ def task_prompt_ids(
     """
     room = None
     if max_length is not None:  # leave room for the answer, but at least half of the tokens for the prompt
-        check_whole_number("max_length", max_length, 2)
+        _check_lengths(max_length)
         room = max(max_length - new_tokens, max_length // 2)
     return prompt_ids(_prompts(task, rows, shots), tokenizer, uses_chat(task, tokenizer), limit=room)
 
@@ -200,13 +203,14 @@ def measure(
         measures in ``task.measures``: "accuracy", "f1", "matthews", "pearson", "spearman".
 
     Raises:
-        InputError: ``shots`` does not fit the task.
+        InputError: ``shots`` does not fit the task, or a limit is not a whole number of at least 1.
         Interrupted: ``should_stop`` returned True.
     """
     if not task.head:
         results = answers(model, tokenizer, task, split, limit, should_stop, shots, max_length=max_length)
         return results, {"accuracy": accuracy(results)}
     rows = _first_rows(task, split, limit)
+    _check_lengths(max_length)
     outputs = _head_outputs(model, tokenizer, task, rows, max_length, shots, should_stop)
     predictions = (outputs[:, 0] if task.kind == "score" else outputs.argmax(-1)).tolist()
     return _head_answers(task, rows, outputs), compute_measures(task.measures, predictions, list(rows["label"]))
@@ -285,8 +289,17 @@ def loss_and_exact(model: Any, batches: Any, should_stop: StopCheck = never_stop
 
 
 def _first_rows(task: Task, split: str, limit: int | None) -> Dataset:
+    check_choice("split", split, SPLITS)
     rows: Dataset = getattr(task, split)
-    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+    if limit is None:
+        return rows
+    return rows.select(range(min(check_whole_number("limit", limit, remedy="leave it out for all"), len(rows))))
+
+
+def _check_lengths(max_length: int | None, max_new_tokens: int | None = None) -> None:
+    for name, value, low in (("max_length", max_length, 2), ("max_new_tokens", max_new_tokens, 1)):
+        if value is not None:
+            check_whole_number(name, value, low, remedy="leave it out for the default")
 
 
 def _prompts(task: Task, rows: Dataset, shots: int) -> list[str]:
@@ -315,8 +328,10 @@ def _head_outputs(
     with evaluation_mode(model):
         for start, end in batch_spans([len(row["input_ids"]) for row in encoded], 0):
             raise_if_stopped(should_stop)
+            report(TEXT, start, len(encoded))
             batch = {k: v.to(model.device) for k, v in collate(encoded[start:end]).items() if k != "labels"}
             outputs.append(model(**batch).logits.float().cpu())
+    report(TEXT, len(encoded), len(encoded))
     return torch.cat(outputs)
 
 

@@ -37,6 +37,9 @@ class LiveFigure(Protocol):
         """Call ``report(x, y)`` when a cell of the first trace is clicked, if the figure can notice clicks."""
 
 
+CHOICES = ("auto", "plotly", "image")
+
+
 def in_colab() -> bool:
     """Return whether this kernel runs in Google Colab."""
     return "google.colab" in sys.modules
@@ -57,8 +60,11 @@ def pick_figures(figures: Figures = "auto") -> Literal["plotly", "image"]:
     Raises:
         InputError: ``figures`` or the variable is something else.
     """
-    choice = os.environ.get(OVERRIDE) or figures
-    check_choice("figures", choice, ("auto", "plotly", "image"))
+    override = os.environ.get(OVERRIDE)
+    check_choice("figures", figures, CHOICES)
+    if override:
+        check_choice(OVERRIDE, override, CHOICES)
+    choice = override or figures
     if choice == "auto":
         elsewhere = in_colab() or "VSCODE_PID" in os.environ or "VSCODE_CWD" in os.environ
         choice = "image" if elsewhere or not _has_figure_widget() else "plotly"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,9 +62,17 @@ class Control(traitlets.HasTraits):
 
 def within(name: str, value: Any, low: float, high: float) -> float:
     """Return a number, moved into its limits as a slider does, or raise ``InputError``."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or math.isnan(value):
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not is_number or value != value:
         raise InputError(f"{name}={value!r} must be a number from {low:g} to {high:g}")
-    return min(max(float(value), low), high)
+    return float(min(max(value, low), high))  # a whole number may be too large for a float
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a truth value, or raise ``InputError``."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name}={value!r} must be True or False")
+    return bool(value)
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:

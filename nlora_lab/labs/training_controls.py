@@ -14,9 +14,10 @@ import anywidget
 import numpy as np
 import traitlets
 
+from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
 from nlora_lab.labs.figures import Throttle
-from nlora_lab.labs.panel import Control, one_of, within
+from nlora_lab.labs.panel import Control, flag, one_of, within
 from nlora_lab.labs.view import LabView, Message, Settings
 from nlora_lab.lowrank.slora_init import CORE_INITS
 from nlora_lab.methods.table import METHODS
@@ -106,7 +107,7 @@ class TrainingControls:
         w.methods = list(names)
         self.method = Control(w, "methods", _method_names)
         self.lr = Control(w, "lr", lambda v: within("lr", v, LOWEST_RATE, HIGHEST_RATE))
-        self.own_rates = Control(w, "own_rates", bool)
+        self.own_rates = Control(w, "own_rates", lambda v: flag("own_rates", v))
         self.rank = Control(w, "rank", lambda v: round(within("rank", v, 1, 128)))
         self.init = Control(w, "init", lambda v: one_of("init", v, CORE_INITS))
         self.steps = Control(w, "steps", lambda v: round(within("steps", v, 1, 1000)))
@@ -175,6 +176,8 @@ def _live(curve: Curve) -> dict[str, Any]:
 
 def _method_names(value: str | Iterable[str]) -> tuple[str, ...]:
     """The names in the order of the methods table. One name can stand alone."""
+    if not isinstance(value, str) and (not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0):
+        raise InputError(f"method={value!r} must be the name of a method, or a list of names")
     names = [value] if isinstance(value, str) else list(value)
     for name in names:
         check_choice("method", name, METHODS)

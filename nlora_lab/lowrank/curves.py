@@ -82,7 +82,7 @@ def error_curve(
     oversample = check_cross_options(core, rtol, oversample, work.shape[-2] - max_rank, generator)
     if core != "block":  # the error with this core depends on the scale of W
         work, _ = rescaled(work)
-    check_nonzero(work.abs().amax(dim=(-2, -1)))
+    check_nonzero(torch.linalg.vector_norm(work, ord=torch.inf, dim=(-2, -1)))  # nothing of W's size is made
     if kind == "svd":
         return _svd_curve(work, max_rank)
     # with "cross" and "qr", the extra rows differ from rank to rank, and each rank looks them up later

@@ -87,12 +87,14 @@ def resolve_pivots(
     return rows, torch.stack([cols for _, cols in chosen]).reshape(*batch, -1)
 
 
-def complete_pivoting(W: Float[Tensor, "m n"], rank: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " r"]]:
+def complete_pivoting(
+    W: Float[Tensor, "m n"], rank: int, *, in_place: bool = False
+) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " r"]]:
     """Eliminate ``W`` (m, n), each step on the largest entry left; return rows (r,) and columns (r,).
 
-    A step makes 3 passes over ``W``.
+    A step makes 3 passes over ``W``. ``in_place`` overwrites ``W`` instead of copying it.
     """
-    schur = W.clone()  # the Schur complement so far
+    schur = W if in_place else W.clone()  # the Schur complement so far
     rows: list[int] = []
     cols: list[int] = []
     for _ in range(rank):

@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.validation import check_whole_number
+from nlora_lab.core.validation import check_number, check_whole_number
 from nlora_lab.methods.table import Method, check_init, get_method
 from nlora_lab.models.layers import (
     HEADS,
@@ -43,11 +43,13 @@ def attach(
         A ``PeftModel``, or ``model`` itself for "full".
 
     Raises:
-        InputError: the method or the init is unknown, the rank is above the smaller side of a layer, or the model has
-            no layer for the adapter.
+        InputError: the method or the init is unknown, alpha is not above 0, the rank is above the smaller side of a
+            layer, or the model has no layer for the adapter.
     """
     entry = method if isinstance(method, Method) else get_method(method)
     check_init(entry, init)
+    if alpha is not None:
+        check_number("alpha", alpha, above=0.0, remedy="or leave it out")
     if entry.build is None:
         return model.requires_grad_(True)
     head = head_modules(model)

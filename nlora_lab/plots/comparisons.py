@@ -109,11 +109,12 @@ def intervals(
         The intervals, which a notebook shows as a PNG.
 
     Raises:
-        InputError: the metric is unknown.
+        InputError: the metric is unknown, or no group has the name of the baseline.
     """
     from nlora_lab.analysis.comparison import METRICS
 
     check_choice("metric", metric, METRICS)
+    check_choice("baseline", baseline, map(str, groups))
     scale, unit = (100.0, "right answers, %") if metric == "accuracy" else (1.0, f"{metric.replace('_', ' ')}, nats")
     runs = {str(name): members for name, members in groups.items()}
     names, ticks, marks, bottom = list[str](), dict[float, str](), list[Mark](), len(rows) - 0.4

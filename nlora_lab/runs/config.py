@@ -22,6 +22,7 @@ PRECISIONS = ("float32", "bf16")
 BATCHINGS = ("shuffled", "length", "packed")
 SHARED_RATE = 2e-4
 """The learning rate of the NLoRA paper, which uses it for every method. The default of all methods here."""
+MOST = 10**9  # steps, rows, tokens and ranks: more are a slip of the finger
 NOT_IDENTITY = ("device", "measure_every")  # they do not change what is asked for
 NAMED_IN_COMMANDS = ("method", "rank", "lr", "steps", "task", "seed")  # also where they have their defaults
 
@@ -119,7 +120,7 @@ class RunConfig:
         check_init(get_method(self.method), self.init)
         check_task(self.task, self.difficulty)
         for name in ("rank", "steps", "batch_size", "accumulation"):
-            check_whole_number(name, getattr(self, name))
+            check_whole_number(name, getattr(self, name), high=MOST)
         for name in ("seed", "replicate"):
             check_whole_number(name, getattr(self, name), low=0, high=2**62)
         check_number("lr", self.lr, above=0.0, remedy=f"try {format_rate(SHARED_RATE)}")
@@ -131,8 +132,8 @@ class RunConfig:
             check_number(name, getattr(self, name), low=0.0, below=1.0)
         if self.device is not None:
             check_choice("device", self.device, DEVICES)
-        if self.model != EMBEDDED:
-            check_model(check_text("model", self.model, f"give {EMBEDDED!r}, a folder, or a hub id"))
+        if check_text("model", self.model, f"give {EMBEDDED!r}, a folder, or a hub id") != EMBEDDED:
+            check_model(self.model)
         if get_method(self.method).build is None and self.dropout:
             raise InputError(f"dropout={self.dropout!r}: full fine-tuning has no adapter to apply it to; leave it out")
         self._check_data_and_scale()
@@ -153,7 +154,7 @@ class RunConfig:
                 raise InputError(f"{name}={getattr(self, name)!r} must be True or False")
         for name, low in (("train_rows", 1), ("test_rows", 1), ("max_length", 2), ("measure_every", 1)):
             if getattr(self, name) is not None:
-                check_whole_number(name, getattr(self, name), low=low)
+                check_whole_number(name, getattr(self, name), low=low, high=MOST)
         if self.batch_size % self.accumulation:
             raise InputError(
                 f"accumulation={self.accumulation} does not divide batch_size={self.batch_size}; "

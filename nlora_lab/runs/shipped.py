@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nlora_lab.core.documents import read_json
 from nlora_lab.core.files import shipped_folder
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.runs.index import RecordedRuns
@@ -81,7 +81,7 @@ def base_answers(task: str) -> BaseAnswers | None:
         Its accuracy and answers, or ``None`` if nothing was recorded.
     """
     try:
-        record = json.loads((shipped_store().path / BEFORE).read_text(encoding="utf-8"))[task]
+        record = read_json(shipped_store().path / BEFORE)[task]
         return BaseAnswers(record["accuracy"], tuple(record["answers"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -11,7 +11,6 @@ import json
 import os
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from nlora_lab.core.documents import read_text
 from nlora_lab.core.errors import InputError, StoreError
-from nlora_lab.core.files import check_writable, expand_path, write_atomically
+from nlora_lab.core.files import check_writable, expand_path, part_of, remove_parts, write_atomically
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Run, run_table
@@ -61,13 +61,15 @@ class RunStore:
         path: the folder, with ``~`` replaced by the home folder.
 
     Raises:
-        InputError: ``path`` is not a path.
+        InputError: ``path`` is not a path, or is there and is not a folder.
     """
 
     def __init__(self, path: str | Path) -> None:
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"store={path!r} must be a folder; give its path")
-        self.path = expand_path(path)
+        self.path = expand_path(path, "store")
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise StoreError(f"store={str(self.path)!r} is not a folder; give a folder, or remove the file")
         self._read: dict[
             Path, tuple[tuple[object, ...], list[Run]]
         ] = {}  # by file: its state when it was read, and its runs
@@ -155,7 +157,8 @@ class RunStore:
         if run.stopped:
             raise InputError(f"{run_key(run.config)} was stopped at step {len(run.steps)}; add finished runs only")
         key, copy = run_key(run.config), 1
-        place, part = self.path / f"{key}.json", self.path / f".{uuid.uuid4().hex}.part"
+        place = self.path / f"{key}.json"
+        part = part_of(place)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             part.write_text(run.to_json(), encoding="utf-8", newline="\n")
@@ -232,6 +235,7 @@ class RunStore:
 
     def tidy(self) -> None:
         """Remove the half-written files of processes that were killed while they wrote a record."""
+        remove_parts(self.path)
         for file in self.path.glob(".*.part"):
             with suppress(OSError):
                 if time.time() - file.stat().st_mtime > PART_LIFE:
@@ -284,7 +288,7 @@ def read_records(file: Path) -> tuple[list[Run], list[str]] | None:
         read. ``None`` if the file cannot be read.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = read_text(file).split("\n")
     except FileNotFoundError:
         return [], []
     except (OSError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from nlora_lab.core.array_types import Float
 from nlora_lab.lowrank.checks import check_single_matrix, rescaled
 from nlora_lab.lowrank.curves import error_curve
+from nlora_lab.lowrank.pivots import complete_pivoting
 from nlora_lab.lowrank.svd import randomized_svd, singular_values, truncation_errors
 from nlora_lab.spectra.measures import (
     block_condition,
@@ -33,7 +34,9 @@ def rank_columns(ranks: Iterable[int]) -> list[str]:
     return [f"{kind}_r{r}" for kind in RANK_COLUMNS for r in ranks]
 
 
-def measure(W: Float[Tensor, "m n"], ranks: Iterable[int]) -> dict[str, float]:
+def measure(
+    W: Float[Tensor, "m n"], ranks: Iterable[int], refill: Callable[[], Float[Tensor, "m n"]] | None = None
+) -> dict[str, float]:
     """Measure the spectrum of a matrix and its approximations.
 
     Every number is deterministic: the random sketch behind ``leverage`` has a fixed seed.
@@ -41,6 +44,8 @@ def measure(W: Float[Tensor, "m n"], ranks: Iterable[int]) -> dict[str, float]:
     Args:
         W: the matrix, (m, n), any floating dtype.
         ranks: where to measure the approximations. Ranks above min(m, n) are left out.
+        refill: reads the same matrix again, in any floating dtype. With it, ``W`` in float32 is overwritten meanwhile,
+            so that it need not be copied: a large matrix takes half of the memory.
 
     Returns:
         The numbers by column, as ``scan`` describes them. A zero matrix has no relative errors, so its result has the
@@ -55,7 +60,7 @@ def measure(W: Float[Tensor, "m n"], ranks: Iterable[int]) -> dict[str, float]:
     usable = [r for r in ranks if r <= min(m, n)] if std > 0 else []
     numbers = {"std": std / scale}
     if usable:
-        numbers |= _approximation_errors(work, usable)
+        numbers |= _approximation_errors(work, usable, refill if scale == 1 and W.dtype == torch.float32 else None)
         numbers |= _leading_block(work, usable)
     s = singular_values(work).double()
     numbers |= {
@@ -71,10 +76,18 @@ def measure(W: Float[Tensor, "m n"], ranks: Iterable[int]) -> dict[str, float]:
     return numbers
 
 
-def _approximation_errors(W: Float[Tensor, "m n"], ranks: Sequence[int]) -> dict[str, float]:
+def _approximation_errors(
+    W: Float[Tensor, "m n"], ranks: Sequence[int], refill: Callable[[], Float[Tensor, "m n"]] | None
+) -> dict[str, float]:
     """The errors of the cross approximations. One elimination of each kind serves all ranks."""
+    pivots = None
+    if refill is not None:
+        pivots = complete_pivoting(W, max(ranks), in_place=True)
+        W.copy_(refill())
     numbers: dict[str, float] = {}
     for kind, options in _CURVES.items():
+        if kind == "cross" and pivots is not None:
+            options = {"pivots": pivots}
         errors = error_curve(W, max(ranks), **options).tolist()
         numbers |= {f"{kind}_r{r}": errors[r - 1] for r in ranks}
     return numbers

@@ -90,6 +90,8 @@ def scan(
 
     folder = _cache_folder(cache)
     documents = Cache(folder) if folder is not None else None
+    if documents is not None:
+        documents.tidy()
     row_cache = RowCache(documents) if documents is not None else None
     matrices = list_weights(source, revision, documents)
     ranks = _check_ranks(ranks, matrices)
@@ -174,10 +176,12 @@ def _measured(
         if row is not None:
             return row, False
     try:
-        value = check_matrix(value.to(device))  # in float32 from here on: only one copy stays
+        stored, value = value, check_matrix(value.to(device))
     except InputError as error:
         raise InputError(f"{weight.name}: {error}") from error
-    row = measure(value, ranks)
+    is_copy = value.data_ptr() != stored.data_ptr()
+    del stored  # in float32 from here on: only one copy stays
+    row = measure(value, ranks, weight.read if is_copy else None)
     if row_cache is not None and digest is not None:
         row_cache.put_row(digest, ranks, row)
     return row, True

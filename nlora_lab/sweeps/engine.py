@@ -190,7 +190,7 @@ def environments(configs: Sequence[RunConfig], workers: int | None = None) -> li
     from nlora_lab.estimates.requirements import how_many_fit
 
     # memory was checked before the first process started; a process would count the others' memory as used
-    shared = {"TOKENIZERS_PARALLELISM": "false", MEMORY_CHECK: "off", "PYTHONSAFEPATH": "1"}
+    shared = {"TOKENIZERS_PARALLELISM": "false", MEMORY_CHECK: "off"}
     if _all_on_cpu(configs):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         size = workers or min(cores, how_many_fit(_one_of_each_size(configs)) or cores)

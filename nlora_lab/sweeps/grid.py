@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from nlora_lab.core.errors import InputError
@@ -12,6 +13,8 @@ from nlora_lab.core.validation import check_choice
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.store import RunStore, run_key
+
+MOST_RUNS = 100_000  # of one grid
 
 Grid = Mapping[str, Any] | Iterable[RunConfig]
 
@@ -31,7 +34,7 @@ def expand_grid(grid: Grid) -> list[RunConfig]:
         The configs, without duplicates. The last field of the grid changes fastest.
 
     Raises:
-        InputError: a field is unknown, a list is empty, or a value is not allowed.
+        InputError: a field is unknown, a list is empty, a value is not allowed, or there are more than 100,000 runs.
     """
     return list(configs_by_key(grid).values())
 
@@ -50,6 +53,11 @@ def configs_by_key(grid: Grid) -> dict[str, RunConfig]:
     """
     if isinstance(grid, Mapping):
         axes = _axes(grid)
+        size = math.prod(map(len, axes.values()))
+        if size > MOST_RUNS:
+            raise InputError(
+                f"the grid asks for at least {size:,} runs; give at most {MOST_RUNS:,}, or divide it into several grids"
+            )
         return _unique(_config(dict(zip(axes, values, strict=True))) for values in product(*axes.values()))
     if not isinstance(grid, Iterable):
         raise InputError(f"grid={grid!r} must be a dict of lists, or a list of RunConfigs; for one run: [{grid!r}]")
@@ -75,7 +83,7 @@ def _axes(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
         if getattr(values, "ndim", 1) == 0 or isinstance(values, str) or not isinstance(values, Iterable):
             axes[name] = [values]
         else:
-            axes[name] = list(values)
+            axes[name] = list(islice(values, MOST_RUNS + 1))  # enough to see that there are too many
         if not axes[name]:
             raise InputError(f"the grid has no value for {name!r}; give at least one, or leave the field out")
         for value in axes[name]:

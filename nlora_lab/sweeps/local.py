@@ -4,12 +4,42 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
 MAX_DEATHS = 2  # processes that a call may end before it counts as the cause
+
+
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Keeps the working directory off ``sys.path``: a student's random.py there is not the module of that name."""
+
+
+class _SafePath:
+    """Sets ``SAFE_PATH`` for the processes that this one starts meanwhile, in one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock, self._former = threading.Lock(), dict[str, str | None]()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._former = {name: os.environ.get(name) for name in SAFE_PATH}
+        os.environ.update(SAFE_PATH)
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._former.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._lock.release()
+
+
+_SAFE_PATH = _SafePath()
 
 
 class CallKilled(RuntimeError):
@@ -55,12 +85,14 @@ class LocalExecutor(ThreadPoolExecutor):
     def _start(self, environment: Mapping[str, str]) -> Any:
         from loky import ProcessPoolExecutor
 
-        pool = ProcessPoolExecutor(1, env=dict(environment))
+        pool = ProcessPoolExecutor(1, env={**environment, **SAFE_PATH})
         self._pools.add(pool)
         if self._closed:  # while this process was started: nobody else would end it
             pool.shutdown(wait=False, kill_workers=True)
             raise CancelledError
-        pool.submit(_begin, os.getpid()).result()  # raises BrokenExecutor if a process cannot even begin
+        with _SAFE_PATH:  # loky's own helper process too would import from the folder that it starts in
+            begun = pool.submit(_begin, os.getpid())
+        begun.result()  # raises BrokenExecutor if a process cannot even begin
         return pool
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -72,10 +104,10 @@ class LocalExecutor(ThreadPoolExecutor):
 
 
 def _begin(parent: int) -> None:
-    """Let this process end with its parent, leave Ctrl-C to the parent, and keep the parent's stdout clean."""
-    import signal
-    import threading
-
+    """Let this process end with its parent, leave signals of the terminal to it, and keep its stdout clean."""
+    here = os.getcwd()
+    own = [place for place in sys.path if os.path.realpath(place or here) == here]
+    sys.path[:] = [place for place in sys.path if place not in own] + own  # loky copies the path of the parent
     import psutil
     from loky import process_executor
 
@@ -86,5 +118,7 @@ def _begin(parent: int) -> None:
         os._exit(3)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):  # which a terminal sends to all its processes
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     os.dup2(2, 1)

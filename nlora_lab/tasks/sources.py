@@ -146,24 +146,42 @@ def open_source(place: str | Path, config: str | None = None, subfolders: Sequen
     Raises:
         InputError: ``place`` is none of the three, the folder holds no data file, or the hub does not give the dataset.
     """
-    path = expand_path(place)
-    try:
-        is_file, is_folder = path.is_file(), bool(str(place)) and path.is_dir()  # "" would be the current folder
-    except (OSError, ValueError):  # the path is too long, or has a NUL in it
-        is_file = is_folder = False
-    if is_file:
+    kind, path = find_source(place)
+    if kind == "file":
         return Source(str(path), "file", {"train": lambda: [read_file(path)]})
-    if is_folder:
+    if kind == "folder":
         files = _split_files([path, *(path / name for name in subfolders)])
         if not files:
             raise InputError(f"the folder {path} holds no data file; add train.jsonl or train-*.parquet")
         return Source(str(path), "folder", {split: partial(_read_files, paths) for split, paths in files.items()})
+    return _open_hub(str(place), config)
+
+
+def find_source(place: str | Path) -> tuple[Literal["file", "folder", "hub"], Path]:
+    """Find out what ``place`` means, without reading it.
+
+    Args:
+        place: as for ``open_source``.
+
+    Returns:
+        The kind, and the path, which means nothing for the hub.
+
+    Raises:
+        InputError: ``place`` is neither a file nor a folder, and cannot be a hub id.
+    """
+    path = expand_path(place, "data")
+    try:
+        is_file, is_folder = path.is_file(), bool(str(place)) and path.is_dir()  # "" would be the current folder
+    except (OSError, ValueError):  # the path is too long, or has a NUL in it
+        is_file = is_folder = False
+    if is_file or is_folder:
+        return ("file" if is_file else "folder"), path
     if isinstance(place, Path) or path.suffix.lower() in ENDINGS or not HUB_ID.fullmatch(place):
         raise InputError(
             f"data={str(place)!r} does not exist; give a file that ends in {', '.join(ENDINGS)}, "
             "a folder of such files, or a hub id such as 'openai/gsm8k'"
         )
-    return _open_hub(place, config)
+    return "hub", path
 
 
 def _split_files(folders: Sequence[Path]) -> dict[str, list[Path]]:
@@ -333,6 +351,7 @@ def _parquet_columns(path: Path) -> dict[str, list[Any]]:
     from pyarrow import ArrowException, parquet
 
     try:
+        documents.check_regular(path)
         columns: dict[str, list[Any]] = parquet.ParquetFile(path).read().to_pydict()
     except (ArrowException, OSError, ValueError) as error:
         reason = _reason(error)[:150]

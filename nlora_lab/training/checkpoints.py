@@ -14,30 +14,30 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from nlora_lab.core.documents import check_regular, read_json, read_text
 from nlora_lab.core.errors import CheckpointError, InputError, ModelError
-from nlora_lab.core.files import check_writable, expand_path
+from nlora_lab.core.files import check_writable, expand_path, part_of, remove_parts
 from nlora_lab.core.validation import check_whole_number
 from nlora_lab.models.safetensors import Header, read_header
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Run, Step
 from nlora_lab.runs.store import run_key
-from nlora_lab.training.distributed import trained_weights
+from nlora_lab.training.distributed import gather_lists, trained_weights
 from nlora_lab.training.session import TrainingSession
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 KEPT = 2  # checkpoints: the newest, and the one before it
+LOOKS = 20  # for checkpoints that another run does not remove meanwhile
 CHECKPOINT_EVERY = 100  # steps, unless something else is asked for
 DIGESTS, ROWS, RUN = "digests.json", "rows.txt", "run.json"
 STATE, OPTIMIZER = "state.safetensors", "optimizer.json"
@@ -48,10 +48,44 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A complete checkpoint: its folder, and the run up to it."""
+    """A complete checkpoint, opened: another run on the same folder may remove it meanwhile.
+
+    Attributes:
+        folder: its folder.
+        run: the run up to it.
+        numbers: the content of ``optimizer.json``.
+        tensors: the open ``state.safetensors``.
+        random: the random numbers of each process, by the name of their file.
+    """
 
     folder: Path
     run: Run
+    numbers: dict[str, Any] = field(repr=False)
+    tensors: Any = field(repr=False)
+    random: dict[str, dict[str, torch.Tensor]] = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path, run: Run) -> SavedCheckpoint:
+        """Open the files of a checkpoint that have been checked."""
+        random = {file.name: load_file(file) for file in folder.glob("random-*.safetensors") if file.is_file()}
+        return cls(folder, run, read_json(folder / OPTIMIZER), safe_open(folder / STATE, "pt"), random)
+
+    def state(self) -> dict[str, Any]:
+        """Return the trained weights and the state of the optimiser, as ``_state`` made them."""
+        state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in self.numbers["state"].items()}
+        model = {}
+        for key in self.tensors.keys():  # noqa: SIM118 - not a dict
+            kind, _, name = key.partition("/")
+            if kind == "model":
+                model[name] = self.tensors.get_tensor(key)
+            else:
+                entry, _, name = name.partition("/")
+                state.setdefault(name, {})[entry] = self.tensors.get_tensor(key)
+        groups = [
+            {entry: tuple(value) if entry == "betas" else value for entry, value in group.items()}
+            for group in self.numbers["param_groups"]
+        ]
+        return {"model": model, "optimizer": {"state": state, "param_groups": groups}}
 
 
 class CheckpointFolder:
@@ -92,21 +126,41 @@ class CheckpointFolder:
             CheckpointError: there are checkpoints, and none can be used. The message names a file.
             InputError: the checkpoint was trained on different rows, or from another commit of the model.
         """
-        unusable: list[str] = []
-        for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            try:
-                run = _read_run(folder, shapes)
-            except CheckpointError as error:
-                unusable.append(str(error))
-                continue
-            if run_key(run.config) == run_key(self.cfg):
-                self._check_same(folder, run, digest, revision)
-                for reason in unusable:
-                    warnings.warn(f"{reason}; the checkpoint before it is used", stacklevel=2)
-                return SavedCheckpoint(folder, run)
+        for _ in range(LOOKS):
+            unusable: list[str] = []
+            folders = self._folders()
+            for folder in reversed(folders):
+                try:
+                    found = self._open(folder, digest, revision, shapes)
+                except CheckpointError as error:
+                    unusable.append(str(error))
+                    continue
+                if found is not None:
+                    for reason in unusable:
+                        warnings.warn(f"{reason}; the checkpoint before it is used", stacklevel=2)
+                    return found
+            if all(folder.is_dir() for folder in folders):
+                break
+            # another run on this folder has written newer ones, and removed these while they were read
         if unusable:
             raise CheckpointError(f"{unusable[0]}; remove {self.folder} to start again")
         return None
+
+    def _folders(self) -> list[Path]:
+        """The checkpoints in the order of their steps. Other files and folders are none."""
+        return sorted(f for f in self.folder.glob("step-*") if f.name[5:].isdecimal() and f.is_dir())
+
+    def _open(self, folder: Path, digest: str | None, revision: str, shapes: Shapes | None) -> SavedCheckpoint | None:
+        run = _read_run(folder, shapes)
+        if run_key(run.config) != run_key(self.cfg):
+            return None
+        try:
+            self._check_same(folder, run, digest, revision)
+            return SavedCheckpoint.open(folder, run)
+        except InputError:
+            raise
+        except (OSError, ValueError, SafetensorError) as error:  # removed, or changed, since it was checked
+            raise CheckpointError(f"the checkpoint {folder} cannot be used ({error})") from error
 
     def _check_same(self, folder: Path, run: Run, digest: str | None, revision: str) -> None:
         if digest is not None and read_text(folder / ROWS) != digest:
@@ -134,11 +188,10 @@ class CheckpointFolder:
         """
         state = _state(model, optimizer)  # gathered from all processes
         place = self.folder / f"step-{len(run.steps):08d}"
-        part = place.with_name(f".{place.name}.part")
+        part = self.folder / gather_lists([part_of(place).name])[0]  # the name that the main process gives it
         with _warn_if_not_written(place):
             if accelerator.is_main_process:
-                for litter in self.folder.glob(".*.part"):  # of a process that was killed while it wrote
-                    shutil.rmtree(litter, ignore_errors=True)  # or of another run, which has just finished it
+                remove_parts(self.folder)  # of processes that were killed while they wrote
                 part.mkdir(parents=True)
         accelerator.wait_for_everyone()
         with _warn_if_not_written(place):
@@ -150,9 +203,8 @@ class CheckpointFolder:
                 run.save(part / RUN)
                 (part / ROWS).write_text(digest, encoding="utf-8")
                 (part / DIGESTS).write_text(json.dumps(_digests(part)), encoding="utf-8")
-                shutil.rmtree(place, ignore_errors=True)
-                part.rename(place)
-                for old in sorted(self.folder.glob("step-*"))[:-KEPT]:
+                _publish(part, place)
+                for old in self._folders()[:-KEPT]:
                     shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
 
@@ -167,12 +219,12 @@ class CheckpointFolder:
         """
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-        state = _read_state(checkpoint.folder)
+        state = checkpoint.state()
         load_weights(model, state["model"])
         set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_options())
-        random_numbers = checkpoint.folder / _random_file(accelerator)
-        if random_numbers.is_file():  # there is none if more processes resume than wrote the checkpoint
-            _set_random_state(load_file(random_numbers))
+        random_numbers = checkpoint.random.get(_random_file(accelerator))
+        if random_numbers is not None:  # there is none if more processes resume than wrote the checkpoint
+            _set_random_state(random_numbers)
 
 
 @dataclass(frozen=True)
@@ -198,25 +250,6 @@ class CheckpointWriter:
             self.folder.save(run, self.digest, session.accelerator, model, session.optimizer)
 
 
-class RemainingBatches:
-    """The batches of an order that are left after the first ones. A batch sampler like the order itself.
-
-    Args:
-        order: a batch sampler with a ``batch_size`` and a ``seed``.
-        done: the number of batches to skip.
-    """
-
-    def __init__(self, order: Any, done: int) -> None:
-        self.order, self.done = order, done
-        self.batch_size, self.seed = order.batch_size, order.seed
-
-    def __len__(self) -> int:
-        return len(self.order) - self.done
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return islice(iter(self.order), self.done, None)
-
-
 @torch.no_grad()
 def load_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
     """Copy ``weights`` into the parameters of these names. Of a sharded parameter each process takes its part."""
@@ -237,6 +270,18 @@ def _warn_if_not_written(place: Path) -> Iterator[None]:
     except (OSError, SafetensorError, InputError) as error:
         reason = " ".join(str(error).split())[:150]
         warnings.warn(f"the checkpoint {place} could not be written ({reason}); the run continues", stacklevel=3)
+
+
+def _publish(part: Path, place: Path) -> None:
+    """Give a complete checkpoint its name. Another run on this folder may have just written the same step."""
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        part.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _options() -> Any:
@@ -277,33 +322,14 @@ def _write_state(state: dict[str, Any], folder: Path) -> None:
     tensors = {f"model/{name}": value for name, value in state["model"].items()}
     numbers: dict[str, dict[str, Any]] = {}
     for name, values in state["optimizer"]["state"].items():
-        for field, value in values.items():
+        for entry, value in values.items():
             if torch.is_tensor(value):
-                tensors[f"optimizer/{field}/{name}"] = value
+                tensors[f"optimizer/{entry}/{name}"] = value
             else:
-                numbers.setdefault(name, {})[field] = value
+                numbers.setdefault(name, {})[entry] = value
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / STATE)
     document = {"state": numbers, "param_groups": state["optimizer"]["param_groups"]}
     (folder / OPTIMIZER).write_text(json.dumps(document), encoding="utf-8")
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    """Read what ``_write_state`` wrote."""
-    document = read_json(folder / OPTIMIZER)
-    state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in document["state"].items()}
-    model = {}
-    for key, value in load_file(folder / STATE).items():
-        kind, _, name = key.partition("/")
-        if kind == "model":
-            model[name] = value
-        else:
-            field, _, name = name.partition("/")
-            state.setdefault(name, {})[field] = value
-    groups = [
-        {field: tuple(value) if field == "betas" else value for field, value in group.items()}
-        for group in document["param_groups"]
-    ]
-    return {"model": model, "optimizer": {"state": state, "param_groups": groups}}
 
 
 def _read_run(folder: Path, shapes: Shapes | None) -> Run:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,3 +128,22 @@ def check_packing(model: Any, data: TrainingData) -> None:
         raise InputError(
             f"batching='packed': in {data.cfg.model!r} packed examples see one another; use batching='length'"
         )
+
+
+class RemainingBatches:
+    """The batches of an order that are left after the first ones. A batch sampler like the order itself.
+
+    Args:
+        order: a batch sampler with a ``batch_size`` and a ``seed``.
+        done: the number of batches to skip.
+    """
+
+    def __init__(self, order: Any, done: int) -> None:
+        self.order, self.done = order, done
+        self.batch_size, self.seed = order.batch_size, order.seed
+
+    def __len__(self) -> int:
+        return len(self.order) - self.done
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(iter(self.order), self.done, None)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nlora_lab.core.devices import Device
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import environment_number
 from nlora_lab.models.layers import full_tensor
 from nlora_lab.tasks.encoding import IGNORED
 
@@ -33,7 +34,7 @@ Batch = dict[str, Any]
 
 def is_main() -> bool:
     """Whether this process prints and writes files: the only process, or the first one of a launch."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return environment_number("RANK", 0) == 0
 
 
 def make_accelerator(device: Device) -> Accelerator:
@@ -44,26 +45,47 @@ def make_accelerator(device: Device) -> Accelerator:
 
     Returns:
         The accelerator. It gives each process a slice of one batch, so the batch size counts all processes.
+
+    Raises:
+        InputError: the environment does not describe a launch.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 
+    check_launch()
     # accelerate keeps one device and precision per process; a run on another one has to reset them
     placed, precise = PartialState._shared_state, AcceleratorState._shared_state
     elsewhere = bool(placed) and placed["device"].type != device.kind
     if elsewhere or (precise and precise.get("_mixed_precision") != device.precision):
         AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=device.kind == "cpu",
-        mixed_precision=device.precision,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-        # the buffers of these models are constants, and with a residual as large as the adapters
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=device.kind == "cpu",
+            mixed_precision=device.precision,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+            # the buffers of these models are constants, and with a residual as large as the adapters
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except ValueError as error:  # a variable of ACCELERATE_… that is not what it should be
+        raise InputError(f"accelerate cannot start ({error}); start with accelerate launch, or unset it") from error
     if accelerator.num_processes > 1 and device.kind == "cpu" and _fsdp_requested():
         _shard_on_the_cpu(accelerator)
     return accelerator
+
+
+def check_launch() -> None:
+    """Check the variables that a launcher of several processes sets, which accelerate and torch read as numbers.
+
+    Raises:
+        InputError: one of them is not a whole number within its range.
+    """
+    for name, low in LAUNCH_VARIABLES.items():
+        environment_number(name, low, low)
+
+
+LAUNCH_VARIABLES = {"RANK": 0, "LOCAL_RANK": -1, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 1}
+"""By name, the smallest number that each may hold."""
 
 
 def _fsdp_requested() -> bool:

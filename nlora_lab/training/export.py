@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.files import expand_path, write_atomically
+from nlora_lab.core.files import atomic_folder, expand_path, write_atomically
 from nlora_lab.core.validation import check_choice
 from nlora_lab.evaluation.saved import saved_classes
 from nlora_lab.methods.plain_lora import check_plain, subtracts_start, with_twice_the_rank
@@ -83,29 +83,47 @@ def save_adapter(run: Run, path: str | Path, form: str = "peft") -> Path:
     """
     check_choice("form", form, FORMS)
     _check_weights(run)
+    return write_adapter(run, path, form)
+
+
+def write_adapter(run: Run, path: str | Path, form: str = "peft", tuned: tuple[Any, Any] | None = None) -> Path:
+    """Save what a run has trained, as ``save_adapter`` does.
+
+    Args:
+        run: the run.
+        path: the folder to write into.
+        form: as for ``save_adapter``.
+        tuned: the trained model and its tokenizer, where they are still in memory. ``None`` builds them again.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the method has no such form, or ``path`` cannot be written.
+    """
     folder, kind = expand_path(path), METHODS[run.config.method]
     if form == "lora" and kind.build is None:
         raise InputError(f"{kind.label} cannot be written as a plain LoRA adapter; choose form='peft'")
-    model, tokenizer = tuned_model(run)
+    model, tokenizer = tuned_model(run) if tuned is None else tuned
     is_ours = hasattr(model.base_model, "prefix") and model.base_model.prefix == "nlora_"
     if form == "lora" and not is_ours:
         check_plain(model.peft_config["default"], kind.label)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if form == "lora" and not is_ours and subtracts_start(model.peft_config["default"]):
-            _save_difference(model, run, folder)
-        elif form == "lora" and is_ours:
-            from nlora_lab.adapters import save_as_lora
+        with atomic_folder(folder) as part:
+            if form == "lora" and not is_ours and subtracts_start(model.peft_config["default"]):
+                _save_difference(model, run, part)
+            elif form == "lora" and is_ours:
+                from nlora_lab.adapters import save_as_lora
 
-            save_as_lora(model, folder)
-        elif form == "merged":
-            _save_whole(model if kind.build is None else model.merge_and_unload(), tokenizer, folder)
-        else:
-            model.save_pretrained(str(folder))
-            if kind.build is None:
-                tokenizer.save_pretrained(str(folder))
-        if kind.build is not None and form != "merged":
-            _save_classes(model, folder)
+                save_as_lora(model, part)
+            elif form == "merged":
+                _save_whole(model if kind.build is None else model.merge_and_unload(), tokenizer, part)
+            else:
+                model.save_pretrained(str(part))
+                if kind.build is None:
+                    tokenizer.save_pretrained(str(part))
+            if kind.build is not None and form != "merged":
+                _save_classes(model, part)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be written ({error}); choose another folder") from error
     return folder
@@ -147,8 +165,8 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None,
     folder = expand_path(path)
     try:
         merged = load_adapter(base, source).merge_and_unload()
-        folder.mkdir(parents=True, exist_ok=True)
-        _save_whole(merged, tokenizer, folder, dtype)
+        with atomic_folder(folder) as part:
+            _save_whole(merged, tokenizer, part, dtype)
     except InputError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -11,7 +11,15 @@ from nlora_lab.runs.resolution import ResolvedRun, resolve
 from nlora_lab.runs.run import Run, Step
 from nlora_lab.training import measurement
 from nlora_lab.training.checkpoints import CHECKPOINT_EVERY, CheckpointFolder
-from nlora_lab.training.session import OnStep, RunState, TrainingSession, Watch, WatchCallback, memory_advice
+from nlora_lab.training.session import (
+    OnStep,
+    OnTrained,
+    RunState,
+    TrainingSession,
+    Watch,
+    WatchCallback,
+    memory_advice,
+)
 from nlora_lab.training.setup import set_up
 
 
@@ -38,6 +46,7 @@ def fine_tune(
     should_stop: StopCheck = never_stop,
     checkpoints: str | Path | None = None,
     every: int = CHECKPOINT_EVERY,
+    on_trained: OnTrained | None = None,
 ) -> Run:
     """Fine-tune a model and measure the result.
 
@@ -59,6 +68,8 @@ def fine_tune(
         checkpoints: a folder for checkpoints. The same config with the same folder resumes from the newest complete
             checkpoint, as if it had not been interrupted.
         every: the number of steps between two checkpoints. Another one is written when the run is stopped.
+        on_trained: called with the run so far, and its model and tokenizer, once it is trained and before it is
+            measured. Measuring can take longer than training, so this is the time to save.
 
     Returns:
         The run: its history, metrics, answers and trained weights.
@@ -70,7 +81,7 @@ def fine_tune(
     run, state = resolve(cfg), RunState()
     folder = None if checkpoints is None else CheckpointFolder(checkpoints, cfg, every)
     try:
-        _train_and_measure(run, state, on_step, watch, should_stop, folder)
+        _train_and_measure(run, state, on_step, watch, should_stop, folder, on_trained)
     except Interrupted:  # before the first step
         state.stopped = True
     except Exception as error:
@@ -92,6 +103,7 @@ def _train_and_measure(
     watch: Watch | None,
     should_stop: StopCheck,
     folder: CheckpointFolder | None,
+    on_trained: OnTrained | None,
 ) -> None:
     session = set_up(run, state, should_stop, folder)
     session.on_step = on_step
@@ -104,4 +116,4 @@ def _train_and_measure(
         session.optimizer.zero_grad()  # the gradients of a step that was not made
     finally:
         session.stop_clock()
-    measurement.conclude(session, watch)
+    measurement.conclude(session, watch, on_trained)

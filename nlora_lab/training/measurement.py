@@ -12,6 +12,7 @@ import torch
 
 from nlora_lab.core.interrupts import Interrupted, StopCheck, never_stop
 from nlora_lab.evaluation.generation import longest_answer
+from nlora_lab.evaluation.progress import reported
 from nlora_lab.evaluation.scoring import Answer, accuracy, answers, loss_and_exact, mean_loss, measure
 from nlora_lab.runs.run import KEPT_ANSWERS, HeldOut, Step
 from nlora_lab.tasks.batches import plain_batches
@@ -20,18 +21,19 @@ from nlora_lab.training import distributed
 from nlora_lab.training.data import TrainingData
 from nlora_lab.training.distributed import Batch
 from nlora_lab.training.layer_views import ObservedModel, relative_distance
-from nlora_lab.training.session import RunState, TrainingSession, Watch
+from nlora_lab.training.session import OnTrained, RunState, TrainingSession, Watch
 
 PATIENCE = 0.3
 """Seconds in which stopped runs, all that trained together, may still answer the first test items."""
 
 
-def conclude(session: TrainingSession, watch: Watch | None = None) -> None:
+def conclude(session: TrainingSession, watch: Watch | None = None, on_trained: OnTrained | None = None) -> None:
     """Take the trained weights of a run and measure it. A run that diverged is not measured.
 
     Args:
         session: the run, after its last step.
         watch: shown the trained model before it is measured.
+        on_trained: called with the run and its model before it is measured.
     """
     state = session.state
     model = distributed.unwrap(session.accelerator, session.model)
@@ -39,6 +41,9 @@ def conclude(session: TrainingSession, watch: Watch | None = None) -> None:
     if state.diverged:
         return
     try:
+        if on_trained is not None:
+            complete = None if distributed.is_sharded(session.accelerator) else (model, session.data.tokenizer)
+            on_trained(state.unmeasured(session.run), complete)
         session.observed.ended = True
         if watch is not None:
             watch(len(state.steps), session.observed)
@@ -70,7 +75,7 @@ def measure_result(
             test_answers, measures = _measure_test_items(model, data, should_stop)
             state.answers = tuple(answer.text for answer in test_answers[:KEPT_ANSWERS])
             losses = {
-                f"{split}_loss": mean_loss(model, _batches_of(rows, model, data), should_stop)
+                f"{split}_loss": _loss_on(split, rows, model, data, should_stop)
                 for split, rows in (("validation", data.validation), ("test", data.test))
             }
             state.metrics.update(measures, **losses)
@@ -118,6 +123,11 @@ def measure_on_the_way(state: RunState, model: Any, data: TrainingData, should_s
     with suppress(Interrupted):
         measured = loss_and_exact(model, _batches_of(data.probe, model, data), should_stop)
         state.held_out += (HeldOut(len(state.steps), *measured),)
+
+
+def _loss_on(split: str, rows: Encoded, model: Any, data: TrainingData, should_stop: StopCheck) -> float:
+    batches = reported(_batches_of(rows, model, data), f"measuring {split} loss", len(rows.rows))
+    return mean_loss(model, batches, should_stop)
 
 
 def _batches_of(rows: Encoded, model: Any, data: TrainingData) -> Iterator[Batch]:

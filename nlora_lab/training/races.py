@@ -20,8 +20,10 @@ from nlora_lab.runs.resolution import ResolvedRun, resolve
 from nlora_lab.runs.run import Run
 from nlora_lab.tasks.generated import DEFAULT_DIFFICULTY, TASKS
 from nlora_lab.training import loop
-from nlora_lab.training.batched.trainer import BatchedTrainer, OnStep, RunReporter, Watch
+from nlora_lab.training.batched.reporter import OnStep, RunReporter, Watch
+from nlora_lab.training.batched.trainer import BatchedTrainer
 from nlora_lab.training.checkpoints import CHECKPOINT_EVERY
+from nlora_lab.training.session import OnTrained
 from nlora_lab.training.setup import load_base
 
 SMALL_MODEL = 2**29  # bytes of weights that are loaded only to see whether they can be
@@ -36,6 +38,7 @@ def race(
     together: bool = True,
     checkpoints: str | Path | None = None,
     every: int = CHECKPOINT_EVERY,
+    on_trained: OnTrained | None = None,
 ) -> list[Run]:
     """Train several configs and return their runs. Equal seeds see identical batches.
 
@@ -59,6 +62,7 @@ def race(
         together: False trains every config alone.
         checkpoints: a folder for checkpoints, see ``fine_tune``. Every config then runs alone.
         every: the number of steps between two checkpoints.
+        on_trained: called with every run that is trained and not measured yet, see ``fine_tune``.
 
     Returns:
         The runs, in the order of ``configs``.
@@ -67,12 +71,13 @@ def race(
         InputError: ``configs`` is not a list of configs, or one of them cannot run here.
     """
     runs = _check_list(configs)
-    reporter = RunReporter(on_step, on_run, should_stop, watch)
+    reporter = RunReporter(on_step, on_run, should_stop, watch, on_trained)
     try:
         check_runs(runs, should_stop)
     except Interrupted:
         return []
     options: dict[str, Any] = {} if checkpoints is None else {"checkpoints": checkpoints, "every": every}
+    options |= {} if on_trained is None else {"on_trained": on_trained}
     share = together and checkpoints is None
     waiting = deque(shareable_groups(runs) if share else [[i] for i in range(len(runs))])
     while waiting and not reporter.is_over():

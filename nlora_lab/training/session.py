@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -35,6 +35,14 @@ Watch = Callable[[int, ObservedModel], None]
 
 Once per step, while the gradients exist (they are not finite where the run diverges), and once after the last step
 of a run that did not diverge. Then ``ended`` of the model is set.
+"""
+
+
+OnTrained = Callable[[Run, tuple[Any, Any] | None], None]
+"""Called when a run is trained and not measured yet.
+
+With the run so far, which counts as stopped, and its model and tokenizer. These are ``None`` where they do not exist as
+the adapter is saved: in a race that shares a base model, and where several processes share the weights.
 """
 
 
@@ -78,6 +86,10 @@ class RunState:
         """Return the record of the run as it is now."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Run(run.config, **{**values, "steps": tuple(self.steps)}, device=run.device.words, versions=versions())
+
+    def unmeasured(self, run: ResolvedRun) -> Run:
+        """Return the record of a run that is trained and not measured yet. It counts as stopped, not as finished."""
+        return replace(self.to_run(run), stopped=True)
 
 
 class Callback(Protocol):
@@ -192,7 +204,17 @@ def warn_of_missing_gradients(model: Any) -> None:
     """
     parameters = dict(model.named_parameters())
     missing = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
-    if missing and not all(p.requires_grad for p in parameters.values()):  # full fine-tuning chooses no layers
+    if not all(p.requires_grad for p in parameters.values()):  # full fine-tuning chooses no layers
+        warn_of_untrained(missing)
+
+
+def warn_of_untrained(missing: Sequence[str]) -> None:
+    """Warn of trained parameters that the first backward pass has not reached.
+
+    Args:
+        missing: their names.
+    """
+    if missing:
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         warnings.warn(
             f"{len(missing)} trained parameters got no gradient in the first step and may never train: {names}; "

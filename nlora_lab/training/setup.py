@@ -16,8 +16,8 @@ from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.resolution import ResolvedRun, resolve
 from nlora_lab.tasks.batches import training_batches
 from nlora_lab.training import distributed, measurement
-from nlora_lab.training.checkpoints import CheckpointFolder, CheckpointWriter, RemainingBatches
-from nlora_lab.training.data import TrainingData, check_packing, token_limit
+from nlora_lab.training.checkpoints import CheckpointFolder, CheckpointWriter
+from nlora_lab.training.data import RemainingBatches, TrainingData, check_packing, token_limit
 from nlora_lab.training.layer_views import ObservedPeftModel
 from nlora_lab.training.session import Callback, RunState, TrainingSession
 

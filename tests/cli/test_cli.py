@@ -200,10 +200,10 @@ def test_what_was_computed_is_shown_when_a_later_run_fails(monkeypatch, capsys):
 
     real = training.fine_tune
 
-    def fail_second(config, *watchers):
+    def fail_second(config, *watchers, **options):
         if config.method == "full":
             raise RuntimeError("broken")
-        return real(config, *watchers)
+        return real(config, *watchers, **options)
 
     monkeypatch.setattr(training, "fine_tune", fail_second)
     with pytest.raises(RuntimeError, match="broken"):
@@ -214,7 +214,7 @@ def test_what_was_computed_is_shown_when_a_later_run_fails(monkeypatch, capsys):
 def test_json_stays_json_when_interrupted_before_the_first_run(monkeypatch, capsys):
     from nlora_lab.training import loop as training
 
-    def interrupt(*args):
+    def interrupt(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "fine_tune", interrupt)
@@ -264,7 +264,7 @@ def test_doctor_prints_its_lines_and_exits_by_its_verdict(capsys, monkeypatch):
     monkeypatch.setenv("NLORA_LAB_DEVICE", "abacus")
     assert cli.main(["doctor"]) == 1
     out, err = capsys.readouterr()
-    assert "PROBLEM  device='abacus'" in out
+    assert "PROBLEM  NLORA_LAB_DEVICE='abacus'" in out
     assert err == ""
 
 

@@ -123,7 +123,7 @@ def test_the_device_and_who_chose_it(monkeypatch):
     assert one(health._device).startswith("note")
     monkeypatch.setenv("NLORA_LAB_DEVICE", "abacus")
     line = one(health._device)
-    assert line.startswith("PROBLEM  device='abacus' is not known")
+    assert line.startswith("PROBLEM  NLORA_LAB_DEVICE='abacus' is not known")
     assert line.endswith("NLORA_LAB_DEVICE sets it: unset NLORA_LAB_DEVICE")
 
 
@@ -149,7 +149,7 @@ def test_why_figures_are_live_or_not(monkeypatch):
     monkeypatch.setenv("NLORA_LAB_FIGURES", "image")
     assert one(health._figures) == "ok       figures are images, drawn once a second, because NLORA_LAB_FIGURES says so"
     monkeypatch.setenv("NLORA_LAB_FIGURES", "etching")
-    assert one(health._figures).startswith("PROBLEM  figures='etching' is not known")
+    assert one(health._figures).startswith("PROBLEM  NLORA_LAB_FIGURES='etching' is not known")
     monkeypatch.delenv("NLORA_LAB_FIGURES")
     monkeypatch.setattr(figures, "_has_figure_widget", lambda: False)
     assert "run: pip install -U anywidget plotly" in one(health._figures)

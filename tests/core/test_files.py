@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from nlora_lab.core.cache import Cache
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.files import atomic_file, check_writable, expand_path, write_atomically
+from nlora_lab.core.files import atomic_file, check_writable, expand_path, part_of, remove_parts, write_atomically
 
 
 def test_a_file_is_written_and_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -55,3 +59,57 @@ def test_a_home_that_is_not_there_is_named():
     assert expand_path("~") == Path.home()
     with pytest.raises(InputError, match="path='~nobody-of-this-name/x'"):
         expand_path("~nobody-of-this-name/x")
+
+
+DIE = """
+    import os, sys
+    from pathlib import Path
+    from nlora_lab.core.files import part_of
+    part_of(Path(sys.argv[1]) / "row.json").write_text("half")
+    part_of(Path(sys.argv[1]) / "step-4").mkdir()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def leave_litter(folder):
+    """What a killed process leaves: a file and a folder."""
+    subprocess.run([sys.executable, "-c", DIE.replace("\n    ", "\n"), str(folder)], check=False)
+    return sorted(folder.glob(".*.part"))
+
+
+def test_only_the_litter_of_processes_that_are_gone_is_removed(tmp_path):
+    litter = leave_litter(tmp_path)
+    assert len(litter) == 2
+    mine = part_of(tmp_path / "mine.json")
+    elsewhere = tmp_path / f".row.json.00000000-{2**22 - 1}-{'0' * 12}.part"  # of another machine on the same disk
+    strange = tmp_path / ".notes.part"
+    for file in (mine, elsewhere, strange):
+        file.write_text("kept")
+    remove_parts(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, elsewhere, strange])
+    remove_parts(tmp_path / "not there")
+
+
+def test_a_name_of_a_half_written_file_is_new_each_time_and_hidden(tmp_path):
+    names = {part_of(tmp_path / "a.json").name for _ in range(50)}
+    assert len(names) == 50
+    assert all(name.startswith(".a.json.") and name.endswith(".part") and str(os.getpid()) in name for name in names)
+
+
+def test_a_cache_is_tidied_and_what_is_being_written_stays(tmp_path):
+    cache = Cache(tmp_path)
+    cache.put("spectra/2/row", {"a": 1})
+    folder = tmp_path / "spectra" / "2"
+    litter, mine = leave_litter(folder), part_of(folder / "other.json")
+    mine.write_text("half")
+    cache.tidy()
+    assert sorted(folder.iterdir()) == sorted([folder / "row.json", mine])
+    assert len(litter) == 2
+    assert cache.get("spectra/2/row") == {"a": 1}
+    Cache(tmp_path / "not there").tidy()
+
+
+@pytest.mark.parametrize("path", ["", "  ", 5, None, b"x"])
+def test_what_is_no_path_is_named(path):
+    with pytest.raises(InputError, match="--out="):
+        expand_path(path, "--out")

@@ -21,7 +21,8 @@ from nlora_lab.core.errors import CheckpointError, InputError
 from nlora_lab.models.names import is_pickle
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.training import checkpoints as resume
-from nlora_lab.training.checkpoints import CheckpointFolder, RemainingBatches
+from nlora_lab.training.checkpoints import CheckpointFolder
+from nlora_lab.training.data import RemainingBatches
 from nlora_lab.training.loop import fine_tune
 
 CFG = RunConfig(method="nlora", steps=6, batch_size=4, test_rows=4, dropout=0.1)
@@ -230,6 +231,76 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(undisturbed, t
     with pytest.warns(UserWarning, match="No space left.*continues"):
         run = fine_tune(CFG, checkpoints=tmp_path, every=3)
     assert histories(run) == histories(undisturbed)
+
+
+def test_special_files_beside_the_checkpoints_are_passed_over(two_checkpoints, tmp_path):
+    home = shutil.copytree(two_checkpoints, tmp_path / "home")
+    folder = CheckpointFolder(home, CFG)
+    os.mkfifo(folder.folder / "step-00000009")
+    (folder.folder / "step-00000008").symlink_to("/dev/zero")
+    (folder.folder / "step-later").mkdir()
+    (folder.folder / "step-00000007").write_text("")
+    assert len(folder.newest().run.steps) == 3
+    os.mkfifo(folder.newest().folder / "random-7.safetensors")
+    assert len(folder.newest().random) == 1
+    run = stopped_after(5, home)
+    assert len(run.steps) == 5
+    kept = sorted(f.name for f in folder.folder.glob("step-*") if f.is_dir() and f.name != "step-later")
+    assert kept == ["step-00000004", "step-00000005"]
+
+
+def test_a_checkpoint_that_was_found_can_be_used_after_another_run_has_removed_it(two_checkpoints, tmp_path):
+    home = shutil.copytree(two_checkpoints, tmp_path / "home")
+    found = CheckpointFolder(home, CFG).newest()
+    expected = {name: value.clone() for name, value in found.state()["model"].items()}
+    shutil.rmtree(found.folder)
+    again = found.state()
+    assert all(torch.equal(value, expected[name]) for name, value in again["model"].items())
+    assert again["optimizer"]["state"].keys() == expected.keys()
+    assert found.random
+
+
+def test_where_another_run_removes_all_checkpoints_it_writes_newer_ones_and_those_are_used(
+    two_checkpoints, tmp_path, monkeypatch, recwarn
+):
+    home = shutil.copytree(two_checkpoints, tmp_path / "home")
+    folder, read, removed = CheckpointFolder(home, CFG), resume._read_run, []
+
+    def read_late(place, shapes):
+        if not removed:  # the other run prunes while this one looks
+            for old in folder._folders():
+                removed.append(old.rename(old.with_name(old.name.replace("step-0000000", "step-0000001"))))
+        return read(place, shapes)
+
+    monkeypatch.setattr(resume, "_read_run", read_late)
+    found = folder.newest()
+    assert found.folder == removed[-1]
+    assert not recwarn.list
+
+
+def test_two_runs_on_one_folder_both_end(undisturbed, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    from types import SimpleNamespace
+
+    parameter = torch.nn.Parameter(torch.ones(2))
+    model = torch.nn.Module()
+    model.weight = parameter
+    process = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, process_index=0)
+
+    def train():
+        optimizer = torch.optim.AdamW([parameter])
+        folder = CheckpointFolder(tmp_path, CFG, every=1)
+        for step in range(1, 7):
+            folder.save(replace(undisturbed, steps=undisturbed.steps[:step]), "rows", process, model, optimizer)
+            found = folder.newest("rows")
+            assert found is None or found.state()["model"]["weight"].shape == (2,)
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(train) for _ in range(3)]:
+            done.result()
+    kept = CheckpointFolder(tmp_path, CFG)._folders()
+    assert [folder.name for folder in kept] == ["step-00000005", "step-00000006"]
+    assert not list(CheckpointFolder(tmp_path, CFG).folder.glob(".*.part"))
 
 
 def test_what_is_left_of_an_order_is_its_end():

@@ -250,8 +250,8 @@ def test_only_one_process_packs_at_a_time_and_a_retry_waits_for_it(store):
 
 
 def test_a_store_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
     store = RunStore(tmp_path / "file")
+    (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         store.check_writable()
     with pytest.raises(InputError, match="cannot be written"):
@@ -277,3 +277,37 @@ def test_what_a_killed_writer_left_half_written_is_removed_after_a_while(tmp_pat
     place = RunStore(tmp_path).add(some_run(config=CFG))
     RunStore(tmp_path).tidy()
     assert set(tmp_path.iterdir()) == {fresh, place}
+
+
+def special_files(folder):
+    """Everything that is not a record, under the names of records."""
+    folder.mkdir(exist_ok=True)
+    for ending in ("json", "jsonl"):
+        os.mkfifo(folder / f"pipe.{ending}")
+        (folder / f"zero.{ending}").symlink_to("/dev/zero")
+        (folder / f"nowhere.{ending}").symlink_to("nowhere")
+        (folder / f"folder.{ending}").mkdir()
+
+
+def test_only_regular_files_are_read_and_the_others_are_named(tmp_path):
+    place = RunStore(tmp_path / "runs").add(some_run(config=CFG))
+    special_files(tmp_path / "runs")
+    store = RunStore(tmp_path / "runs")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        assert [run.config for run in store] == [CFG]
+    for name in ("pipe.json", "zero.json", "folder.json", "pipe.jsonl", "zero.jsonl", "folder.jsonl"):
+        assert any(f"/{name} cannot be read" in str(warning.message) for warning in caught)
+    with pytest.warns(UserWarning, match="left out"):
+        assert store.pack() == 1
+    assert not place.exists()
+    with pytest.warns(UserWarning, match="left out"):
+        assert len(RunStore(tmp_path / "runs")) == 1
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: path.write_text("{}"), os.mkfifo, lambda path: path.symlink_to("/dev/zero")]
+)
+def test_a_store_that_is_no_folder_is_one_line(tmp_path, make):
+    make(tmp_path / "runs")
+    with pytest.raises(InputError, match="is not a folder; give a folder"):
+        RunStore(tmp_path / "runs")

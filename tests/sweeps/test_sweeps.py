@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -475,3 +476,49 @@ def test_every_card_gets_one_process_and_runs_on_the_cpu_get_none_of_them(monkey
 def test_full_fine_tuning_has_no_rank_to_sweep():
     configs = expand_grid({"method": ["full", "lora"], "rank": [1, 2, 4]})
     assert [(c.method, c.rank) for c in configs] == [("full", 8), ("lora", 1), ("lora", 2), ("lora", 4)]
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"seed": range(10**9)},
+        {"seed": list(range(1000)), "lr": [1e-4 * (i + 1) for i in range(1000)], "steps": list(range(1, 1001))},
+        {"seed": (i for i in itertools.count())},
+    ],
+    ids=["one axis", "a product", "a generator without an end"],
+)
+def test_a_grid_of_too_many_runs_is_refused_at_once(grid):
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=r"the grid asks for at least .* runs; give at most 100,000"):
+        expand_grid(grid)
+    assert time.perf_counter() - started < 2
+
+
+SHADOWED = """
+    import os, sys
+    from pathlib import Path
+    sys.path.insert(0, os.getcwd())  # as in a notebook
+    from nlora_lab.sweeps.local import LocalExecutor
+    import random, torch  # the real ones, before the student writes files of these names
+    for name in ("random", "torch", "numpy", "psutil", "loky", "json"):
+        Path(f"{{name}}.py").write_text("import pathlib; pathlib.Path({touched!r}).touch()")
+    before = dict(os.environ)
+    with LocalExecutor([{{}}, {{}}]) as executor:
+        paths = [executor.submit(eval, "__import__('torch').__file__").result() for _ in range(2)]
+    assert dict(os.environ) == before
+    print(*paths)
+"""
+
+
+def test_no_process_imports_from_the_folder_it_starts_in(tmp_path):
+    folder, touched = tmp_path / "student", tmp_path / "imported"
+    folder.mkdir()
+    (tmp_path / "start.py").write_text(textwrap.dedent(SHADOWED).format(touched=str(touched)))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "start.py")], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(folder) not in done.stdout
+    assert done.stdout.count("torch") >= 2
+    assert not touched.exists()

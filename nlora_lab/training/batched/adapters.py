@@ -98,6 +98,20 @@ class ExtractedAdapter:
         """The trained factors, as leaf tensors."""
         return [p for factors in self.factors.values() for p in _trained(factors).values()]
 
+    def factors_without_gradient(self) -> list[str]:
+        """Return the names of the trained factors of the layers that a backward pass has not reached.
+
+        The layers of one shape share a tensor, so a layer that was not called has gradients of zero. One factor alone
+        may have them too: where B starts at zero, A has no gradient in the first step.
+        """
+        names: list[str] = []
+        for shape, factors in self.factors.items():
+            gradients = [p.grad for p in _trained(factors).values() if p.grad is not None]
+            count = len(self.layers[shape])
+            reached = [any(bool(gradient[i].any()) for gradient in gradients) for i in range(count)]
+            names += [of_layers[i] for of_layers in self._names[shape].values() for i in range(count) if not reached[i]]
+        return names
+
     def to(self, device: torch.device) -> ExtractedAdapter:
         """Move everything to ``device``."""
         for tensors in (*self.factors.values(), *self.start.values()):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,60 +22,26 @@ from nlora_lab.methods.parameters import trainable_parameters
 from nlora_lab.models.loading import position_limit, revision_of
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.resolution import ResolvedRun
-from nlora_lab.runs.run import Run, Step
+from nlora_lab.runs.run import Step
 from nlora_lab.tasks.batches import BatchOrder, Collate, training_batches
 from nlora_lab.tasks.encoding import IGNORED
 from nlora_lab.training import measurement, setup
 from nlora_lab.training.batched.adapters import CannotBatch, ExtractedAdapter
 from nlora_lab.training.batched.model import BatchedModel, ObservedBatchedAdapter
+from nlora_lab.training.batched.reporter import RunReporter
 from nlora_lab.training.data import TrainingData, token_limit
 from nlora_lab.training.distributed import Batch, make_accelerator
 from nlora_lab.training.layer_views import ObservedModel
-from nlora_lab.training.session import RunState, memory_advice
+from nlora_lab.training.session import RunState, memory_advice, warn_of_untrained
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-OnStep = Callable[[RunConfig, Step], bool | None]
-"""Called for every run after every step. Returning True ends the complete race and keeps what was trained."""
-
-Watch = Callable[[RunConfig, int, ObservedModel], None]
-"""Called with the config, the number of updates made so far and the adapter, at the moments of ``session.Watch``."""
 
 CPU_TOKENS = 1536
 """Tokens that go through the model at once on a CPU, or the batch of one adapter if that is larger.
 
 With more tokens nothing stays in the caches, and the output of every layer is fresh memory. A GPU takes all at once.
 """
-
-
-@dataclass
-class RunReporter:
-    """Collects the runs of a race, passes events to the caller, and decides when to stop."""
-
-    on_step: OnStep | None
-    on_run: Callable[[Run], None] | None
-    should_stop: StopCheck
-    watch: Watch | None
-    runs: dict[int, Run] = field(default_factory=dict)
-    stopped: bool = False
-
-    def is_over(self) -> bool:
-        """Whether the caller wants the race to end."""
-        self.stopped = self.stopped or self.should_stop()
-        return self.stopped
-
-    def step(self, cfg: RunConfig, step: Step) -> bool:
-        """Report a step. Return whether the race should end."""
-        if self.on_step is not None and self.on_step(cfg, step):
-            self.stopped = True
-        return self.is_over()
-
-    def finish(self, number: int, run: Run) -> None:
-        """Keep the finished run of config ``number`` and report it."""
-        self.runs[number] = run
-        if self.on_run is not None:
-            self.on_run(run)
 
 
 @dataclass
@@ -255,6 +221,9 @@ class BatchedTrainer:
     def _measure(self, passes: BatchedPasses, batch: list[AdapterRun], data: TrainingData, stopped: bool) -> None:
         for run in batch:
             run.state.weights = run.adapter.weights()  # of all runs, before anything can end the measuring
+        if self.reporter.on_trained is not None:
+            for run in (run for run in batch if not run.state.diverged):
+                self.reporter.on_trained(run.state.unmeasured(run.run), None)
         for run in batch:
             stopped = stopped or self.reporter.should_stop()
             run.state.stopped = stopped and not run.state.diverged
@@ -311,6 +280,9 @@ class BatchedPasses:
             raise_if_stopped(should_stop)
             losses.append(self._losses(group, self.batches.join(batches, group)))
             self.memory.look()
+        if number == 1:
+            for run in ordered:
+                warn_of_untrained(run.adapter.factors_without_gradient())
         norms = torch.stack([run.clip_gradients() for run in ordered])
         numbers = torch.stack([torch.cat(losses), norms]).tolist()  # the only moment when a step waits for a GPU
         for run, loss, norm in zip(ordered, *numbers, strict=True):
