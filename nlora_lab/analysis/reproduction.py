@@ -11,9 +11,9 @@ import math
 import random
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import pvariance
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlora_lab.analysis.selection import recorded_index
 from nlora_lab.core.errors import InputError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BELOW, AT, ABOVE = KINDS = ("below the best rate", "at the best rate", "above the best rate")
 NEAR = 1.2  # a rate within this factor of the best one is at it; the steps of the ladders are √2
 MEASURES = ("accuracy", "final_loss")
+Ranges = Mapping[Any, Mapping[Any, float]]  # by kind, then by measure
 WIDTH = 3.0  # standard deviations of the difference of two repetitions
 
 
@@ -118,7 +119,7 @@ def reproduce(
         raise InputError("the store has no run of the embedded model; leave it out for the runs that ship")
     check_whole_number("count", count, 1, len(known), limit=f"the {len(known)} runs recorded")
     drawn = random.Random(seed).sample(sorted(known), count)
-    ranges = WIDTH * math.sqrt(2) * repetition_noise(records)[list(MEASURES)]
+    ranges = (WIDTH * math.sqrt(2) * repetition_noise(records)[list(MEASURES)]).T.to_dict()
     with tempfile.TemporaryDirectory() as folder:
         again = RunStore(folder)
         sweep([known[key].config for key in drawn], again, workers=workers, progress=progress)
@@ -126,13 +127,14 @@ def reproduce(
     return pd.DataFrame([_comparison(key, known[key], made[key], index, ranges) for key in drawn])
 
 
-def _comparison(key: str, record: Run, again: Run, index: RecordedRuns, ranges: pd.DataFrame) -> dict[str, object]:
+def _comparison(key: str, record: Run, again: Run, index: RecordedRuns, ranges: Ranges) -> dict[str, object]:
     kind = rate_kind(index, record)
     row: dict[str, object] = {"run": key, "kind": kind}
-    inside: bool | None = True if kind in ranges.index else None
+    limits = ranges.get(kind)
+    inside: bool | None = None if limits is None else True
     for name in MEASURES:
         before, now = _measure(record, name), _measure(again, name)
-        limit = float(ranges.loc[kind, name]) if kind in ranges.index else math.nan
+        limit = math.nan if limits is None else limits[name]
         if name == "accuracy":
             limit = max(limit, 1 / 200)
         row |= {name: before, f"{name}_again": now, f"{name}_range": limit}
