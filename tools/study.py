@@ -38,6 +38,11 @@ BUDGET_METHODS = ("lora", "slora", "nlora", "rslora", "pissa")
 LADDER_SEEDS = (0, 1, 2)  # a rate is chosen on these
 FIRST_SEEDS = (0, 1, 2, 3, 4)
 REPLICATES = (1, 2, 3, 4)  # of seeds 0 and 1
+REPEATED = {
+    "lora": (0.005, 0.0141, 0.02),
+    "slora": (0.005, 0.01, 0.02),
+    "nlora": (1e-4, 2e-4, 5e-4),
+}  # rates of records
 
 
 def ladder(method: str) -> tuple[float, ...]:
@@ -72,12 +77,12 @@ def ladders(steps: Sequence[int], methods: Sequence[str]) -> list[RunConfig]:
 
 
 def replicates() -> list[RunConfig]:
-    """Return repetitions of two seeds: at the middle of the ladder, an octave below and above, for three methods."""
+    """Return repetitions of two seeds of three methods, below, at and above their best rates."""
     return [
         config(method, lr, seed, 250, replicate)
         for replicate in REPLICATES
-        for method in ("lora", "slora", "nlora")
-        for lr in ladder(method)[::2]
+        for method, rates in REPEATED.items()
+        for lr in rates
         for seed in (0, 1)
     ]
 
