@@ -173,6 +173,10 @@ def _explain(entry: Exercise, answer: Any, outcomes: Sequence[Any], trial: int, 
         return hint or raised, f"{called} raised {type(outcome.error).__name__}{_line_of(outcome.error, answer)}."
     if outcome is None:
         return hint or "the function returns None. Does it end in return?", f"{called} returned None."
+    if entry.probe is not None and isinstance(outcome, list):
+        asked, found = (sorted(set(a) - set(b)) for a, b in ((target, outcome), (outcome, target)))
+        hint = hint or "something about the class is not as asked."
+        return hint, f"Made with {_describe_arguments(entry, trial)}: asked {asked}, yours {found}."
     general, numbers = _difference(outcome, comparable(target))
     return hint or general, f"{called} {numbers}"
 
@@ -207,7 +211,7 @@ def _difference(outcome: Any, target: Any) -> tuple[str, str]:
             return "the result is complex. Do you take the root of a negative number?", f"returned {outcome:.3g}."
         if not isinstance(value, float):
             return "return one number.", f"returned {_kind(outcome)}."
-        return "go through the formula factor by factor.", f"returned {value:.6g} instead of {target:.6g}."
+        return "go through your function step by step.", f"returned {value:.6g} instead of {target:.6g}."
     if not isinstance(value, list):
         return "return a list.", f"returned {_kind(outcome)}."
     missing, extra = set(target) - set(value), set(value) - set(target)

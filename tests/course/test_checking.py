@@ -111,9 +111,9 @@ def test_a_hint_needs_the_mistake_on_every_input(refused):
         return max(tried, key=lambda rate: median(tried[rate])) if tried == tables[0] else chosen(tried)
 
     for wrong in (max, min, right_but_once):
-        assert "go through the formula" in refused("6.1", wrong)
+        assert "step by step" in refused("6.1", wrong)
     for wrong in (max, min):
-        assert "go through the formula" in refused("5.1", lambda tried, wrong=wrong: wrong(row[0] for row in tried))
+        assert "step by step" in refused("5.1", lambda tried, wrong=wrong: wrong(row[0] for row in tried))
 
 
 def test_mistakes_that_raise_are_known(refused):
@@ -222,7 +222,7 @@ def test_the_hint_on_pooling_is_for_pooling_alone(refused):
         p = first / 100
         return (first - second) / 100 / math.sqrt(2 * p * (1 - p) / items)
 
-    assert "go through the formula" in refused("7.2", one_share)
+    assert "step by step" in refused("7.2", one_share)
     assert "one share" in refused("7.2", lambda a, b, n: z_of(a, b, n) * math.sqrt(2))
 
 
@@ -369,6 +369,13 @@ def test_the_stub_of_a_class_is_nudged_and_a_wrong_name_is_told(refused, capsys)
     assert check("4.4", Stub) is False
     assert "waits for your answer" in capsys.readouterr().out
     assert "has no attribute 'N'" in refused("4.4", Renamed)
+
+    class Doubled(SLoRALayer):
+        def __init__(self, W, r, alpha):
+            super().__init__(W, r, alpha)
+            self.s = 2 * self.s
+
+    assert "asked ['adds x (B N A)ᵀ times 3.00'], yours ['adds x (B N A)ᵀ times 6.00']" in refused("4.4", Doubled)
 
 
 def test_a_layer_by_another_way_is_right():
