@@ -141,7 +141,7 @@ def _guarded_stdout() -> Iterator[GuardedStdout]:
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
     stream = sys.stdout
     guarded = GuardedStdout(stream)
-    sys.stdout = guarded  # type: ignore[assignment]
+    sys.stdout = guarded
     try:
         yield guarded
     finally:
