@@ -127,16 +127,15 @@ class CheckpointFolder:
             InputError: the checkpoint was trained on different rows, or from another commit of the model.
         """
         for _ in range(LOOKS):
-            unusable: list[str] = []
-            has_changed = False
+            unusable, has_changed = list[str](), False
             for folder, state in [(folder, _state_of(folder)) for folder in reversed(self._folders())]:
                 try:
                     found = self._open(folder, digest, revision, shapes)
                 except CheckpointError as error:
-                    if _state_of(folder) == state:
-                        unusable.append(str(error))
-                    else:  # another run on this folder has removed it, or written it again, while it was read
+                    if _state_of(folder) != state:  # another run has removed or written it while it was read
                         has_changed = True
+                    else:
+                        unusable.append(str(error))
                     continue
                 if found is not None:
                     for reason in unusable:
@@ -296,11 +295,9 @@ def _remove(folder: Path) -> None:
 
 def _state_of(folder: Path) -> tuple[int, int] | None:
     """What changes when a folder is removed, replaced or written into."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_ctime_ns
+    with suppress(OSError):
+        return (found := folder.stat()).st_ino, found.st_ctime_ns
+    return None
 
 
 def _options() -> Any:
