@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -298,7 +297,11 @@ def _answer_in_batches(
             def on_token(tokens: int, start: int = start, rows: int = end - start) -> None:
                 report(TEXT, start * parts + rows * tokens, total)
 
-            answer_batch = partial(answer, max(map(len, batch)), on_token=on_token)
+            def answer_batch(
+                part: list[list[int]], longest: int = max(map(len, batch)), on_token: OnToken = on_token
+            ) -> list[str]:
+                return answer(longest, part, on_token)
+
             texts += answer_batch(batch) if sharded else _halve_if_out_of_memory(answer_batch, batch)
     report(TEXT, total, total)
     return texts

@@ -13,7 +13,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,21 +127,22 @@ class CheckpointFolder:
             InputError: the checkpoint was trained on different rows, or from another commit of the model.
         """
         for _ in range(LOOKS):
-            unusable: list[str] = []
-            folders = self._folders()
-            for folder in reversed(folders):
+            unusable, has_changed = list[str](), False
+            for folder, state in [(folder, _state_of(folder)) for folder in reversed(self._folders())]:
                 try:
                     found = self._open(folder, digest, revision, shapes)
                 except CheckpointError as error:
-                    unusable.append(str(error))
+                    if _state_of(folder) != state:  # another run has removed or written it while it was read
+                        has_changed = True
+                    else:
+                        unusable.append(str(error))
                     continue
                 if found is not None:
                     for reason in unusable:
                         warnings.warn(f"{reason}; the checkpoint before it is used", stacklevel=2)
                     return found
-            if all(folder.is_dir() for folder in folders):
+            if not has_changed:
                 break
-            # another run on this folder has written newer ones, and removed these while they were read
         if unusable:
             raise CheckpointError(f"{unusable[0]}; remove {self.folder} to start again")
         return None
@@ -205,7 +206,7 @@ class CheckpointFolder:
                 (part / DIGESTS).write_text(json.dumps(_digests(part)), encoding="utf-8")
                 _publish(part, place)
                 for old in self._folders()[:-KEPT]:
-                    shutil.rmtree(old, ignore_errors=True)
+                    _remove(old)
         accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: SavedCheckpoint, accelerator: Accelerator, model: Any, optimizer: Any) -> None:
@@ -273,15 +274,30 @@ def _warn_if_not_written(place: Path) -> Iterator[None]:
 
 
 def _publish(part: Path, place: Path) -> None:
-    """Give a complete checkpoint its name. Another run on this folder may have just written the same step."""
+    """Give a complete checkpoint its name. Another run on this folder may write the same step at the same time."""
     try:
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
         part.rename(place)
     except OSError:
         if not place.is_dir():
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint. It gets another name first, so that nobody finds half of it."""
+    gone = part_of(folder)
+    with suppress(OSError):  # another run was quicker
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _state_of(folder: Path) -> tuple[int, int] | None:
+    """What changes when a folder is removed, replaced or written into."""
+    with suppress(OSError):
+        return (found := folder.stat()).st_ino, found.st_ctime_ns
+    return None
 
 
 def _options() -> Any:

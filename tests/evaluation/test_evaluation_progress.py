@@ -64,7 +64,7 @@ def test_the_line_begins_anew_with_each_stage_and_is_gone_at_the_end():
     assert "loss  25 %" in screen.getvalue()
     assert "left" in screen.getvalue()
     assert screen.getvalue().endswith("\r")
-    assert not screen.getvalue().rpartition("\n")[2].strip("\r ").endswith("left")
+    assert screen.getvalue().rstrip("\r").rpartition("\r")[2].isspace()
 
 
 def test_a_short_stage_is_not_in_a_log_and_a_long_one_is():

@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.svd import truncated_svd
 from nlora_lab.models.weights import find_weight, list_weights, split_name
 from nlora_lab.spectra import scanning as spectra
+from nlora_lab.spectra.matrix_numbers import measure
 from nlora_lab.spectra.scan_cache import content_digest
 from nlora_lab.spectra.scanning import scan, spectrum
 
@@ -411,3 +415,52 @@ def test_a_cache_that_is_not_a_folder_is_named(cached):
 def test_odd_paths_are_named(name):
     with pytest.raises(InputError):
         scan(name)
+
+
+def test_half_precision_is_measured_in_place_with_the_same_numbers(tmp_path):
+    W = with_spectrum_in(torch.bfloat16)
+    ranks = (1, 4, 8)
+    work, reads = W.float(), []
+
+    def refill():
+        reads.append(1)
+        return W
+
+    assert measure(work, ranks, refill) == measure(W.float(), ranks)
+    assert torch.equal(work, W.float())
+    assert reads == [1]
+    tables = []
+    for name, dtype in (("half", torch.bfloat16), ("full", torch.float32)):
+        save_file({"a.weight": W.to(dtype), "b.weight": W.T.contiguous().to(dtype)}, tmp_path / f"{name}.safetensors")
+        tables.append(scan(tmp_path / f"{name}.safetensors", ranks, cache=False))
+    assert tables[0].equals(tables[1])
+    model = torch.nn.Linear(80, 300, bias=False).to(torch.bfloat16)
+    before = model.weight.detach().clone()
+    scan(model, ranks, cache=False)
+    assert torch.equal(model.weight, before)
+
+
+def with_spectrum_in(dtype):
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(n, 80, generator=generator) for n in (300, 80))
+    return ((left * torch.logspace(0, -2, 80)) @ right).to(dtype)
+
+
+TALL = """
+    import sys, torch
+    sys.path[:0] = {paths!r}
+    import scan_memory
+    from pathlib import Path
+    folder = Path({folder!r})
+    weight = (torch.randn(65536, 512, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+    scan_memory.save_file({{"embed.weight": weight}}, folder / "model.safetensors")
+    del weight
+    figures = scan_memory.measure(folder)
+    print((figures["peak"] - figures["before"]) / (4 * 65536 * 512))
+"""
+
+
+def test_a_tall_matrix_takes_at_most_three_times_its_size_in_float32(tmp_path):
+    code = textwrap.dedent(TALL).format(paths=[str(ROOT), str(ROOT / "benchmarks")], folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 3

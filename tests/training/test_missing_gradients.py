@@ -14,7 +14,7 @@ from nlora_lab.training.batched.model import BatchedModel
 from nlora_lab.training.races import race
 
 SMALL = {"steps": 1, "batch_size": 2, "test_rows": 2}
-UNUSED = "model.layers.1.self_attn.v_proj"
+UNUSED = "model.layers.1.self_attn.q_proj"
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def with_an_unused_layer(monkeypatch):
     def load(run, head=0):
         model, tokenizer = real(run, head)
         layer = model.get_submodule(UNUSED)
-        kept = torch.zeros(layer.out_features)
+        kept = torch.linspace(-1, 1, layer.out_features)
 
         def replace_output(_module, _inputs, output):
             return kept.expand_as(output)
@@ -34,7 +34,7 @@ def with_an_unused_layer(monkeypatch):
         forward = attention.forward
 
         def with_hook(*args, **kwargs):
-            handle = attention.v_proj.register_forward_hook(replace_output)
+            handle = attention.q_proj.register_forward_hook(replace_output)
             try:
                 return forward(*args, **kwargs)
             finally:
@@ -51,12 +51,12 @@ def with_an_unused_layer(monkeypatch):
 @pytest.mark.parametrize("methods", [["lora", "slora"], ["nlora", "inttune"]])
 def test_a_layer_without_a_gradient_is_named_in_a_run_and_in_a_race(with_an_unused_layer, methods, together):
     configs = [RunConfig(method=method, **SMALL) for method in methods]
-    with pytest.warns(UserWarning, match=r"trained parameters got no gradient.*layers\.1\.self_attn\.v_proj") as caught:
+    with pytest.warns(UserWarning, match=r"trained parameters got no gradient.*layers\.1\.self_attn\.q_proj") as caught:
         runs = race(configs, together=together)
     assert {run.together for run in runs} == {2 if together else 1}
     named = [str(warning.message) for warning in caught]
     assert len(named) >= 2
-    assert not any("layers.0" in text or "q_proj" in text for text in named)
+    assert not any("layers.0" in text or "v_proj" in text or "k_proj" in text for text in named)
 
 
 @pytest.mark.parametrize("method", ["lora", "slora", "nlora", "pissa", "dora", "lora-xs", "inttune"])
