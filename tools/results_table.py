@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from nlora_lab.analysis.comparison import compare
 from nlora_lab.core.formatting import format_rate
@@ -20,9 +19,6 @@ from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.rate_points import RatePoint
 from nlora_lab.runs.shipped import BATCH, RANK, STEPS, recorded_runs
 from nlora_lab.tasks.generated import SIZES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -63,16 +59,16 @@ def _rows(recorded: RecordedRuns) -> Iterator[str]:
             longer = recorded.at_steps(2 * STEPS).at(TASK, name, RANK, point.lr)
             cells = [
                 *(METHODS[name].label, f"{shared.runs[0].trainable:,}", _accuracy(shared), format_rate(point.lr)),
-                *(_accuracy(point), "–" if rows is None else _verdict(rows.loc[name])),
+                *(_accuracy(point), "–" if rows is None else _verdict(rows["verdict"][name], rows["detectable"][name])),
                 _accuracy(longer) if longer is not None and longer.lr == point.lr else "–",
             ]
             yield f"| {' | '.join(cells)} |"
 
 
-def _verdict(row: pd.Series[Any]) -> str:
+def _verdict(verdict: str, detectable: float) -> str:
     """The verdict of a row of ``nl.compare``, without its numbers."""
-    words = str(row["verdict"]).partition(":")[0].removesuffix(" from LoRA").removesuffix(" than LoRA")
-    return f"{words} (detectable: {100 * row['detectable']:.0f} points)" if words == "not distinguishable" else words
+    words = verdict.partition(":")[0].removesuffix(" from LoRA").removesuffix(" than LoRA")
+    return f"{words} (detectable: {100 * detectable:.0f} points)" if words == "not distinguishable" else words
 
 
 def _accuracy(point: RatePoint) -> str:

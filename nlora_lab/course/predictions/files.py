@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,10 +119,11 @@ def read_predictions(path: Path) -> list[tuple[Entry, Any, Any]]:
 def _entry(row: Any) -> tuple[Entry, Any, Any]:
     if not isinstance(row, dict):
         raise ValueError("a prediction is not an object")
-    name = row.get("kind")
+    name = str(row.get("kind"))
     check_choice("kind", name, KINDS)
     settings = {f.name: row[f.name] for f in fields(KINDS[name]) if f.name in row}
-    kind = KINDS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    make: Callable[..., Kind] = KINDS[name]
+    kind = make(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
     texts = [check_text(field, row.get(field)) for field in ("key", "question")]
     long = [text for text in (*texts, *getattr(kind, "choices", ()), getattr(kind, "unit", ""))
             if not isinstance(text, str) or len(text) > MOST_CHARACTERS]  # fmt: skip
