@@ -7,6 +7,7 @@ from .curvature import Curvature as Curvature
 from .curvature import curvature_of as curvature_of
 from .curvature import curvature_table as curvature_table
 from .curvature import rate_predictors as rate_predictors
+from .fitted_valleys import valleys as valleys
 from .initial_step import first_step as first_step
 from .initial_step import initial_change as initial_change
 from .noise import detectable as detectable
@@ -18,4 +19,3 @@ from .selection import at_best as at_best
 from .selection import at_each_rate as at_each_rate
 from .selection import at_rate as at_rate
 from .selection import best_rates as best_rates
-from .valleys import valleys as valleys

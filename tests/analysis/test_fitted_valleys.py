@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from factories import recorded_run as run
 
-from nlora_lab.analysis.valleys import valleys
+from nlora_lab.analysis.fitted_valleys import valleys
 from nlora_lab.core.errors import InputError
 
 LADDER = [1e-2 * 2 ** (k / 2) for k in range(-4, 5)]
