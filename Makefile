@@ -14,13 +14,14 @@ SOURCES := pyproject.toml constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check lint quick notebooks model tasks tables clean
+.PHONY: help lab test check lint quick notebooks site model tasks tables clean
 
 help:
 	@echo "make lab        set up and open the lab"
 	@echo "make test       set up and run every check"
 	@echo "make quick      set up and run the checks for work in hand, in under two minutes"
 	@echo "make notebooks  run the notebooks and store their outputs"
+	@echo "make site       build the website in build/site, and check it"
 	@echo "make tables     write the tables of the documents again from the recorded runs"
 	@echo "make model      pretrain the embedded model again (about a quarter of an hour on two cores)"
 	@echo "make tasks      generate the task files again"
@@ -64,6 +65,9 @@ notebooks: $(VENV)/.test
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False \
 	  --ExecutePreprocessor.timeout=900 notebooks/*.ipynb
 	$(BIN)/python -m tools.still_pictures notebooks/*.ipynb
+
+site: $(VENV)/.site
+	$(BIN)/python -m tools.website
 
 tables: $(VENV)/.test
 	$(BIN)/python -m tools.results_table --write

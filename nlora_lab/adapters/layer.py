@@ -108,11 +108,11 @@ class NLoraLayer(FactorLayer):
 
         Args:
             adapter: the name of the adapter.
-            result: the output of the base layer, (*rows, m).
-            x: the input of the layer, (*rows, n).
+            result: the output of the base layer, ``(*rows, m)``.
+            x: the input of the layer, ``(*rows, n)``.
 
         Returns:
-            The sum, (*rows, m).
+            The sum, ``(*rows, m)``.
         """
         factors, start, scale = self.adapter_state(adapter)
         x = self.nlora_dropout[adapter](self._cast_unless_autocast(x, factors[0].dtype))
@@ -127,11 +127,11 @@ class NLoraLayer(FactorLayer):
 
         Args:
             adapter: the name of the adapter.
-            result: the output of the base layer, (*rows, m).
-            x: the input of the layer, (*rows, n).
+            result: the output of the base layer, ``(*rows, m)``.
+            x: the input of the layer, ``(*rows, n)``.
 
         Returns:
-            The sum, (*rows, m).
+            The sum, ``(*rows, m)``.
         """
         start = self.start_factors(adapter)
         return add_update(result, self._cast_unless_autocast(x, start[0].dtype), start, self.scaling[adapter])
@@ -210,12 +210,12 @@ class NLoraLinear(nn.Module, NLoraLayer):
         A merged update is in the base layer already. Disabled adapters add nothing.
 
         Args:
-            x: the input, (*rows, n).
+            x: the input, ``(*rows, n)``.
             *args: passed on to the base layer.
             **kwargs: passed on to the base layer.
 
         Returns:
-            The output, (*rows, m), in the dtype of the base layer's output.
+            The output, ``(*rows, m)``, in the dtype of the base layer's output.
         """
         if self.disable_adapters:
             if self.merged:

@@ -38,7 +38,7 @@ def add_notebooks(commands: Any) -> argparse.ArgumentParser:
         "nlora-lab notebooks class\nnlora-lab notebooks for-me --edition solutions\n"
         "nlora-lab notebooks talk --edition slides", _write_notebooks,
     )  # fmt: skip
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write into")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder to write into")
     parser.add_argument("--edition", default="students", help="students, solutions or slides (default: %(default)s)")
     return parser
 
@@ -49,7 +49,7 @@ def add_pack(commands: Any) -> argparse.ArgumentParser:
         commands, "pack", "collect all wheels and the notebooks in a folder, to install offline",
         "nlora-lab pack stick", _pack,
     )  # fmt: skip
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder, for example on a USB stick")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder, for example on a USB stick")
     parser.add_argument(
         "--torch", default="default", help="default, or cpu: PyTorch's CPU build, far smaller on Linux"
     )  # fmt: skip
@@ -87,7 +87,7 @@ def jupyter_environment() -> dict[str, str]:
 def _write_notebooks(options: argparse.Namespace) -> int:
     from nlora_lab.course.teaching.editions import write_editions
 
-    for path in write_editions(expand_path(options.folder), options.edition):
+    for path in write_editions(expand_path(options.folder, "FOLDER"), options.edition):
         print(path)
     return 0
 
@@ -95,7 +95,7 @@ def _write_notebooks(options: argparse.Namespace) -> int:
 def _pack(options: argparse.Namespace) -> int:
     from nlora_lab.course.teaching.pack import make_pack
 
-    print(make_pack(expand_path(options.folder), options.torch))
+    print(make_pack(expand_path(options.folder, "FOLDER"), options.torch))
     return 0
 
 

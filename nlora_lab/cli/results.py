@@ -76,8 +76,6 @@ def _compare(options: argparse.Namespace) -> int:
     if options.at is not None:
         check_number("--at", options.at, above=0.0, remedy="it is a learning rate, such as 2e-4")
     runs = recorded_index(options.store, options.model, options.steps)
-    if describe_left_out(runs):
-        print(f"nlora-lab: left out: {describe_left_out(runs)}", file=sys.stderr)
     selection: dict[str, Any] = {
         "runs": runs, "task": options.task, "methods": methods, "rank": options.rank, "model": options.model,
     }  # fmt: skip
@@ -87,6 +85,8 @@ def _compare(options: argparse.Namespace) -> int:
         from nlora_lab.core.tables import save_table
 
         print(f"nlora-lab: wrote {save_table(table, options.out)}", file=sys.stderr)
+    if describe_left_out(runs):
+        print(f"nlora-lab: left out: {describe_left_out(runs)}", file=sys.stderr)
     if options.json:
         print(table.rename_axis("method").reset_index().to_json(orient="records", double_precision=15))
     else:

@@ -176,10 +176,7 @@ class FineTuneLab(LivePanel):
         """Return what was recorded at the settings of the controls, as a table.
 
         Returns:
-            One row per ticked method, NaN where nothing was recorded. Columns: method, parameters, rate, final_loss
-            and accuracy (medians over seeds), lowest and highest (accuracy), seeds, own_rate (the recorded rate with
-            the lowest validation loss), accuracy_there (at that rate), test_loss (at rate, nats per token). Accuracies
-            are from 0 to 1.
+            One row per ticked method, with the columns of ``RecordedRuns.numbers``.
         """
         import pandas as pd
 

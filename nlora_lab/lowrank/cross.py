@@ -26,6 +26,7 @@ from nlora_lab.lowrank.pivots import Pivots, resolve_pivots
 
 Core = Literal["pinv", "optimal", "block"]
 CORES: tuple[Core, ...] = ("pinv", "optimal", "block")
+"""The cores of a Nyström approximation: the pseudo-inverse of the block, C⁺ W R⁺, and the block itself."""
 WELL_CONDITIONED = 1e-2  # condition number times eps: up to here the block's inverse reproduces rows and columns
 
 

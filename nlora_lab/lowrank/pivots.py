@@ -20,6 +20,7 @@ from nlora_lab.lowrank.checks import check_generator, check_matrix, check_rank, 
 Indices = Tensor | Sequence[int]
 Pivots = Literal["leading", "random", "cross", "qr"] | tuple[Indices, Indices]
 PIVOTS = ("leading", "random", "cross", "qr")
+"""The ways to choose rows and columns: the first ones, random ones, complete pivoting, and pivoted QR."""
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 

@@ -8,6 +8,7 @@ from nlora_lab.core.validation import check_choice
 BASE_INITS = ("kaiming", "xavier", "orthogonal", "identity", "normal")
 SCALED_SUFFIX = "-scaled"  # the same N, stretched to the size of Kaiming's: see split_init
 CORE_INITS = (*BASE_INITS, *(init + SCALED_SUFFIX for init in BASE_INITS[1:]))
+"""The starts of SLoRA's N. Those that end in "-scaled" have the Frobenius norm of Kaiming's."""
 
 
 def split_init(init: str) -> tuple[str, bool]:

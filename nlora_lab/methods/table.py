@@ -147,6 +147,7 @@ METHODS: dict[str, Method] = {
                _preset_with("inttune")),
     )
 }  # fmt: skip
+"""All methods by name. An entry that you add is a method like any other, until Python ends."""
 
 
 BUILT_IN = frozenset(METHODS)

@@ -10,6 +10,7 @@ from nlora_lab.core.errors import ModelError
 from nlora_lab.core.files import shipped_folder
 
 EMBEDDED = "embedded"
+"""The name of the model that ships with the package."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 CONFIG = "config.json"
 SINGLE = "model.safetensors"  # the weight file of a model that is not split

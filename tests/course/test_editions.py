@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import nbformat
 import pytest
 from factories import ROOT
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.course.registry import ALL_EXERCISES
+from nlora_lab.course.teaching import editions
 from nlora_lab.course.teaching.editions import CHECK, mark_slides, solve, write_editions
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -79,3 +81,21 @@ def test_the_solution_edition_has_its_own_file_names(tmp_path):
 def test_bad_input_is_refused(edition, message, tmp_path):
     with pytest.raises(InputError, match=message):
         write_editions(tmp_path if edition == "teachers" else ROOT / "notebooks", edition)
+
+
+def test_slides_are_written_with_what_waits_for_a_key(tmp_path, monkeypatch):
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("# A title\n\n**Predict.** How many?"),
+            nbformat.v4.new_code_cell("print(173)", outputs=[nbformat.v4.new_output("stream", text="173\n")]),
+            nbformat.v4.new_code_cell('nl.check("1.1", best)'),
+        ]
+    )
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(notebook, tmp_path / "notebooks" / "01_short.ipynb")
+    monkeypatch.setattr(editions, "shipped_folder", lambda name: tmp_path / name)
+    (slides,) = write_editions(tmp_path / "talk", "slides")
+    assert [p.name for p in (tmp_path / "talk").iterdir()] == [slides.name] == ["01_short.slides.html"]
+    text = slides.read_text(encoding="utf-8")
+    assert text.index("A title") < text.index('class="fragment"') < text.index("173")
+    assert "nl.check" not in text

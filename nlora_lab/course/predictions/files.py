@@ -63,7 +63,7 @@ def class_predictions(source: str | Path | Iterable[str | Path]) -> pd.DataFrame
             count, or the median with the range), measured (the same, over the machines of the class).
 
     Raises:
-        InputError: there is no file, or none of them can be read.
+        InputError: no file is given, or none of the files can be read.
     """
     import pandas as pd
 
@@ -119,11 +119,11 @@ def read_predictions(path: Path) -> list[tuple[Entry, Any, Any]]:
 def _entry(row: Any) -> tuple[Entry, Any, Any]:
     if not isinstance(row, dict):
         raise ValueError("a prediction is not an object")
-    name = str(row.get("kind"))
+    name = row.get("kind")
     check_choice("kind", name, KINDS)
-    settings = {f.name: row[f.name] for f in fields(KINDS[name]) if f.name in row}
-    make: Callable[..., Kind] = KINDS[name]
-    kind = make(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    make: Any = KINDS[str(name)]
+    settings = {f.name: row[f.name] for f in fields(make) if f.name in row}
+    kind: Kind = make(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
     texts = [check_text(field, row.get(field)) for field in ("key", "question")]
     long = [text for text in (*texts, *getattr(kind, "choices", ()), getattr(kind, "unit", ""))
             if not isinstance(text, str) or len(text) > MOST_CHARACTERS]  # fmt: skip
