@@ -16,7 +16,6 @@ from tools.still_pictures import WIDGET, keep_pictures
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [p.name for p in NOTEBOOKS]
-MENDED = [p for p in NOTEBOOKS if p.name[:2] not in ("06", "07")]  # the last two follow with their next run
 IGNORED = ("# NBVAL_IGNORE_OUTPUT", "nbval-ignore-output")
 
 
@@ -81,7 +80,7 @@ def test_every_live_panel_has_a_picture_or_a_line_beside_it(notebook):
     assert pictures
 
 
-@pytest.mark.parametrize("path", MENDED, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_no_stored_widget_hides_its_picture(path):
     assert WIDGET not in path.read_text()
 
@@ -146,14 +145,14 @@ except ModuleNotFoundError as missing:
 """
 
 
-@pytest.mark.parametrize("path", MENDED, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_the_first_cell_installs_this_version_if_the_package_itself_is_missing(path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     first = code_cells(nbformat.read(path, as_version=4))[0].source
     assert f"{first}\n".startswith(INSTALL.format(home=project["urls"]["Homepage"], version=project["version"]))
 
 
-@pytest.mark.parametrize("path", MENDED, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_its_links_lead_somewhere_in_colab_too(path):
     text = path.read_text()
     assert "](../" not in text
@@ -164,7 +163,7 @@ def test_its_links_lead_somewhere_in_colab_too(path):
         assert not anchor or anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, anchor
 
 
-@pytest.mark.parametrize("path", MENDED, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_its_closing_questions_have_answers(path):
     last = nbformat.read(path, as_version=4).cells[-1].source
     chapter = int(path.name[:2])
