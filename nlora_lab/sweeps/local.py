@@ -20,15 +20,21 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 
 class _SafePath:
-    """Sets ``SAFE_PATH`` for the processes that this one starts meanwhile, in one thread at a time."""
+    """Sets ``SAFE_PATH`` for the processes that this one starts meanwhile, in one thread at a time.
+
+    loky copies ``sys.path`` into its processes. The working directory, which a notebook has there first, comes last.
+    """
 
     def __init__(self) -> None:
         self._lock, self._former = threading.Lock(), dict[str, str | None]()
+        self._path: list[str] = []
 
     def __enter__(self) -> None:
         self._lock.acquire()
         self._former = {name: os.environ.get(name) for name in SAFE_PATH}
         os.environ.update(SAFE_PATH)
+        here, self._path = os.path.realpath("."), list(sys.path)
+        sys.path.sort(key=lambda place: os.path.realpath(place or here) == here)  # which keeps the order of the others
 
     def __exit__(self, *_: object) -> None:
         for name, value in self._former.items():
@@ -36,6 +42,7 @@ class _SafePath:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        sys.path[:] = self._path
         self._lock.release()
 
 
@@ -85,12 +92,12 @@ class LocalExecutor(ThreadPoolExecutor):
     def _start(self, environment: Mapping[str, str]) -> Any:
         from loky import ProcessPoolExecutor
 
-        pool = ProcessPoolExecutor(1, env={**environment, **SAFE_PATH})
-        self._pools.add(pool)
-        if self._closed:  # while this process was started: nobody else would end it
-            pool.shutdown(wait=False, kill_workers=True)
-            raise CancelledError
         with _SAFE_PATH:  # loky's own helper process too would import from the folder that it starts in
+            pool = ProcessPoolExecutor(1, env={**environment, **SAFE_PATH})
+            self._pools.add(pool)
+            if self._closed:  # while this process was started: nobody else would end it
+                pool.shutdown(wait=False, kill_workers=True)
+                raise CancelledError
             begun = pool.submit(_begin, os.getpid())
         begun.result()  # raises BrokenExecutor if a process cannot even begin
         return pool
@@ -105,9 +112,6 @@ class LocalExecutor(ThreadPoolExecutor):
 
 def _begin(parent: int) -> None:
     """Let this process end with its parent, leave signals of the terminal to it, and keep its stdout clean."""
-    here = os.getcwd()
-    own = [place for place in sys.path if os.path.realpath(place or here) == here]
-    sys.path[:] = [place for place in sys.path if place not in own] + own  # loky copies the path of the parent
     import psutil
     from loky import process_executor
 
