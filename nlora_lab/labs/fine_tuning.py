@@ -173,15 +173,15 @@ class FineTuneLab(LivePanel):
         return run_table(self.runs)
 
     def numbers(self) -> pd.DataFrame:
-        """Return what was recorded at the settings of the controls, as a table.
+        """Return what was recorded at the settings of the controls: a row per ticked method.
 
         Returns:
-            One row per ticked method, with the columns of ``RecordedRuns.numbers``.
+            A table with the columns of ``RecordedRuns.numbers``.
         """
         import pandas as pd
 
-        s, methods = self._view.settings, self._view.methods
-        asked = [(s.task, m.method, s.init_of(m.method), m.rate) for m in methods]
+        s = self._view.settings
+        asked = [(s.task, m.method, s.init_of(m.method), m.rate) for m in self._view.methods]
         return pd.DataFrame(
             self.recordings.near_steps(task, method, s.steps, init).numbers(task, method, s.rank, rate, init)
             for task, method, init, rate in asked
