@@ -1,7 +1,6 @@
 """``FineTuneLab``: look up recorded fine-tuning runs with sliders, and train new ones.
 
-Every event (a moved control, an edited run, an opened tab, a report of the race) ends in one frozen ``LabView``. The
-parts of the lab draw themselves from that view.
+Every event, such as a moved control or a report of the race, ends in one frozen ``LabView``. All parts draw from it.
 """
 
 from __future__ import annotations
