@@ -182,7 +182,7 @@ class FineTuneLab(LivePanel):
         s = self._view.settings
         asked = [(s.task, m.method, s.init_of(m.method), m.rate) for m in self._view.methods]
         return pd.DataFrame(
-            self.recordings.near_steps(task, method, s.steps, init).numbers(task, method, s.rank, rate, init)
+            self.recordings.with_steps(task, method, s.steps, init).numbers(task, method, s.rank, rate, init)
             for task, method, init, rate in asked
         )
 

@@ -212,7 +212,7 @@ def method_view(settings: Settings, recordings: RecordedRuns, method: str) -> Me
     where = settings.task, method, settings.rank
     init = settings.init_of(method)
     several = len(recordings.budgets) > 1
-    recordings = recordings.near_steps(settings.task, method, settings.steps, init)
+    recordings = recordings.with_steps(settings.task, method, settings.steps, init)
     best = recordings.best(*where, init)
     rate = best.lr if settings.own_rates and best is not None else settings.rate
     point = recordings.at(*where, rate, init)

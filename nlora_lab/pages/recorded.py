@@ -43,6 +43,7 @@ def recorded_data(recordings: RecordedRuns) -> tuple[dict[str, Any], bytes]:
         "methods": [_method(method) for method in METHODS.values()],
         "tasks": [{"name": name, "metric": metric(name)} for name in TASKS],
         "inits": list(CORE_INITS),
+        "usual_steps": recordings.usual_steps,
         "near_rate": NEAR_RATE,
         "near_rank": NEAR_RANK,
         "curve_range": CURVE_RANGE,

@@ -42,6 +42,7 @@ class RecordedRuns:
             task.
         elsewhere: how many runs have another number of steps.
         budgets: the numbers of steps of the runs, in ascending order.
+        usual_steps: the number of steps of the runs of each task in this index.
     """
 
     def __init__(self, runs: Iterable[Run], other_models: Iterable[str] = (), steps: int | None = None) -> None:
@@ -56,7 +57,8 @@ class RecordedRuns:
         self._comparable = comparable
         self.budgets = tuple(sorted({run.config.steps for run in comparable}))
         common = _usual(comparable, lambda run: run.config.steps)
-        compared = [run for run in comparable if run.config.steps == (steps or common[run.config.task])]
+        self.usual_steps: dict[str, int] = {task: steps or most for task, most in common.items()}
+        compared = [run for run in comparable if run.config.steps == self.usual_steps[run.config.task]]
         self.elsewhere = len(comparable) - len(compared)
         for run in compared:
             c = run.config
@@ -83,8 +85,8 @@ class RecordedRuns:
             self._at_steps[steps] = RecordedRuns(self._comparable, self.other_models, steps)
         return self._at_steps[steps]
 
-    def near_steps(self, task: str, method: str, steps: int, init: str | None = None) -> RecordedRuns:
-        """Index the runs of the recorded number of steps that a number stands for.
+    def with_steps(self, task: str, method: str, steps: int, init: str | None = None) -> RecordedRuns:
+        """Index the runs of a number of steps, if there are any of this method.
 
         Args:
             task: the name of the task.
@@ -93,11 +95,10 @@ class RecordedRuns:
             init: the initialisation of N. ``None`` means the method's default.
 
         Returns:
-            The index of the nearest number of steps with runs of this method, or this index if there are none.
+            The index of that number of steps, or this index, which has the number of most runs.
         """
-        known = [budget for budget in self.budgets if self.at_steps(budget).ranks(task, method, init)]
-        near = _nearest(known, steps, math.inf)
-        return self if near is None else self.at_steps(near)
+        index = self.at_steps(steps) if steps in self.budgets else self
+        return index if index.ranks(task, method, init) else self
 
     def places(self) -> list[tuple[str, str, int, str | None]]:
         """List what was recorded.
@@ -203,14 +204,15 @@ class RecordedRuns:
             init: the initialisation of N. ``None`` means the method's default.
 
         Returns:
-            A row of numbers, NaN where nothing was recorded: ``parameters``, ``rate``, ``final_loss``, ``accuracy`` and
-            its ``lowest`` and ``highest`` value over ``seeds``, then ``own_rate``, the method's best one,
-            ``accuracy_there``, and ``test_loss`` at ``rate``.
+            A row of numbers, NaN where nothing was recorded: ``parameters``, ``steps``, ``rate``, ``final_loss``,
+            ``accuracy`` and its ``lowest`` and ``highest`` value over ``seeds``, then ``own_rate``, the method's best
+            one, ``accuracy_there``, and ``test_loss`` at ``rate``. Accuracies are from 0 to 1.
         """
         point, best = self.at(task, method, rank, lr, init), self.best(task, method, rank, init)
         return {
             "method": method,
             "parameters": point.runs[0].trainable if point else math.nan,
+            "steps": point.runs[0].config.steps if point else math.nan,
             "rate": _median(point, "lr"),
             "final_loss": _median(point, "loss"),
             "accuracy": _median(point, "accuracy"),

@@ -181,7 +181,7 @@ def test_a_second_number_of_steps_and_a_third_measure_get_a_switch(open_page, tm
     page.get_by_label("each at its own best rate", exact=True).check()
     page.wait_for_timeout(200)
     figure = page.locator(".figure svg").text_content()
-    assert "negative log-likelihood of the right answers" in figure
+    assert "NLL of the right answers" in figure
     assert "LoRA · 1.4e-2" in figure
     page.get_by_label("task").select_option("entailment")
     page.wait_for_timeout(200)

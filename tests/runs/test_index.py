@@ -241,14 +241,16 @@ def test_runs_of_another_number_of_steps_have_an_index_of_their_own():
     assert len(known.at_steps(1000)) == 0
 
 
-def test_a_number_of_steps_stands_for_the_nearest_one_that_a_method_has():
+def test_a_method_without_runs_of_some_steps_shows_those_of_most_runs():
     known = RecordedRuns([*(run(seed=s) for s in range(3)), run(steps=500), run(steps=500, method="slora")])
-    nearest = {n: known.near_steps("word-problems", "lora", n) for n in (1, 250, 300, 400, 500, 1000)}
-    assert {n: len(index.valley("word-problems", "lora", 8)[0].runs) for n, index in nearest.items()} == {
-        1: 3, 250: 3, 300: 3, 400: 1, 500: 1, 1000: 1,
+    found = {n: known.with_steps("word-problems", "lora", n) for n in (1, 250, 400, 500)}
+    assert {n: len(index.valley("word-problems", "lora", 8)[0].runs) for n, index in found.items()} == {
+        1: 3, 250: 3, 400: 3, 500: 1,
     }  # fmt: skip
-    assert known.near_steps("word-problems", "slora", 250).best("word-problems", "slora", 8) is not None
-    assert known.near_steps("word-problems", "dora", 250) is known
+    assert known.with_steps("word-problems", "slora", 500).best("word-problems", "slora", 8) is not None
+    assert known.with_steps("word-problems", "dora", 500) is known
+    assert known.numbers("word-problems", "lora", 8, 1e-3)["steps"] == 250
+    assert (known.usual_steps, known.at_steps(500).usual_steps) == ({"word-problems": 250}, {"word-problems": 500})
 
 
 def test_repetitions_of_a_run_are_not_further_runs():

@@ -57,7 +57,7 @@ function methodView(book, settings, name) {
   const method = book.method.get(name);
   const init = !method.inits.length || settings.init === method.inits[0] ? null : settings.init;
   let cells = book.cells.get([settings.task, name, init].join("|")) ?? [];
-  const steps = nearest([...new Set(cells.map((c) => c.steps))], settings.steps);
+  const steps = cells.some((c) => c.steps === settings.steps) ? settings.steps : book.usual_steps[settings.task];
   cells = cells.filter((c) => c.steps === steps);
   const ranks = cells.map((c) => c.rank);
   const rank = method.ranked ? nearest(ranks, settings.rank, book.near_rank) : ranks[0];
@@ -99,7 +99,7 @@ const numbersOf = (view) => view.methods.map(({ name, point, best }) => ({
 
 const MEASURES = {
   accuracy: { title: "accuracy", short: "accuracy", factor: 100, digits: 1, unit: " %" },
-  test_loss: { title: "negative log-likelihood of the right answers, nats per token", short: "NLL", factor: 1, digits: 3, unit: "" },
+  test_loss: { title: "NLL of the right answers, nats per token", short: "NLL", factor: 1, digits: 3, unit: "" },
 };
 
 const lastStep = (methods, live, settings) => Math.max(
