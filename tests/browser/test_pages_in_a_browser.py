@@ -35,7 +35,7 @@ async settings => {
   set('learning rate', settings.exponent, 'input');
   set('task', settings.task, 'change');
   set('N in SLoRA', settings.init, 'change');
-  label(`${settings.steps} steps`).firstChild.click();
+  set('recorded steps', settings.steps, 'change');
   await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
   return [...lab.querySelectorAll('tbody tr')].map(row => [...row.children].map(cell => cell.textContent));
 }
@@ -176,8 +176,8 @@ def test_all_three_labs_answer_to_the_keyboard(open_page, tmp_path):
 
 def test_a_second_number_of_steps_and_a_third_measure_get_a_switch(open_page, tmp_path):
     page = open_page(write_lab(tmp_path / "lab.html", recorded_runs()))
-    page.get_by_label("NLL", exact=True).check()
-    page.get_by_label("500 steps", exact=True).check()
+    page.get_by_label("measure").select_option("test_loss")
+    page.get_by_label("recorded steps").select_option("500")
     page.get_by_label("each at its own best rate", exact=True).check()
     page.wait_for_timeout(200)
     figure = page.locator(".figure svg").text_content()

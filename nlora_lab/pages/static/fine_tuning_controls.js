@@ -59,8 +59,9 @@ class Controls {
   /** Run, Stop and what is folded away. Without a kernel nothing trains, and there is only a choice of N. */
   runRow() {
     const init = field("N in SLoRA", this.init, { title: "only SLoRA has a choice of N" });
-    const measure = this.radios("measure", this.book.measures, (name) => MEASURES[name].short);
-    const steps = this.budgetButtons();
+    this.menus = new Map();
+    const steps = this.menu("steps", "recorded steps", this.book.budgets);
+    const measure = this.menu("measure", "measure", this.book.measures, (name) => MEASURES[name].short);
     if (!this.kernel) return h("div", { class: "row" }, init, steps, measure);
     const more = h("div", { class: "row", id: newId("more"), hidden: true }, init, field("steps", this.steps), field("seed", this.seed));
     const toggle = h("button", { type: "button", "aria-expanded": "false", "aria-controls": more.id, onclick: () => {
@@ -70,25 +71,15 @@ class Controls {
     return h("div", {}, h("div", { class: "row" }, this.run, this.stop, this.bar, this.status, steps, measure, toggle), more);
   }
 
-  /** A choice that is shown only where there is more than one. */
-  radios(trait, names, label) {
-    this[`${trait}Radios`] = new Map();
+  /** A menu that is shown only where there is more than one choice. */
+  menu(trait, text, names, label = String) {
     if (names.length < 2) return null;
-    const group = newId(trait);
-    const items = names.map((name) => {
-      const input = h("input", { type: "radio", name: group, onchange: () => {
-        this.model.set(trait, name);
-        this.model.save_changes();
-      } });
-      this[`${trait}Radios`].set(name, input);
-      return h("label", { class: "field" }, input, label(name));
-    });
-    return h("span", { class: "row", role: "radiogroup", "aria-label": trait }, ...items);
-  }
-
-  /** The recorded numbers of steps, where there are several. */
-  budgetButtons() {
-    return this.radios("steps", this.book.budgets, (steps) => `${steps} steps`);
+    const select = h("select", { onchange: () => {
+      this.model.set(trait, names[select.selectedIndex]);
+      this.model.save_changes();
+    } }, ...names.map((name) => h("option", { value: name }, label(name))));
+    this.menus.set(trait, select);
+    return field(text, select);
   }
 
   settings() {
@@ -111,8 +102,7 @@ class Controls {
     this.disable(this.lr, settings.own_rates && methods.every((m) => m.best));
     this.disable(this.rank, methods.length > 0 && methods.every((m) => !m.method.ranked));
     this.disable(this.init, !methods.some((m) => m.method.inits.length));
-    for (const [name, input] of this.measureRadios) input.checked = name === settings.measure;
-    for (const [steps, input] of this.stepsRadios) input.checked = steps === settings.steps;
+    for (const [trait, select] of this.menus) select.value = settings[trait]; // other steps than recorded ones: blank
     setText(this.note, reasons(view).join(" "));
     if (this.kernel) this.drawRun();
   }
