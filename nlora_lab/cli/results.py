@@ -85,12 +85,12 @@ def _compare(options: argparse.Namespace) -> int:
         from nlora_lab.core.tables import save_table
 
         print(f"nlora-lab: wrote {save_table(table, options.out)}", file=sys.stderr)
-    if describe_left_out(runs):
-        print(f"nlora-lab: left out: {describe_left_out(runs)}", file=sys.stderr)
     if options.json:
         print(table.rename_axis("method").reset_index().to_json(orient="records", double_precision=15))
     else:
         print(table[COLUMNS].to_string(float_format=lambda value: f"{value:.3g}"))
+    if describe_left_out(runs):
+        print(f"nlora-lab: left out: {describe_left_out(runs)}", file=sys.stderr)
     return 0
 
 

@@ -192,7 +192,7 @@ def _paper_recipe(name: str, batch: int, reading: str) -> Recipe:
 
 
 BEST_RECORDED_RATES = {
-    "full": 2e-3, "lora": 2e-2, "rslora": 5e-3, "dora": 2e-2, "pissa": 1e-2, "olora": 5e-3, "lora-xs": 5e-2,
+    "full": 2e-3, "lora": 0.0141, "rslora": 5e-3, "dora": 2e-2, "pissa": 1e-2, "olora": 5e-3, "lora-xs": 5e-2,
     "slora": 1e-2, "nlora": 2e-4, "nlora-pivoted": 5e-3, "nlora-core": 2e-2, "nlora-balanced": 5e-3,
     "nlora-released": 2e-2, "inttune": 2e-1,
 }  # fmt: skip
@@ -201,8 +201,8 @@ BEST_RECORDED_RATES = {
 COLAB_RATES = {"lora": 1e-3, "slora": 5e-4, "nlora": SHARED_RATE}
 COLAB_SOURCE = "sized by nl.estimate for a T4 (16 GB, no bf16 units)"
 COLAB_NOTE = (
-    "The rates are where a search can start, not a result. Those of LoRA and SLoRA are a twentieth of the best "
-    "recorded rates of the embedded model (2e-2 and 1e-2), a guess at what a larger model can take. NLoRA and all "
+    "The rates are where a search can start, not a result. Those of LoRA and SLoRA are a fourteenth and a "
+    "twentieth of the best recorded rates of the embedded model (1.4e-2 and 1e-2), a guess at what a larger model can take. NLoRA and all "
     "other methods have the paper's 2e-4."
 )
 RECIPES: Mapping[str, Recipe] = Recipes(

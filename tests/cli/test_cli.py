@@ -141,7 +141,7 @@ COMMANDS = {
     "Learn": ["lab", "page", "doctor"],
     "Teach": ["notebooks", "pack"],
     "Train": ["run", "race", "sweep", "recipes", "estimate"],
-    "Look at results": ["compare", "gather", "measure", "scan", "export"],
+    "Look at results": ["compare", "reproduce", "gather", "measure", "scan", "export"],
 }
 
 

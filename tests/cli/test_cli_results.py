@@ -20,7 +20,7 @@ def test_compare_says_what_the_seeds_allow(tmp_path, capsys):
             store.add(some_run(config=config, metrics={"accuracy": shifted, "validation_loss": 0.1}))
     assert cli.main(["compare", str(store.path), "--out", str(tmp_path / "t.csv")]) == 0
     out = capsys.readouterr().out
-    assert "better than LoRA: +10" in out
+    assert "not distinguishable from LoRA: +10" in out
     assert "the baseline" in out
     assert (tmp_path / "t.csv").read_text().startswith("group,rate,seeds,diverged,median")
     assert cli.main(["compare", str(store.path), "--at", "1e-2", "--metric", "final_loss", "--json"]) == 0

@@ -115,10 +115,10 @@ def watching(before):
 
     real, count = spectra.measure, [0]
 
-    def measure(W, ranks):
+    def measure(*args):
         before(count[0])
         count[0] += 1
-        return real(W, ranks)
+        return real(*args)
 
     with mock.patch.object(spectra, "measure", measure):
         yield count

@@ -247,7 +247,7 @@ def test_dropout_changes_the_run_and_is_seeded():
 
 def test_the_environment_overrides_the_device(monkeypatch):
     monkeypatch.setenv("NLORA_LAB_DEVICE", "tpu")
-    with pytest.raises(InputError, match="device='tpu'"):
+    with pytest.raises(InputError, match="NLORA_LAB_DEVICE='tpu' is not known"):
         fine_tune(RunConfig(**QUICK))
 
 
