@@ -201,9 +201,9 @@ BEST_RECORDED_RATES = {
 COLAB_RATES = {"lora": 1e-3, "slora": 5e-4, "nlora": SHARED_RATE}
 COLAB_SOURCE = "sized by nl.estimate for a T4 (16 GB, no bf16 units)"
 COLAB_NOTE = (
-    "The rates are where a search can start, not a result. Those of LoRA and SLoRA are a fourteenth and a "
-    "twentieth of the best recorded rates of the embedded model (1.4e-2 and 1e-2), a guess at what a larger model can take. NLoRA and all "
-    "other methods have the paper's 2e-4."
+    "The rates are where a search can start, not a result. Those of LoRA and SLoRA are a fourteenth and a twentieth of "
+    "the best recorded rates of the embedded model (1.4e-2 and 1e-2), a guess at what a larger model can take. NLoRA "
+    "and all other methods have the paper's 2e-4."
 )
 RECIPES: Mapping[str, Recipe] = Recipes(
     (
