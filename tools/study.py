@@ -3,9 +3,9 @@
     python -m tools.study --show     # print the parts of the plan, and how much of each is recorded
     python -m tools.study            # make the missing runs, the most useful first
 
-You can interrupt the command at any time. Run it again to resume. The plan was written before the runs were made: the
-methods, the rates, the seeds and the contrasts below do not depend on their results, except that ``fresh_seeds`` take
-the rate that ``chosen_rate`` finds on the seeds of the ladder.
+You can interrupt the command at any time. Run it again to resume. The middles of the ladders are the best rates of the
+grid that was recorded before. The order of the parts, and the part of NLoRA as released, were settled while runs of the
+first part came in.
 """
 
 from __future__ import annotations

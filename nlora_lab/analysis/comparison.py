@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 Groups = Mapping[str, Sequence[Run]]
 
 PLANNED = ("slora", "nlora", "nlora-released", "nlora-balanced", "pissa")
-"""The methods whose comparison with LoRA was planned before the runs were made. Every other one is an afterthought."""
+"""The methods that this project asks about: their comparisons with LoRA are one family of tests.
+
+The list follows the questions of the course. Most of the recorded runs existed when it was written down.
+"""
 
 
 @dataclass(frozen=True)

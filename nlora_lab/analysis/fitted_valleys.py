@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nlora_lab.analysis.selection import Methods, Runs, method_names, recorded_index
-from nlora_lab.core.validation import check_number
+from nlora_lab.analysis.statistics import check_confidence
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.runs.rate_points import RatePoint, by_seed, validation_loss
 from nlora_lab.runs.run import Run
@@ -60,7 +60,7 @@ def valleys(
 
     index, rows = recorded_index(runs, model, steps), {}
     check_task(task, None)
-    check_number("confidence", confidence, above=0, below=1, remedy="try 0.95")
+    check_confidence(confidence)
     for name in method_names(methods):
         points = index.valley(task, name, rank)
         if points:

@@ -1,8 +1,8 @@
 """Making recorded runs again, and how far a repetition may fall from its record.
 
-Rounding differs between processors, and training can amplify it: well below the best rate a repetition agrees to the
-digits that are printed, at the best rate it is a new draw. How far apart two repetitions lie is measured for each kind
-of rate, from the repetitions of single seeds among the recorded runs (``RunConfig.replicate``).
+Rounding differs between processors, and training can amplify it, most of all above the best rate. How far apart two
+repetitions lie is measured for each kind of rate, from the repetitions of single seeds among the recorded runs
+(``RunConfig.replicate``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from statistics import pvariance
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def repetition_noise(store: RunStore | None = None) -> pd.DataFrame:
     for run in listed:
         kind = rate_kind(index, run)
         if kind and not run.error and not run.diverged:
-            repeated[kind][_apart_from_repetition(run)].append(run)
+            repeated[kind][run_key(replace(run.config, replicate=0))].append(run)
     rows = {}
     for kind in KINDS:
         groups = [runs for runs in repeated[kind].values() if len({run.config.replicate for run in runs}) > 1]
@@ -155,11 +156,6 @@ def _all_runs(index: RecordedRuns) -> Iterator[Run]:
         for place in of_steps.places():
             for point in of_steps.valley(*place):
                 yield from point.runs
-
-
-def _apart_from_repetition(run: Run) -> str:
-    """The identity of a run but for its repetition, as a key."""
-    return repr(sorted({**run.config.identity(), "replicate": 0}.items(), key=lambda item: item[0]))
 
 
 def _pooled(name: str, groups: Iterable[list[Run]]) -> float:
