@@ -3,6 +3,9 @@
     python -m tools.study --show     # print the parts of the plan, and how much of each is recorded
     python -m tools.study            # make the missing runs, the most useful first
 
+The runs on renumbered copies need folders ``renumbered-1`` to ``renumbered-5`` in the working folder. They are written
+there if they are missing.
+
 You can interrupt the command at any time. Run it again to resume. The middles of the ladders are the best rates of the
 grid that was recorded before. The order of the parts, and the part of NLoRA as released, were settled while runs of the
 first part came in.
@@ -14,7 +17,10 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from nlora_lab.models.names import EMBEDDED
+from nlora_lab.models.symmetry import save_renumbered
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.store import RunStore, run_key
 from nlora_lab.sweeps.engine import sweep
@@ -44,18 +50,20 @@ REPEATED = {
     "nlora": (1e-4, 2e-4, 5e-4),
 }  # rates of records
 
+CONTRAST_METHODS = ("lora", "slora", "nlora", "nlora-released", "nlora-balanced", "pissa")
+COPIES = tuple(f"renumbered-{seed}" for seed in range(1, 6))
+LOTTERY_RANKS = (8, 16, 4, 32, 2, 1)
+
 
 def ladder(method: str) -> tuple[float, ...]:
     """Return the five rates of a method: steps of √2 over two octaves, to three digits, ascending."""
     return tuple(float(f"{MIDDLE[method] * 2 ** (k / 2):.3g}") for k in (-2, -1, 0, 1, 2))
 
 
-def config(method: str, lr: float, seed: int, steps: int, replicate: int = 0) -> RunConfig:
+def config(method: str, lr: float, seed: int, steps: int, **changes: Any) -> RunConfig:
     """Return a config of the study."""
-    return RunConfig(
-        method=method, lr=lr, seed=seed, steps=steps, task=TASK, device="cpu",
-        replicate=replicate, measure_every=MEASURE_EVERY,
-    )  # fmt: skip
+    settings = {"task": TASK, "device": "cpu", "measure_every": MEASURE_EVERY, **changes}
+    return RunConfig(method=method, lr=lr, seed=seed, steps=steps, **settings)
 
 
 def budgets(steps: Sequence[int], methods: Sequence[str] = BUDGET_METHODS) -> list[RunConfig]:
@@ -79,7 +87,7 @@ def ladders(steps: Sequence[int], methods: Sequence[str]) -> list[RunConfig]:
 def replicates() -> list[RunConfig]:
     """Return repetitions of two seeds of three methods, below, at and above their best rates."""
     return [
-        config(method, lr, seed, 250, replicate)
+        config(method, lr, seed, 250, replicate=replicate)
         for replicate in REPLICATES
         for method, rates in REPEATED.items()
         for lr in rates
@@ -87,9 +95,33 @@ def replicates() -> list[RunConfig]:
     ]
 
 
+def middle_rungs() -> list[RunConfig]:
+    """Return the three middle rates of the ladders at 500 steps, of the methods that are compared on fresh seeds."""
+    return [
+        config(method, lr, seed, 500)
+        for seed in LADDER_SEEDS
+        for method in CONTRAST_METHODS
+        for lr in ladder(method)[1:4]
+    ]
+
+
+def lottery() -> list[RunConfig]:
+    """Return NLoRA on the model and on five renumbered copies, its own rate, six ranks. Write the copies first."""
+    for name in COPIES:
+        if not Path(name).exists():
+            save_renumbered(name, seed=int(name.rpartition("-")[2]))
+    return [
+        config("nlora", MIDDLE["nlora"], 0, 250, model=model, rank=rank)
+        for rank in LOTTERY_RANKS
+        for model in (EMBEDDED, *COPIES)
+    ]
+
+
 PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "budgets of 250 and 500 steps": lambda: budgets((250, 500)),
     "NLoRA as released, 500 steps": lambda: budgets((500,), ("nlora-released",)),
+    "NLoRA on renumbered copies": lottery,
+    "three rates at 500 steps": middle_rungs,
     "replicates": replicates,
     "budgets of 125 and 1000 steps": lambda: budgets((125, 1000)),
     "ladders at 500 steps": lambda: ladders((500,), BUDGET_METHODS),

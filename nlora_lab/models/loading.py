@@ -65,7 +65,7 @@ def load_model(
     _check_labels(head, labels)
     try:
         commit = _find_commit(source, revision)
-        with LOADING_LOCK, _quiet(bar=bool(commit) and not hub.is_cached(str(source), commit), reports=not head):
+        with LOADING_LOCK, quiet(bar=bool(commit) and not hub.is_cached(str(source), commit), reports=not head):
             model, tokenizer, info = _load(
                 name, source, head, revision=commit or None, dtype=getattr(torch, dtype or "float32"),
                 attn_implementation=attention,
@@ -335,8 +335,8 @@ def _explain(name: str, source: str | Path, error: Exception, revision: str | No
 
 
 @contextmanager
-def _quiet(bar: bool, reports: bool) -> Iterator[None]:
-    """Keep transformers from printing while a model is loaded.
+def quiet(bar: bool, reports: bool) -> Iterator[None]:
+    """Keep transformers from printing while a model is loaded or saved.
 
     Args:
         bar: whether to show progress bars. A download should have one. Loading from the disk should not, because the

@@ -6,13 +6,16 @@ and columns of others, and the network computes the same function.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.validation import whole_number
+from nlora_lab.core.validation import check_whole_number, whole_number
+from nlora_lab.models.loading import load_model, quiet
+from nlora_lab.models.names import EMBEDDED
 
 
 @torch.no_grad()
@@ -73,6 +76,37 @@ def permute_heads(model: Any, layer: int, generator: torch.Generator | None = No
     return order
 
 
+def save_renumbered(folder: str | Path, seed: int, model: str = EMBEDDED) -> Path:
+    """Save a copy of a model whose MLP neurons are numbered in another order, in every layer.
+
+    The copy computes the same function up to rounding. Its matrices have the same singular values, and other leading
+    blocks. So it is another draw of NLoRA's start.
+
+    Args:
+        folder: where the copy is saved, in the layout of the hub. It must not exist, or be empty.
+        seed: the seed of the new order, from 0.
+        model: "embedded", a folder, or a hub id of a Llama-like model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the model is not Llama-like, the folder holds files, or the seed is not a whole number from 0.
+    """
+    check_whole_number("seed", seed, low=0, high=2**62)
+    place = Path(folder)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise InputError(f"folder={str(folder)!r} exists and is not an empty folder; choose another one")
+    copy, tokenizer = load_model(model)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in range(len(_layers(copy))):
+        permute_neurons(copy, layer, generator)
+    with quiet(bar=False, reports=True):
+        copy.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
 def _permute(linear: Any, order: Tensor, dim: int) -> None:
     linear.weight.copy_(linear.weight.index_select(dim, order.to(linear.weight.device)))
     if dim == 0 and linear.bias is not None:
@@ -80,9 +114,7 @@ def _permute(linear: Any, order: Tensor, dim: int) -> None:
 
 
 def _block(model: Any, layer: int, name: str, parts: tuple[str, ...]) -> Any:
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if layers is None:
-        raise InputError(f"a {type(model).__name__} has no model.layers; give a Llama-like model")
+    layers = _layers(model)
     index = whole_number(layer)
     if index is None or not 0 <= index < len(layers):
         raise InputError(f"layer={layer!r}: the model has {len(layers)} layers; give a whole number from 0")
@@ -90,3 +122,10 @@ def _block(model: Any, layer: int, name: str, parts: tuple[str, ...]) -> Any:
     if block is None or not all(hasattr(block, part) for part in parts):
         raise InputError(f"layer {layer} has no {name} with {', '.join(parts)}; give a Llama-like model")
     return block
+
+
+def _layers(model: Any) -> Any:
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None:
+        raise InputError(f"a {type(model).__name__} has no model.layers; give a Llama-like model")
+    return layers

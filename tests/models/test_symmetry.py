@@ -10,7 +10,8 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.svd import singular_values
-from nlora_lab.models.symmetry import permute_heads, permute_neurons
+from nlora_lab.models.loading import load_model
+from nlora_lab.models.symmetry import permute_heads, permute_neurons, save_renumbered
 
 CHANGES = {"neurons": (permute_neurons, ("mlp", "gate_proj")), "heads": (permute_heads, ("self_attn", "q_proj"))}
 
@@ -50,3 +51,26 @@ def test_a_model_or_layer_that_cannot_be_permuted_is_named(permute):
     odd.model.layers[0].mlp = odd.model.layers[0].self_attn = torch.nn.Identity()
     with pytest.raises(InputError, match="layer 0 has no"):
         permute(odd, 0)
+
+
+def test_a_renumbered_copy_computes_the_same_and_starts_elsewhere(tmp_path, capfd):
+    model, tokenizer = load_model()
+    ids = tokenizer("Ana has 3 apples.", return_tensors="pt").input_ids
+    blocks = []
+    for seed in (1, 1, 2):
+        copy, _ = load_model(str(save_renumbered(tmp_path / str(len(blocks)), seed)))
+        with torch.no_grad():
+            assert torch.allclose(copy(ids).logits, model(ids).logits, atol=1e-4)
+        blocks.append(torch.stack([layer.mlp.gate_proj.weight[:8, :8] for layer in copy.model.layers]))
+    assert torch.equal(blocks[0], blocks[1])
+    assert not torch.allclose(blocks[0], blocks[2], atol=0.01)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_copy_never_falls_into_a_folder_with_files(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for folder, seed, words in ((tmp_path, 1, "not an empty"), (tmp_path / "notes.txt", 1, "not an empty"),
+                                (tmp_path / "new", -1, "seed=-1")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            save_renumbered(folder, seed)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
