@@ -52,7 +52,14 @@ REPEATED = {
 
 CONTRAST_METHODS = ("lora", "slora", "nlora", "nlora-released", "nlora-balanced", "pissa")
 COPIES = tuple(f"renumbered-{seed}" for seed in range(1, 6))
-LOTTERY_RANKS = (8, 16, 4, 32, 2, 1)
+LOTTERY_RATES = {
+    8: (2e-4, 1e-4, 5e-4),
+    4: (2e-4, 1e-4, 5e-4),
+    16: (2e-4,),
+    32: (2e-4,),
+    2: (2e-4,),
+    1: (2e-4,),
+}  # by rank
 
 
 def ladder(method: str) -> tuple[float, ...]:
@@ -106,13 +113,14 @@ def middle_rungs() -> list[RunConfig]:
 
 
 def lottery() -> list[RunConfig]:
-    """Return NLoRA on the model and on five renumbered copies, its own rate, six ranks. Write the copies first."""
+    """Return NLoRA on the model and on five renumbered copies, six ranks. Write the copies first."""
     for name in COPIES:
         if not Path(name).exists():
             save_renumbered(name, seed=int(name.rpartition("-")[2]))
     return [
-        config("nlora", MIDDLE["nlora"], 0, 250, model=model, rank=rank)
-        for rank in LOTTERY_RANKS
+        config("nlora", lr, 0, 250, model=model, rank=rank)
+        for rank, rates in LOTTERY_RATES.items()
+        for lr in rates
         for model in (EMBEDDED, *COPIES)
     ]
 

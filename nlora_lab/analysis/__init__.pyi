@@ -10,6 +10,8 @@ from .curvature import rate_predictors as rate_predictors
 from .fitted_valleys import valleys as valleys
 from .initial_step import first_step as first_step
 from .initial_step import initial_change as initial_change
+from .lottery import start_lottery as start_lottery
+from .lottery import start_sizes as start_sizes
 from .noise import detectable as detectable
 from .noise import scatter as scatter
 from .noise import welch as welch

@@ -4,6 +4,7 @@ from .loading import revision_of as revision_of
 from .names import EMBEDDED as EMBEDDED
 from .symmetry import permute_heads as permute_heads
 from .symmetry import permute_neurons as permute_neurons
+from .symmetry import renumber as renumber
 from .symmetry import save_renumbered as save_renumbered
 from .weights import Weight as Weight
 from .weights import list_weights as list_weights

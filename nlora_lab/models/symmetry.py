@@ -76,11 +76,27 @@ def permute_heads(model: Any, layer: int, generator: torch.Generator | None = No
     return order
 
 
-def save_renumbered(folder: str | Path, seed: int, model: str = EMBEDDED) -> Path:
-    """Save a copy of a model whose MLP neurons are numbered in another order, in every layer.
+def renumber(model: Any, seed: int) -> None:
+    """Permute the MLP neurons of every layer, in place.
 
-    The copy computes the same function up to rounding. Its matrices have the same singular values, and other leading
-    blocks. So it is another draw of NLoRA's start.
+    The function stays the same up to rounding, and so do the singular values. The leading blocks change, so this is
+    another draw of NLoRA's start.
+
+    Args:
+        model: a Llama-like model. It is changed.
+        seed: the seed of the new order, from 0.
+
+    Raises:
+        InputError: the model is not Llama-like, or the seed is not a whole number from 0.
+    """
+    check_whole_number("seed", seed, low=0, high=2**62)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in range(len(_layers(model))):
+        permute_neurons(model, layer, generator)
+
+
+def save_renumbered(folder: str | Path, seed: int, model: str = EMBEDDED) -> Path:
+    """Save a copy of a model whose MLP neurons are numbered in another order (see ``renumber``).
 
     Args:
         folder: where the copy is saved, in the layout of the hub. It must not exist, or be empty.
@@ -93,14 +109,11 @@ def save_renumbered(folder: str | Path, seed: int, model: str = EMBEDDED) -> Pat
     Raises:
         InputError: the model is not Llama-like, the folder holds files, or the seed is not a whole number from 0.
     """
-    check_whole_number("seed", seed, low=0, high=2**62)
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"folder={str(folder)!r} exists and is not an empty folder; choose another one")
     copy, tokenizer = load_model(model)
-    generator = torch.Generator().manual_seed(seed)
-    for layer in range(len(_layers(copy))):
-        permute_neurons(copy, layer, generator)
+    renumber(copy, seed)
     with quiet(bar=False, reports=True):
         copy.save_pretrained(place)
     tokenizer.save_pretrained(place)
