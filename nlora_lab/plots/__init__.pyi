@@ -1,6 +1,7 @@
 from .charts import chart as chart
 from .charts import heatmap as heatmap
 from .charts import method_bars as method_bars
+from .charts import scatter as scatter
 from .comparisons import intervals as intervals
 from .comparisons import method_scatter as method_scatter
 from .comparisons import valleys as valleys

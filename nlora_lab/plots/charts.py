@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
 from nlora_lab.methods.table import METHODS, get_method
 from nlora_lab.plots.drawings import Picture
-from nlora_lab.plots.figure import Axis, Bars, Figure, Heatmap, Label, Line, Panel, log_limits, round_ticks
-from nlora_lab.plots.matplotlib_renderer import DASHES
+from nlora_lab.plots.figure import Axis, Bars, Figure, Heatmap, Label, Line, Panel, Points, log_limits, round_ticks
+from nlora_lab.plots.matplotlib_renderer import DASHES, SYMBOLS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +53,43 @@ def chart(
     across = Axis(xlabel, ticks=round_ticks(min(places), max(places), most=9) if whole else None)
     panel = Panel(across, Axis(ylabel, log=log), marks, legend="beside")
     return Picture(Figure([panel], 720, 300), f"{ylabel} against {xlabel}: {', '.join(lines)}")
+
+
+def scatter(
+    frame: pd.DataFrame, x: str, y: str, by: str, *, xlabel: str = "", ylabel: str = "", log: bool = False
+) -> Picture:
+    """Draw one column of a table against another, one marker per row. Rows of one group share hue and symbol.
+
+    Args:
+        frame: the table. Rows with NaN or ∞ in one of the two columns are left out.
+        x: the column on the x axis, which is logarithmic.
+        y: the column on the y axis.
+        by: the column that groups the rows. Its values are the legend.
+        xlabel: what ``x`` is.
+        ylabel: what ``y`` is.
+        log: make the y axis logarithmic.
+
+    Returns:
+        The chart, which a notebook shows as a PNG.
+
+    Raises:
+        InputError: a column is missing, no row has both numbers, or a number is not above 0 on a logarithmic axis.
+    """
+    for name in (x, y, by):
+        check_choice("column", name, list(frame.columns))
+    known = frame[[math.isfinite(a) and math.isfinite(b) for a, b in zip(frame[x], frame[y], strict=True)]]
+    if known.empty:
+        raise InputError(f"no row has both {x!r} and {y!r}; give at least one")
+    if (low := min(known[x].min(), known[y].min() if log else math.inf)) <= 0:
+        raise InputError(f"{low:g} has no place on a logarithmic axis; leave out rows that are not above 0")
+    marks = []
+    for i, (group, rows) in enumerate(known.groupby(by, sort=True)):
+        hue, symbol = HUES[i % len(HUES)], list(SYMBOLS)[i % 5]  # the last one is a tick
+        points = rows[x].astype(float).tolist(), rows[y].astype(float).tolist()
+        marks.append(Points(*points, hue, symbol, name=f"{by} {group}", hover="%{x:.3g}, %{y:.3g}"))
+    across = Axis(xlabel, log_limits(known[x], 0.06), log=True)
+    panel = Panel(across, Axis(ylabel, log=log), marks, legend="beside")
+    return Picture(Figure([panel], 720, 320), f"{ylabel} against {xlabel}, by {by}")
 
 
 def method_bars(values: Mapping[str, float], *, xlabel: str = "") -> Picture:

@@ -10,7 +10,7 @@ import torch
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.approximations import APPROXIMATIONS, error_limits, error_panel, line_of
-from nlora_lab.plots.charts import chart, heatmap, method_bars
+from nlora_lab.plots.charts import chart, heatmap, method_bars, scatter
 from nlora_lab.plots.figure import round_ticks, spread
 from nlora_lab.plots.lab import run_names
 from nlora_lab.plots.layer_maps import error_text
@@ -131,3 +131,30 @@ def test_a_method_keeps_its_label_hue_and_dash_in_a_chart():
     assert (method.name, method.colour, method.dash) == (nlora.label, nlora.colour, nlora.dash)
     assert other.name == "noise"
     assert other.colour != nlora.colour
+
+
+def test_a_scatter_has_a_marker_per_row_and_a_look_per_group():
+    frame = pd.DataFrame({"size": [1, 10, 100, math.nan], "right": [0.5, 0.7, 0.1, 0.9], "rank": [4, 8, 4, 8]})
+    picture = scatter(frame, "size", "right", "rank", xlabel="norm", ylabel="accuracy")
+    (panel,) = picture.figure().panels
+    four, eight = panel.marks
+    assert (four.name, list(four.x), list(four.y)) == ("rank 4", [1.0, 100.0], [0.5, 0.1])
+    assert (eight.name, list(eight.x), list(eight.y)) == ("rank 8", [10.0], [0.7])
+    assert four.colours != eight.colours
+    assert four.symbols != eight.symbols
+    assert panel.x.log
+    assert repr(picture) == "accuracy against norm, by rank"
+    assert picture.png().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        ({"size": [1.0], "rank": [1]}, "column='right'"),
+        ({"size": [math.nan], "right": [1.0], "rank": [1]}, "no row"),
+        ({"size": [0.0], "right": [1.0], "rank": [1]}, "logarithmic"),
+    ],
+)
+def test_a_scatter_refuses_what_it_cannot_show(frame, words):
+    with pytest.raises(InputError, match=words):
+        scatter(pd.DataFrame(frame), "size", "right", "rank")
