@@ -50,16 +50,10 @@ REPEATED = {
     "nlora": (1e-4, 2e-4, 5e-4),
 }  # rates of records
 
-CONTRAST_METHODS = ("lora", "slora", "nlora", "nlora-released", "nlora-balanced", "pissa")
+CONTRAST_METHODS = ("lora", "slora", "nlora", "nlora-released")
 COPIES = tuple(f"renumbered-{seed}" for seed in range(1, 6))
-LOTTERY_RATES = {
-    8: (2e-4, 1e-4, 5e-4),
-    4: (2e-4, 1e-4, 5e-4),
-    16: (2e-4,),
-    32: (2e-4,),
-    2: (2e-4,),
-    1: (2e-4,),
-}  # by rank
+LOTTERY_RATES = {8: (2e-4, 1e-4), 4: (2e-4, 5e-4), 16: (2e-4,), 32: (2e-4,), 2: (2e-4,), 1: (2e-4,)}  # by rank
+FRESH_SEEDS = tuple(range(5, 15))  # no rate was chosen on them
 
 
 def ladder(method: str) -> tuple[float, ...]:

@@ -15,12 +15,14 @@ from nlora_lab.models.layers import linear_layers
 from nlora_lab.models.loading import load_model
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.models.symmetry import renumber
+from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.run import Run
-from nlora_lab.runs.shipped import shipped_store
+from nlora_lab.runs.shipped import runs_of_model, shipped_store
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TASK = "word-problems"
 RENUMBERED = "renumbered-"
 """What the names of renumbered copies of the embedded model begin with. The seed of the numbering follows."""
 
@@ -50,57 +52,65 @@ def start_sizes(model: Any, ranks: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("rank")
 
 
-def start_lottery(runs: Iterable[Run] | None = None) -> pd.DataFrame:
+def start_lottery(runs: Iterable[Run] | None = None, rate: float | None = None) -> pd.DataFrame:
     """Compare NLoRA on the embedded model with NLoRA on copies of it whose neurons are numbered in another order.
 
     All copies compute the same function. Only the leading blocks differ.
 
     Args:
         runs: recorded runs. ``None`` means those that ship with the package.
+        rate: the learning rate. ``None`` gives each row the one of its rates with the lowest validation loss.
 
     Returns:
-        One row per numbering and rank, for word problems, 250 steps and seed 0: ``numbering`` (0 is the model as it
-        came), ``rank``, ``size`` and ``largest`` (see ``start_sizes``), ``rate``, the recorded one with the lowest
-        validation loss, ``rates``, how many were tried, and ``accuracy`` from 0 to 1 and ``test_loss`` there.
+        One row per numbering and rank, for word problems, the usual number of steps, and seed 0: ``numbering`` (0 is
+        the model as it came), ``rank``, ``size`` and ``largest`` (see ``start_sizes``), ``rate``, ``rates``, how many were tried, and
+        ``accuracy`` from 0 to 1 and ``test_loss`` at ``rate``.
 
     Raises:
-        InputError: no run of a renumbered copy is among the runs.
+        InputError: no run of a renumbered copy, or none at this rate, is among the runs.
     """
     import pandas as pd
 
-    groups: dict[tuple[int, int], list[Run]] = {}
-    for run in shipped_store() if runs is None else runs:
-        number, c = _numbering(run.config.model), run.config
-        if number is None or run.error or (c.method, c.task, c.steps, c.seed) != ("nlora", "word-problems", 250, 0):
-            continue
-        if not (c.replicate or c.clip_norm or c.target_modules) and (c.alpha or c.rank) == c.rank:
-            groups.setdefault((number, c.rank), []).append(run)
-    numberings = sorted({number for number, _ in groups if number})
-    if not numberings:
-        raise InputError("runs holds no run of a renumbered copy; leave it out for the runs that ship")
-    ranks = sorted({rank for number, rank in groups if number})
+    listed = list(shipped_store() if runs is None else runs)
+    numberings = {number: runs_of_model(listed, name) for name, number in _numberings(listed).items()}
+    tried = {number: _tried(index, rate) for number, index in numberings.items()}
+    ranks = sorted({rank for number, ranks in tried.items() if number for rank in ranks})
+    if not ranks:
+        at = "" if rate is None else f" at rate={rate!r}"
+        raise InputError(f"runs holds no run of a renumbered copy{at}; leave them out for the runs that ship")
     rows = []
-    for number in (0, *numberings):
+    for number, found in tried.items():
         model, _ = load_model()
         if number:
             renumber(model, number)
         sizes = start_sizes(model, ranks)
-        for rank in ranks:
-            if tried := groups.get((number, rank)):
-                rows.append({"numbering": number, "rank": rank, **sizes.loc[rank], **_best(tried)})
+        rows += [
+            {"numbering": number, "rank": rank, **sizes.loc[rank], **_best(found[rank])}
+            for rank in ranks
+            if rank in found
+        ]
     return pd.DataFrame(rows)
 
 
-def _numbering(model: str) -> int | None:
-    """Return the seed in the name of a renumbered copy, 0 for the embedded model, and ``None`` for other models."""
-    if model == EMBEDDED:
-        return 0
-    seed = model.removeprefix(RENUMBERED)
-    return int(seed) if model.startswith(RENUMBERED) and seed.isdecimal() else None
+def _numberings(runs: list[Run]) -> dict[str, int]:
+    """Return the names of the copies and of the embedded model, which is number 0, in the order of the numbers."""
+    names = {run.config.model for run in runs if run.config.model.startswith(RENUMBERED)}
+    seeds = {name: name.removeprefix(RENUMBERED) for name in names}
+    copies = {name: int(seed) for name, seed in seeds.items() if seed.isdecimal()}
+    return {EMBEDDED: 0, **dict(sorted(copies.items(), key=lambda item: item[1]))}
+
+
+def _tried(index: RecordedRuns, rate: float | None) -> dict[int, list[Run]]:
+    """Return the runs of NLoRA with seed 0 at each rank."""
+    points = {rank: index.valley(TASK, "nlora", rank) for rank in index.ranks(TASK, "nlora")}
+    runs = {rank: [run for point in valley for run in point.runs] for rank, valley in points.items()}
+    chosen = {
+        r: [run for run in rs if run.config.seed == 0 and rate in (None, run.config.lr)] for r, rs in runs.items()
+    }
+    return {rank: found for rank, found in chosen.items() if found}
 
 
 def _best(tried: list[Run]) -> dict[str, float]:
     run = min(tried, key=lambda r: r.metrics.get("validation_loss", math.inf))
-    rates = {r.config.lr for r in tried}
     loss = run.metrics.get("test_loss", math.nan)
-    return {"rate": run.config.lr, "rates": len(rates), "accuracy": run.accuracy, "test_loss": loss}
+    return {"rate": run.config.lr, "rates": len(tried), "accuracy": run.accuracy, "test_loss": loss}
