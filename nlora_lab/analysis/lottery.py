@@ -63,8 +63,8 @@ def start_lottery(runs: Iterable[Run] | None = None, rate: float | None = None) 
 
     Returns:
         One row per numbering and rank, for word problems, the usual number of steps, and seed 0: ``numbering`` (0 is
-        the model as it came), ``rank``, ``size`` and ``largest`` (see ``start_sizes``), ``rate``, ``rates``, how many were tried, and
-        ``accuracy`` from 0 to 1 and ``test_loss`` at ``rate``.
+        the model as it came), ``rank``, ``size`` and ``largest`` (see ``start_sizes``), ``rate``, ``rates``, how
+        many were tried, and ``accuracy`` from 0 to 1 and ``test_loss`` at ``rate``.
 
     Raises:
         InputError: no run of a renumbered copy, or none at this rate, is among the runs.
