@@ -64,7 +64,7 @@ def start_lottery(runs: Iterable[Run] | None = None, rate: float | None = None) 
     Returns:
         One row per numbering and rank, for word problems, the usual number of steps, and seed 0: ``numbering`` (0 is
         the model as it came), ``rank``, ``size`` and ``largest`` (see ``start_sizes``), ``rate``, ``rates``, how
-        many were tried, and ``accuracy`` from 0 to 1 and ``test_loss`` at ``rate``.
+        many were tried, and ``accuracy`` from 0 to 1 and ``validation_loss`` at ``rate``.
 
     Raises:
         InputError: no run of a renumbered copy, or none at this rate, is among the runs.
@@ -101,7 +101,7 @@ def _numberings(runs: list[Run]) -> dict[str, int]:
 
 
 def _tried(index: RecordedRuns, rate: float | None) -> dict[int, list[Run]]:
-    """Return the runs of NLoRA with seed 0 at each rank."""
+    """Return the runs of NLoRA with seed 0 at each rank, one per rate."""
     points = {rank: index.valley(TASK, "nlora", rank) for rank in index.ranks(TASK, "nlora")}
     runs = {rank: [run for point in valley for run in point.runs] for rank, valley in points.items()}
     chosen = {
@@ -111,6 +111,6 @@ def _tried(index: RecordedRuns, rate: float | None) -> dict[int, list[Run]]:
 
 
 def _best(tried: list[Run]) -> dict[str, float]:
-    run = min(tried, key=lambda r: r.metrics.get("validation_loss", math.inf))
-    loss = run.metrics.get("test_loss", math.nan)
-    return {"rate": run.config.lr, "rates": len(tried), "accuracy": run.accuracy, "test_loss": loss}
+    losses = [run.metrics.get("validation_loss", math.inf) for run in tried]
+    loss, run = min(zip(losses, tried, strict=True), key=lambda pair: pair[0])
+    return {"rate": run.config.lr, "rates": len(tried), "accuracy": run.accuracy, "validation_loss": loss}
