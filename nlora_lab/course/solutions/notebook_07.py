@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import truediv
 from statistics import fmean, median
+
+import torch
+from torch import Tensor
 
 from nlora_lab.course.exercises import Exercise, Mistake, Question
 
@@ -41,6 +45,50 @@ def _unpooled(first: float, second: float, items: int) -> float:
     return (a - b) / math.sqrt((a * (1 - a) + b * (1 - b)) / items)
 
 
+def _p_values() -> list[tuple[Tensor]]:
+    return [(torch.tensor(ps),) for ps in ([0.01, 0.2, 0.03, 0.5], [0.06, 0.004], [0.4, 0.02, 0.01, 0.0002, 0.9])]
+
+
+def bonferroni(ps: Tensor) -> Tensor:
+    """Return each p-value times the number of comparisons, at most 1."""
+    return (len(ps) * ps).clamp(max=1)
+
+
+def _answers() -> list[tuple[Sequence[bool], Sequence[bool]]]:
+    """Right (True) or wrong on the same questions: 9 against 2 of those where they differ, and 3 against 8."""
+    return [
+        ([True] * 30 + [True] * 9 + [False] * 2 + [False] * 9, [True] * 30 + [False] * 9 + [True] * 2 + [False] * 9),
+        ([True] * 5 + [True] * 3 + [False] * 8, [True] * 5 + [False] * 3 + [True] * 8),
+    ]
+
+
+def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """Return the exact p-value, two-sided: how often a fair coin divides the disagreements as unevenly as this."""
+    return _two_sided(*_disagreements(ours, theirs))
+
+
+def _disagreements(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[int, int]:
+    """Return the smaller of the two counts, and both together."""
+    differ = [a for a, b in zip(ours, theirs, strict=True) if a != b]
+    return min(sum(differ), len(differ) - sum(differ)), len(differ)
+
+
+def _two_sided(k: int, n: int) -> float:
+    return min(1.0, 2 * _tail(k, n))
+
+
+def _fewer(k: int, n: int) -> float:
+    return 2 * _tail(k - 1, n)
+
+
+def _exactly(k: int, n: int) -> float:
+    return float(2 * math.comb(n, k) / 2**n)
+
+
+def _tail(k: int, n: int) -> float:
+    return float(sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
 # a mistake and its hint are one paragraph here, not five lines
 # fmt: off
 EXERCISES: tuple[Exercise, ...] = (
@@ -71,6 +119,7 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         inputs=_scores,
         digits=3,
+        level="understand",
     ),
     Exercise(
         "7.2",
@@ -103,6 +152,60 @@ EXERCISES: tuple[Exercise, ...] = (
                 "Here the question is whether both shares could be equal, so use one pooled p for both."),
         ),
         inputs=_accuracies,
+        level="understand",
+    ),
+    Exercise(
+        "7.3",
+        "a family of tests",
+        "Several comparisons were made, and each has a p-value. Chance alone gives a small one sooner or later.\n"
+        "Write bonferroni(ps): the corrected p-values, in the same order. Multiply each by the number of comparisons.\n"
+        "A probability is at most 1 (about 1 line). ps is a tensor. Return a tensor.",
+        bonferroni,
+        "So one comparison, declared before the runs, needs less evidence than the best one of thirteen.",
+        (
+            Mistake(lambda ps: len(ps) * ps,
+                "one of these is above 1, and no probability is. Use .clamp(max=1)."),
+            Mistake(lambda ps: ps / len(ps),
+                "that makes every p smaller: with more tests there would be more winners. Multiply."),
+            Mistake(lambda ps: 1 - (1 - ps) ** len(ps),
+                "that is Šidák's correction, exact for independent tests. These share their baseline. Multiply by the "
+                "number of comparisons."),
+            Mistake(lambda ps: (ps < 0.05 / len(ps)).double(),
+                "these are decisions. Return the corrected p-values."),
+            Mistake(lambda ps: bonferroni(ps).sort().values,
+                "the values are right, but not in the order of ps."),
+            Mistake(lambda ps: bonferroni(ps).min(),
+                "that is the smallest one alone. Return one value for each comparison."),
+        ),
+        inputs=_p_values,
+        level="warm-up",
+    ),
+    Exercise(
+        "7.4",
+        "the same questions",
+        "Two models answered the same questions. ours and theirs are lists of True (right) and False, in the order of\n"
+        "the questions. Only questions on which they disagree can tell them apart. If both were equally good, each of\n"
+        "these would be a fair coin. Write mcnemar(ours, theirs): the exact two-sided p-value. That is twice the\n"
+        "probability that n coins show at most k heads. Here n counts the disagreements, and k is the smaller of the\n"
+        "two counts (about 5 lines). math.comb(n, i) is the number of ways to choose i of n.",
+        mcnemar,
+        "Questions that both answer alike cancel. So this test can settle what two percentages leave open.",
+        (
+            Mistake(lambda ours, theirs: _tail(*_disagreements(ours, theirs)),
+                "that is one side. Before the runs either model could have won, so take twice as much."),
+            Mistake(lambda ours, theirs: _two_sided(min(sum(ours), sum(theirs)), sum(ours) + sum(theirs)),
+                "that compares all right answers. Count only the questions on which the two disagree."),
+            Mistake(lambda ours, theirs: _two_sided(_disagreements(ours, theirs)[0], len(ours)),
+                "n is the number of disagreements, not of all questions."),
+            Mistake(lambda ours, theirs: _exactly(*_disagreements(ours, theirs)),
+                "that is the probability of exactly k heads. Add those of fewer than k."),
+            Mistake(lambda ours, theirs: _fewer(*_disagreements(ours, theirs)),
+                "k itself is missing in the sum: at MOST k heads includes k."),
+            Mistake(lambda ours, theirs: truediv(*_disagreements(ours, theirs)),
+                "that is the smaller share of the disagreements. How often does a fair coin give such a share?"),
+        ),
+        inputs=_answers,
+        level="build",
     ),
 )
 # fmt: on
