@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -106,12 +106,13 @@ def best_rates(
 
 def at_best(
     runs: Runs = None, task: str = "word-problems", methods: Methods = None, rank: int = 8, *, model: str = EMBEDDED,
-    steps: int | None = None,
+    steps: int | None = None, fresh: Collection[int] | None = None,
 ) -> dict[str, tuple[Run, ...]]:  # fmt: skip
     """Choose the runs of each method at its own best rate, for ``nl.compare``.
 
     The best rate is that of ``nl.best_rates``. Runs of a task can differ in their batch size and the like. Then those
-    of the most common kind count.
+    of the most common kind count. A rate that was chosen on some seeds looks a little too good on the same seeds.
+    ``fresh`` keeps the two apart.
 
     Args:
         runs: a store, its folder, an index or runs. Default: the runs that ship with the package.
@@ -120,6 +121,7 @@ def at_best(
         rank: the rank of the adapters. Only runs at exactly this rank count.
         model: the model whose runs to take.
         steps: the number of optimiser steps. Default: that of most runs.
+        fresh: the seeds to compare. The rate is then chosen on all other seeds. ``None`` uses all seeds for both.
 
     Returns:
         The runs by method. Methods without runs are left out.
@@ -129,8 +131,15 @@ def at_best(
     """
     index, names = recorded_index(runs, model, steps), method_names(methods)
     check_task(task, None)
-    points = {name: _best(index, task, name, rank) for name in names}
-    return _groups(points, index, f"{', '.join(names)} on {task} at rank {rank}")
+    if fresh is None or task not in index.usual_steps:
+        points = {name: _best(index, task, name, rank) for name in names}
+        return _groups(points, index, f"{', '.join(names)} on {task} at rank {rank}")
+    seeds = frozenset(fresh)
+    choosing = index.of_seeds(lambda seed: seed not in seeds, index.usual_steps[task])
+    compared = index.of_seeds(seeds.__contains__, index.usual_steps[task])
+    rates = {name: point.lr for name in names if (point := _best(choosing, task, name, rank)) is not None}
+    points = {name: _at(compared, task, name, rank, lr) for name, lr in rates.items()}
+    return _groups(points, compared, f"fresh seeds of {', '.join(names)} on {task} at rank {rank}")
 
 
 def at_rate(

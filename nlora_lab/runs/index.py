@@ -85,6 +85,18 @@ class RecordedRuns:
             self._at_steps[steps] = RecordedRuns(self._comparable, self.other_models, steps)
         return self._at_steps[steps]
 
+    def of_seeds(self, wanted: Callable[[int], bool], steps: int) -> RecordedRuns:
+        """Index the runs of some seeds.
+
+        Args:
+            wanted: whether the runs of a seed are taken.
+            steps: the number of optimiser steps.
+
+        Returns:
+            The index. It is empty if no run is left.
+        """
+        return RecordedRuns((run for run in self._comparable if wanted(run.config.seed)), self.other_models, steps)
+
     def with_steps(self, task: str, method: str, steps: int, init: str | None = None) -> RecordedRuns:
         """Index the runs of a number of steps, if there are any of this method.
 

@@ -286,3 +286,16 @@ def test_the_rates_of_one_method_are_groups_too():
         at_each_rate("slora", RecordedRuns(runs))
     with pytest.raises(InputError, match="has no choice of init"):
         at_each_rate("lora", RecordedRuns(runs), init="identity")
+
+
+def test_a_rate_is_chosen_on_other_seeds_than_are_compared():
+    """On the first seeds 1e-2 is better. The fresh ones say the opposite, and have no part in the choice."""
+    losses = {(1e-2, 0): 0.1, (2e-2, 0): 0.2, (1e-2, 5): 0.9, (2e-2, 5): 0.01, (1e-2, 6): 0.8, (2e-2, 6): 0.01}
+    runs = [run(lr=lr, seed=seed, validation=loss) for (lr, seed), loss in losses.items()]
+    assert {r.config.lr for r in at_best(runs)["lora"]} == {2e-2}
+    fresh = at_best(runs, fresh=range(5, 15))["lora"]
+    assert sorted((r.config.lr, r.config.seed) for r in fresh) == [(1e-2, 5), (1e-2, 6)]
+    with pytest.raises(InputError, match="fresh seeds"):
+        at_best(runs, fresh=[7])
+    longer = [replace(r, config=replace(r.config, steps=500)) for r in runs if r.config.seed != 6]
+    assert {r.config.steps for r in at_best([*runs, *longer], steps=500, fresh=[5])["lora"]} == {500}
