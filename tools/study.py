@@ -6,6 +6,10 @@
 The runs on renumbered copies need folders ``renumbered-1`` to ``renumbered-5`` in the working folder. They are written
 there if they are missing.
 
+The contrasts on fresh seeds were fixed before the first of these runs: SLoRA, NLoRA and NLoRA as released against
+LoRA, at 500 steps, each at the best of three rates by validation loss on seeds 0, 1 and 2. Primary measure:
+``log_test_loss``. Test: that of ``nl.compare`` (Welch, unpaired, in the family of the planned comparisons).
+
 You can interrupt the command at any time. Run it again to resume. The middles of the ladders are the best rates of the
 grid that was recorded before. The order of the parts, and the part of NLoRA as released, were settled while runs of the
 first part came in.

@@ -61,6 +61,8 @@ class Metric:
             return self.diverged
         if self.name == "steps_to_90":
             return run.steps_until(0.9)
+        if self.name == "log_test_loss":
+            return _log10(run.metrics.get("test_loss", math.nan))
         value = run.final_loss if self.name == "final_loss" else run.metrics.get(self.name, math.nan)
         return float(value)
 
@@ -76,6 +78,7 @@ METRICS = {
         Metric("final_loss", -1, math.inf, " nats", 1.0),
         Metric("validation_loss", -1, math.inf, " nats", 1.0),
         Metric("test_loss", -1, math.inf, " nats", 1.0),
+        Metric("log_test_loss", -1, math.inf, " powers of ten", 1.0),
         Metric("steps_to_90", -1, math.inf, " steps", 1.0),
     )
 }
@@ -92,9 +95,10 @@ def compare(groups: Groups, baseline: str = "lora", metric: str = "accuracy", co
     Args:
         groups: runs by name, as ``nl.at_best`` returns them, or your own. The runs of a group differ only in seeds.
         baseline: the name of the group that all others are compared with.
-        metric: "accuracy" (a run that diverged counts as 0), "final_loss", "validation_loss", "test_loss" (such a run
-            counts as infinite), or "steps_to_90", the steps until 90 % of the validation answers are right, for runs
-            with ``measure_every`` (a run that never got there counts as infinite).
+        metric: "accuracy" (a run that diverged counts as 0), "final_loss", "validation_loss", "test_loss",
+            "log_test_loss", its logarithm to base 10 (in all of these a run that diverged counts as infinite), or
+            "steps_to_90", the steps until 90 % of the validation answers are right, for runs with ``measure_every`` (a
+            run that never got there counts as infinite).
         confidence: the level of the intervals and of the verdicts, between 0 and 1.
 
     Returns:
@@ -175,6 +179,10 @@ def seed_pairing(groups: Groups, metric: str = "accuracy") -> float:
             for first, second in combinations(values, 2)
         ]
     )
+
+
+def _log10(loss: float) -> float:
+    return math.log10(loss) if loss > 0 else -math.inf if loss == 0 else math.nan
 
 
 def _checked_groups(groups: Groups) -> dict[str, tuple[Run, ...]]:

@@ -11,7 +11,7 @@ from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_number, check_whole_number
 
-METRIC_NAMES = ("accuracy", "final_loss", "validation_loss", "test_loss", "steps_to_90")
+METRIC_NAMES = ("accuracy", "final_loss", "validation_loss", "test_loss", "log_test_loss", "steps_to_90")
 COLUMNS = ["rate", "seeds", "median", "low", "high", "difference", "verdict"]
 
 

@@ -299,3 +299,17 @@ def test_a_rate_is_chosen_on_other_seeds_than_are_compared():
         at_best(runs, fresh=[7])
     longer = [replace(r, config=replace(r.config, steps=500)) for r in runs if r.config.seed != 6]
     assert {r.config.steps for r in at_best([*runs, *longer], steps=500, fresh=[5])["lora"]} == {500}
+
+
+def test_the_logarithm_of_the_loss_compares_factors():
+    def group(method, losses):
+        return [replace(run(seed=i, method=method), metrics={"accuracy": 1.0, "test_loss": x}) for i, x in losses]
+
+    low, high = list(enumerate([1e-3, 2e-3, 4e-3, 1e-3, 2e-3])), list(enumerate([1e-2, 2e-2, 4e-2, 1e-2, 2e-2]))
+    row = compare({"lora": group("lora", low), "nlora": group("nlora", high)}, metric="log_test_loss").loc["nlora"]
+    assert row["difference"] == pytest.approx(1.0)
+    assert row["verdict"].startswith("worse")
+    assert "+1 powers of ten" in row["verdict"]
+    none = compare({"lora": group("lora", [(0, 0.0), *low[1:]]), "nlora": group("nlora", high)}, metric="log_test_loss")
+    assert none.loc["lora", "median"] == pytest.approx(math.log10(2e-3))
+    assert none.loc["nlora", "infinite"] == 1
