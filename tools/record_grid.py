@@ -29,7 +29,8 @@ from nlora_lab.tasks.generated import TASKS
 
 MAIN_TASK = next(iter(TASKS))  # the other ranks and starts are recorded on this task alone
 MAIN_METHODS = ("lora", "slora", "nlora")  # the lab opens on these, so their runs come first
-SHARED_RATE_METHODS = (*MAIN_METHODS, "nlora-released", "inttune")  # the paper compares these at one rate
+# the NLoRA paper compares the first five at one rate, and notebook 09 audits such a comparison of the last
+SHARED_RATE_METHODS = (*MAIN_METHODS, "nlora-released", "inttune", "pissa")
 
 SEEDS = (0, 1, 2)
 FIVE_SEEDS = (*SEEDS, 3, 4)  # a comparison gives no verdict on fewer than five pairs of seeds
@@ -126,7 +127,7 @@ def best_rate_configs(recorded: RecordedRuns) -> list[RunConfig]:
 
     - Five seeds at the best rate of each method, and three at the neighbouring rates. NLoRA gets five there too: they
       test the claim that its best rate is the shared one.
-    - Five seeds at the shared rate, for the methods that the paper compares at one rate.
+    - Five seeds at the shared rate, for the methods that the paper or notebook 09 compares at one rate.
     - Five seeds at the best rate of each start of N, and of each main method at every rank. Where that rate is the last
       one tried, one run at the next rate too.
     """

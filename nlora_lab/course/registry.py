@@ -14,10 +14,12 @@ from nlora_lab.course.solutions import (
     notebook_06,
     notebook_07,
     notebook_08,
+    notebook_09,
 )
 
 NOTEBOOKS = (
     notebook_01, notebook_02, notebook_03, notebook_04, notebook_05, notebook_06, notebook_07, notebook_08,
+    notebook_09,
 )  # fmt: skip
 ALL_EXERCISES: dict[str, Exercise] = {entry.number: entry for notebook in NOTEBOOKS for entry in notebook.EXERCISES}
 ALL_QUESTIONS: dict[str, Question] = {

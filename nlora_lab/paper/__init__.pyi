@@ -23,6 +23,8 @@ from .evidence import compare_convergence as compare_convergence
 from .evidence import compare_methods as compare_methods
 from .evidence import starts_of_n as starts_of_n
 from .evidence import step0_changes as step0_changes
+from .measured_claims import accuracy_claim as accuracy_claim
+from .measured_claims import convergence_claim as convergence_claim
 from .replication import plan as plan
 from .reported_figures import FIGURE_4 as FIGURE_4
 from .reported_figures import FIGURE_RANKS as FIGURE_RANKS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nlora_lab.analysis.selection import Runs, recorded_index
@@ -27,7 +27,7 @@ def claims() -> list[Claim]:
     return [*reported_claims(), *measured_claims(), *claims_elsewhere()]
 
 
-def ledger(runs: Runs = None, kind: str | None = None) -> pd.DataFrame:
+def ledger(runs: Runs = None, kind: str | None = None, entries: Iterable[Claim] | None = None) -> pd.DataFrame:
     """Check every claim and return the results.
 
     Verdicts on runs are about the embedded model. Verdicts that compare methods are at 95 % confidence, each in its own
@@ -38,6 +38,7 @@ def ledger(runs: Runs = None, kind: str | None = None) -> pd.DataFrame:
         runs: a store, its folder, or recorded runs. ``None`` takes the runs that ship.
         kind: "printed" (claims that the reported figures can support), "runs" (claims that are measured here) or
             "elsewhere" (claims that cannot be tested here). ``None`` takes all.
+        entries: claims of your own, for example of another paper. ``None`` takes those of the NLoRA paper.
 
     Returns:
         One row per claim. Columns: claim (its name), says, source, evidence, verdict, and command (a shell command that
@@ -51,7 +52,7 @@ def ledger(runs: Runs = None, kind: str | None = None) -> pd.DataFrame:
     if kind is not None:
         check_choice("kind", kind, KINDS)
     recorded, rows = recorded_index(runs), []
-    for claim in claims():
+    for claim in claims() if entries is None else entries:
         if kind in (None, claim.kind):
             finding = claim.check(recorded)
             rows.append((claim.name, claim.says, claim.source, finding.evidence, finding.verdict, finding.command))

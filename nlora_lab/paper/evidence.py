@@ -124,15 +124,20 @@ def claim_verdict(comparison: str) -> str:
     return next(verdict for beginning, verdict in verdicts.items() if comparison.startswith(beginning))
 
 
-def compare_convergence(*, rate: float | None = None, runs: Runs = None, target: float = TARGET) -> pd.DataFrame:
-    """Compare how many steps SLoRA, NLoRA and LoRA need until the training loss is down to ``target``.
+def compare_convergence(
+    methods: Sequence[str] = ("slora", "nlora"), *, rate: float | None = None, runs: Runs = None,
+    target: float = TARGET, tests: int | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Compare how many steps some methods and LoRA need until the training loss is down to ``target``.
 
     A run that never reaches the loss counts with all its steps. The difference is then a lower bound.
 
     Args:
+        methods: the methods to compare with LoRA.
         rate: one learning rate for all. ``None`` gives each method its own best rate.
         runs: a store, its folder, or recorded runs. ``None`` takes the runs that ship.
         target: the training loss, in nats per target token.
+        tests: the number of comparisons that are made together, which multiplies p. ``None``: that of ``methods``.
 
     Returns:
         One row per task and method. Columns:
@@ -140,22 +145,28 @@ def compare_convergence(*, rate: float | None = None, runs: Runs = None, target:
         - steps and their_steps (LoRA's): medians over runs;
         - missed and their_missed: how many runs never reached the loss;
         - difference, low and high: steps more than LoRA, of the means, and its 95 % interval;
-        - seeds: the seeds of the method that has fewer, p: the p-value, multiplied by the number of methods, and
-          detectable: the smallest true difference that would have been found in 8 of 10 cases;
+        - seeds: the seeds of the method that has fewer, p: the p-value, multiplied by ``tests``, and detectable: the
+          smallest true difference that would have been found in 8 of 10 cases;
         - verdict: on *the method reaches the loss sooner than LoRA*.
+
+    Raises:
+        InputError: a method is unknown, or LoRA itself.
     """
     import pandas as pd
 
+    for name in methods:
+        check_choice("method", name, [known for known in METHODS if known != "lora"])
     recorded = recorded_index(runs)
     rows: dict[tuple[str, str], list[Any]] = {}
     for task in TASKS:
-        groups = _groups(recorded, task, MAIN_METHODS, rate, RANK)
+        groups = _groups(recorded, task, ["lora", *methods], rate, RANK)
         steps = {name: _steps_by_seed(of_method, target) for name, of_method in groups.items()}
         missed = {name: sum(steps_to(r, target) is None for r in of_method) for name, of_method in groups.items()}
         base = steps.pop("lora", [])
         for name, ours in steps.items() if base else ():
-            test, seeds = welch(ours, base, tests=len(steps)), min(len(ours), len(base))
-            p = min(1.0, test.p * len(steps))  # NaN stays NaN
+            family = tests or len(steps)
+            test, seeds = welch(ours, base, tests=family), min(len(ours), len(base))
+            p = min(1.0, test.p * family)  # NaN stays NaN
             verdict = FEW if seeds < LEAST_SEEDS else SAME if not p <= 0.05 else _sooner_verdict(test.difference)
             if missed[name] == len(groups[name]) and missed["lora"] == len(groups["lora"]):
                 verdict = NEITHER

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from nlora_lab.analysis.comparison import family_size
 from nlora_lab.analysis.statistics import LEAST_SEEDS
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_choice
+from nlora_lab.methods.table import METHODS
 from nlora_lab.paper import evidence
 from nlora_lab.paper.reported_figures import ABSTRACT, FIGURE_4_BARS, GSM8K, INTTUNE_TABLE, RELEASED_CODE, SECOND_HAND
 from nlora_lab.paper.start_costs import start_times
@@ -72,8 +75,46 @@ def _claims_on_accuracy() -> Iterator[Claim]:
 def _at_both_settings(name: str, says: str, source: str, ours: str, theirs: str, rank: int = RANK) -> Iterator[Claim]:
     for setting, rate in SETTINGS.items():
         statement = says if rate is not None else f"{says}; {ONE_RATE}"
-        check = partial(_check_more_right, ours, theirs, rate, rank)
-        yield Claim(f"{name}, {setting}", "runs", statement, source, check)
+        yield accuracy_claim(f"{name}, {setting}", statement, source, ours, theirs, rate=rate, rank=rank)
+
+
+def accuracy_claim(
+    name: str, says: str, source: str, ours: str, theirs: str = "lora", *, rate: float | None = None, rank: int = RANK
+) -> Claim:
+    """Return the claim that a method has more right answers than another, for a ledger of your own.
+
+    Args:
+        name: a short name.
+        says: the statement. The paper's own words stand in quotation marks.
+        source: where the statement comes from.
+        ours: the method that the claim is about.
+        theirs: the method that it is compared with.
+        rate: one learning rate for both methods. ``None`` gives each method its own best rate.
+        rank: the rank of the adapters.
+
+    Returns:
+        The claim. Its check is ``compare_methods``.
+    """
+    return Claim(name, "runs", says, source, partial(_check_more_right, ours, theirs, rate, rank))
+
+
+def convergence_claim(name: str, says: str, source: str, ours: str, *, rate: float | None = None) -> Claim:
+    """Return the claim that a method reaches a low training loss sooner than LoRA, for a ledger of your own.
+
+    Args:
+        name: a short name.
+        says: the statement. The paper's own words stand in quotation marks.
+        source: where the statement comes from.
+        ours: the method that the claim is about.
+        rate: one learning rate for both methods. ``None`` gives each method its own best rate.
+
+    Returns:
+        The claim. Its check is ``compare_convergence``. p is multiplied as in ``nl.compare``: by the number of planned
+        comparisons with LoRA, or by that of all methods.
+    """
+    check_choice("method", ours, [known for known in METHODS if known != "lora"])
+    tests = family_size(ours, "lora", 1)
+    return Claim(name, "runs", says, source, partial(_check_faster, ours, [ours], rate, tests))
 
 
 def _check_more_right(ours: str, theirs: str, rate: float | None, rank: int, runs: RecordedRuns) -> Finding:
@@ -144,11 +185,13 @@ def _claims_on_convergence() -> Iterator[Claim]:
             says = '"LoRA suffers from slow convergence", which the method is to mitigate'
             says += f"; {OUR_READING}" if method == "nlora" else ""
             name = f"{method_label(method)} faster than LoRA, {setting}"
-            yield Claim(name, "runs", says, ABSTRACT, partial(_check_faster, method, rate))
+            yield Claim(name, "runs", says, ABSTRACT, partial(_check_faster, method, ["slora", "nlora"], rate, None))
 
 
-def _check_faster(method: str, rate: float | None, runs: RecordedRuns) -> Finding:
-    table = evidence.compare_convergence(rate=rate, runs=runs)
+def _check_faster(
+    method: str, family: Sequence[str], rate: float | None, tests: int | None, runs: RecordedRuns
+) -> Finding:
+    table = evidence.compare_convergence(family, rate=rate, runs=runs, tests=tests)
     rows: dict[str, Any] = {task: table.loc[task, method] for task in TASKS if (task, method) in table.index}
     parts = [
         f"{task} {_steps(row, 'steps', 'missed')} against {_steps(row, 'their_steps', 'their_missed')} steps, "
@@ -158,7 +201,8 @@ def _check_faster(method: str, rate: float | None, runs: RecordedRuns) -> Findin
     ]
     verdicts = {task: str(rows[task]["verdict"]) if task in rows else NO_RUNS for task in TASKS}
     text = f"to a loss of {evidence.TARGET:g}: " + "; ".join(parts) if parts else "no runs"
-    command = python_command(f"paper.compare_convergence({', '.join(_options(rate))}).T")
+    arguments = [repr(family), *_options(rate), *([] if tests is None else [f"tests={tests}"])]
+    command = python_command(f"paper.compare_convergence({', '.join(arguments)}).T")
     return Finding(text, combine_verdicts(verdicts), command)
 
 

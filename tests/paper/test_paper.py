@@ -388,6 +388,33 @@ def test_the_ledger_of_other_runs_has_other_verdicts():
     assert row["verdict"] == f"word-problems: {verdicts.OPPOSITE}; entailment: {verdicts.NO_RUNS}"
 
 
+def test_a_ledger_of_another_paper_has_the_same_rules():
+    runs = RecordedRuns([*falling_runs(200, "lora"), *falling_runs(40, "pissa")])
+    better = [*runs_of("lora"), *runs_of("pissa", MORE)]
+    entries = [
+        paper.accuracy_claim("more right", "outperforms", "a paper", "pissa", rate=SHARED_RATE),
+        paper.convergence_claim("sooner", "faster convergence", "a paper", "pissa", rate=SHARED_RATE),
+    ]
+    table = paper.ledger(RecordedRuns(better), entries=entries[:1])
+    assert table[["claim", "says", "source"]].to_numpy().tolist() == [["more right", "outperforms", "a paper"]]
+    assert f"word-problems: {verdicts.REPRODUCED}" in table["verdict"].item()
+    assert "p = " in table["evidence"].item()
+    sooner = paper.ledger(runs, kind="runs", entries=entries).set_index("claim").loc["sooner"]
+    assert f"word-problems: {verdicts.REPRODUCED}" in sooner["verdict"]
+    assert "paper.compare_convergence(['pissa'], rate=0.0002, tests=5).T" in sooner["command"]
+    assert paper.ledger(runs, entries=[]).empty
+    with pytest.raises(InputError, match="'lora' is not known"):
+        paper.convergence_claim("sooner", "", "", "lora")
+    with pytest.raises(InputError, match="'lorra' is not known"):
+        paper.compare_convergence(["lorra"], runs=runs)
+
+
+def test_more_comparisons_make_p_of_the_steps_larger():
+    runs = RecordedRuns([*falling_runs(60, "lora"), *falling_runs(58, "pissa")])
+    p = [paper.compare_convergence(["pissa"], rate=SHARED_RATE, runs=runs, tests=n)["p"].item() for n in (1, 3)]
+    assert p[1] == pytest.approx(min(1, 3 * p[0]))
+
+
 def test_every_command_of_the_ledger_prints_something(full_ledger, shipped, monkeypatch, capsys):
     monkeypatch.setattr(selection, "recorded_runs", lambda store, model: shipped)  # reading the store takes long
     commands = sorted(set(full_ledger["command"]))

@@ -30,6 +30,7 @@ def test_the_course_is_complete():
         "06_learning_rate_and_init.ipynb",
         "07_reading_the_paper.ipynb",
         "08_real_models.ipynb",
+        "09_capstone.ipynb",
     ]
 
 

@@ -51,7 +51,14 @@ def test_there_are_rows_to_look_at():
 
 
 def test_every_notebook_of_the_course_is_used():
-    assert {name[:2] for _, _, name in PLACES} >= {"00", "01", "02", "03", "04", "05", "06", "07"}
+    assert {name[:2] for _, _, name in PLACES} >= {"00", "01", "02", "03", "04", "05", "06", "07", "09"}
+
+
+def test_the_rubric_of_the_audit_is_that_of_the_capstone():
+    rubric = [line for line in GUIDE.splitlines() if re.match(r"\| the (claim|prediction|comparison|verdict) \|", line)]
+    notebook = "".join("".join(c["source"]) for c in cells("09_capstone.ipynb"))
+    assert len(rubric) == 4
+    assert [line for line in rubric if line not in notebook] == []
 
 
 @pytest.mark.parametrize(("route", "total"), [("A: 90 minutes", 90), ("B: half a day", 220)])

@@ -118,6 +118,65 @@ def _facts(layer_class: Any, W: Tensor, r: int, alpha: float) -> Any:
     return [*facts, f"adds x (B N A)ᵀ times {scale:.2f}" if same else "adds something other than s x (B N A)ᵀ"]
 
 
+def repaired(x: Tensor, y: Tensor, w: Tensor, eta: float, steps: int) -> Tensor:
+    """Train w by gradient descent, each step with the gradient of this step alone."""
+    w = w.clone().requires_grad_()
+    for _ in range(steps):
+        (x @ w - y).square().mean().backward()
+        with torch.no_grad():
+            w -= eta * w.grad
+        w.grad = None  # backward() adds to what is there
+    return w.detach()
+
+
+def _descend(
+    x: Tensor, y: Tensor, w: Tensor, eta: float, steps: int, *, keep: float = 0.0, total: bool = False
+) -> Tensor:
+    """Gradient descent with a share of the old gradient, or with the sum over the rows in the place of the mean."""
+    w, memory = w.clone(), torch.zeros_like(w)
+    for _ in range(steps):
+        error = x @ w - y
+        memory = keep * memory + 2 * x.T @ error / (1 if total else error.numel())
+        w = w - eta * memory
+    return w
+
+
+def _regressions() -> list[tuple[Any, ...]]:
+    """Rows, targets, a start, a rate and a number of steps: three inputs with one output, then two inputs with two."""
+    return [
+        (normal_matrix(12, 3, 21), normal_matrix(12, 1, 22), normal_matrix(3, 1, 23), 0.1, 6),
+        (normal_matrix(9, 2, 24), normal_matrix(9, 2, 25), normal_matrix(2, 2, 26), 0.2, 4),
+    ]
+
+
+def new_core(N: Tensor, P: Tensor, Q: Tensor) -> Tensor:
+    """Undo P on the left and Q on the right: (B P)(P⁻¹ N Q⁻¹)(Q A) = B N A."""
+    return torch.linalg.inv(P) @ N @ torch.linalg.inv(Q)
+
+
+def _cores() -> list[tuple[Any, ...]]:
+    return [tuple(normal_matrix(r, r, seed + i) for i in range(3)) for r, seed in ((3, 31), (4, 41))]
+
+
+def step_of_product(B: Tensor, N: Tensor, A: Tensor, G: Tensor, eta: float) -> float:
+    """Move each factor against the sign of its gradient, and measure how far the product went."""
+    dB, dN, dA = (-eta * torch.sign(g) for g in (G @ A.T @ N.T, B.T @ G @ A.T, N.T @ B.T @ G))
+    return float(torch.linalg.norm((B + dB) @ (N + dN) @ (A + dA) - B @ N @ A))
+
+
+def _moved(B: Tensor, N: Tensor, A: Tensor, dB: Any, dN: Any, dA: Any) -> float:
+    return float(torch.linalg.norm((B + dB) @ (N + dN) @ (A + dA) - B @ N @ A))
+
+
+def _gradients(B: Tensor, N: Tensor, A: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return G @ A.T @ N.T, B.T @ G @ A.T, N.T @ B.T @ G
+
+
+def _products() -> list[tuple[Any, ...]]:
+    """Factors, the gradient of the loss in W, and a rate: square factors, so that a wrong order has a shape too."""
+    return [(*(normal_matrix(3, 3, seed + i) for i in range(4)), eta) for seed, eta in ((51, 0.05), (61, 0.2))]
+
+
 def _numbers_per_matrix(value: float) -> str:
     return f"{value:,.0f} numbers would be {value / 224:,.6g} in each of the 32·7 = 224 matrices"
 
@@ -218,6 +277,84 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_weights_and_scales,
         level="build",
         probe=_facts,
+    ),
+    Exercise(
+        "4.5",
+        "a planted bug",
+        "The loop above fits y ≈ x w by gradient descent on the mean squared error. It has one bug. Write\n"
+        "repaired(x, y, w, eta, steps): the same loop without it (about 7 lines). It returns the w after all steps,\n"
+        "and leaves the w that it was given as it is.",
+        repaired,
+        "backward() adds to the gradient. That is wanted when a batch goes through in parts, and a bug otherwise.",
+        (
+            Mistake(lambda x, y, w, eta, steps: _descend(x, y, w, eta, steps, keep=1.0),
+                "the gradients of all earlier steps are still added. Delete w.grad after each step."),
+            Mistake(lambda x, y, w, eta, steps: w.clone(),
+                "w has not moved. Is the gradient deleted before it is used?"),
+            Mistake(lambda x, y, w, eta, steps: _descend(x, y, w, eta, 1),
+                "that is one step only. Repeat the whole turn of the loop."),
+            Mistake(lambda x, y, w, eta, steps: _descend(x, y, w, -eta, steps),
+                "w goes up the gradient. Subtract eta times the gradient."),
+            Mistake(lambda x, y, w, eta, steps: _descend(x, y, w, eta, steps, total=True),
+                "that is the sum of the squared errors. The loss of the loop is their mean."),
+            Mistake(lambda x, y, w, eta, steps: _descend(x, y, w, eta, steps - 1),
+                "one step is missing."),
+        ),
+        inputs=_regressions,
+        level="understand",
+    ),
+    Exercise(
+        "4.6",
+        "the same product, other factors",
+        "Replace B by B P and A by Q A, with invertible r × r matrices P and Q. Write new_core(N, P, Q): the core\n"
+        "that leaves the product B N A as it was (about 1 line). Return an (r, r) tensor.",
+        new_core,
+        "So one product has infinitely many factors. The loss does not see the difference. The optimiser does.",
+        (
+            Mistake(lambda N, P, Q: P @ N @ Q,
+                "P and Q then act twice. The core has to undo them: it needs their inverses."),
+            Mistake(lambda N, P, Q: torch.linalg.inv(Q) @ N @ torch.linalg.inv(P),
+                "the sides are swapped. P stands between B and N, and Q between N and A."),
+            Mistake(lambda N, P, Q: P.T @ N @ Q.T,
+                "a transpose is an inverse only for orthogonal matrices."),
+            Mistake(lambda N, P, Q: torch.linalg.inv(P) @ N @ Q,
+                "P is undone, but Q acts twice."),
+            Mistake(lambda N, P, Q: P @ N @ torch.linalg.inv(Q),
+                "Q is undone, but P acts twice."),
+            Mistake(lambda N, P, Q: torch.linalg.inv(Q @ P) @ N,
+                "matrices do not commute. One inverse stands left of N, and the other one right of it."),
+        ),
+        inputs=_cores,
+        level="understand",
+    ),
+    Exercise(
+        "4.7",
+        "the first step of B N A",
+        "G is the gradient of the loss in the product W' = B N A, an (m, n) tensor. Write\n"
+        "step_of_product(B, N, A, G, eta): how far the first step of Adam moves the product, in the Frobenius norm\n"
+        "(about 3 lines). All three factors move at once. Adam's first step moves each number by eta against the sign\n"
+        "of its gradient. First derive the gradients of B, N and A from G.",
+        step_of_product,
+        "A large N₀ multiplies the moves of B and A. That is all behind the long bar of NLoRA above.",
+        (
+            Mistake(lambda B, N, A, G, eta: _moved(B, N, A, -eta * (G @ A.T @ N.T).sign(), 0, 0),
+                "only B moves. All three factors are trained."),
+            Mistake(lambda B, N, A, G, eta: _moved(B, N, A, *(-eta * g for g in _gradients(B, N, A, G))),
+                "that is a step of gradient descent. Adam's first step takes only the sign of each gradient."),
+            Mistake(lambda B, N, A, G, eta: _moved(B, N, A, *(eta * g.sign() for g in _gradients(B, N, A, G))),
+                "the factors go up the gradient. Adam goes against it."),
+            Mistake(lambda B, N, A, G, eta: eta * float(torch.linalg.norm(G.sign())),
+                "that is a step in W itself, which full fine-tuning makes. Here the factors move."),
+            Mistake(lambda B, N, A, G, eta: _moved(
+                    B, N, A, -eta * (G @ A @ N).sign(), -eta * (B @ G @ A).sign(), -eta * (N @ B @ G).sign()),
+                "the other factors are not transposed in the gradients: dB = G Aᵀ Nᵀ, dN = Bᵀ G Aᵀ, dA = Nᵀ Bᵀ G."),
+            Mistake(lambda B, N, A, G, eta: float(torch.linalg.norm(
+                    eta * ((G @ A.T @ N.T).sign() @ N @ A + B @ (B.T @ G @ A.T).sign() @ A
+                           + B @ N @ (N.T @ B.T @ G).sign()))),
+                "that is the first order in eta. Move all three factors, multiply them, and subtract the old product."),
+        ),
+        inputs=_products,
+        level="build",
     ),
 )
 # fmt: on
