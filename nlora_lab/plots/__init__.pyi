@@ -5,8 +5,10 @@ from .charts import scatter as scatter
 from .comparisons import intervals as intervals
 from .comparisons import method_scatter as method_scatter
 from .comparisons import valleys as valleys
+from .drawings import Boxes as Boxes
 from .drawings import Drawing as Drawing
 from .drawings import Picture as Picture
+from .drawings import adapter_boxes as adapter_boxes
 from .inside import InsideDrawing as InsideDrawing
 from .lab import LabDrawing as LabDrawing
 from .layer_maps import LayerMapDrawing as LayerMapDrawing

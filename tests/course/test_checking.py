@@ -19,10 +19,12 @@ from nlora_lab.course.registry import ALL_EXERCISES, ALL_QUESTIONS, NOTEBOOKS
 from nlora_lab.course.solutions.notebook_01 import best, stable_rank
 from nlora_lab.course.solutions.notebook_02 import eliminate, residual_eigenvalues, schur
 from nlora_lab.course.solutions.notebook_03 import layers_where_nystrom_helps
-from nlora_lab.course.solutions.notebook_04 import SLoRALayer
+from nlora_lab.course.solutions.notebook_04 import SLoRALayer, new_core, repaired, step_of_product
 from nlora_lab.course.solutions.notebook_05 import first_step
 from nlora_lab.course.solutions.notebook_06 import chosen
 from nlora_lab.course.solutions.notebook_07 import mean_gain, z_of
+from nlora_lab.course.solutions.notebook_08 import next_runs
+from nlora_lab.course.solutions.notebook_09 import leads
 
 ALL = list(ALL_EXERCISES.values())
 FUNCTIONS = [entry for entry in ALL if entry.inputs]
@@ -334,15 +336,8 @@ def test_the_names_are_public():
 
 def test_the_levels_are_marked_and_some_exercises_build_something():
     assert {entry.level for entry in ALL} <= {"", *LEVELS}
-    assert [entry.number for entry in ALL if entry.level == "build"] == [
-        "2.5",
-        "2.6",
-        "4.4",
-        "5.3",
-        "5.4",
-        "6.4",
-        "7.4",
-    ]
+    builds = [entry.number for entry in ALL if entry.level == "build"]
+    assert builds == ["2.5", "2.6", "4.4", "4.7", "5.3", "5.4", "6.4", "7.4", "8.4"]
     assert {entry.number[0] for entry in ALL if not entry.level} <= {"6", "7"}
 
 
@@ -411,3 +406,41 @@ def test_the_first_step_is_what_adam_does():
         (B * G).sum().backward()
         optimizer.step()
         assert math.isclose((s * B @ A).norm().item(), first_step(A, G, eta, s).item(), rel_tol=1e-5)
+
+
+def test_the_first_step_of_a_product_is_what_adam_does():
+    for B, N, A, G, eta in ALL_EXERCISES["4.7"].inputs():
+        factors = [f.clone().requires_grad_() for f in (B, N, A)]
+        optimizer = torch.optim.Adam(factors, lr=eta)
+        (factors[0] @ factors[1] @ factors[2] * G).sum().backward()
+        optimizer.step()
+        moved = (factors[0] @ factors[1] @ factors[2]).detach() - B @ N @ A
+        assert math.isclose(moved.norm().item(), step_of_product(B, N, A, G, eta), rel_tol=1e-5)
+
+
+def test_other_factors_have_the_same_product():
+    for N, P, Q in ALL_EXERCISES["4.6"].inputs():
+        assert torch.allclose(P @ new_core(N, P, Q) @ Q, N)
+
+
+def test_the_repaired_loop_descends_and_leaves_its_start_alone():
+    for x, y, w, eta, steps in ALL_EXERCISES["4.5"].inputs():
+        before = w.clone()
+        after = repaired(x, y, w, eta, steps)
+        assert torch.equal(w, before)
+        assert (x @ after - y).square().mean() < (x @ w - y).square().mean()
+
+
+def test_the_second_stage_widens_and_then_repeats():
+    ladder = (1e-3, 1e-2, 1e-1)
+    assert next_runs({"lora": {1e-3: 1.0, 1e-2: 0.5}}, ladder) == [("lora", 1e-1, 0)]
+    seeds = [("lora", 1e-2, seed) for seed in (1, 2, 3, 4)]
+    assert next_runs({"lora": {1e-3: 1.0, 1e-2: 0.5, 1e-1: 0.9}}, ladder) == seeds
+
+
+def test_who_leads_on_the_recorded_runs_depends_on_the_rate():
+    runs = nl.recorded_runs()
+    by_rate = [nl.analysis.at_each_rate(name, runs) for name in ("pissa", "lora")]
+    pissa, lora = ({float(rate): [run.accuracy for run in g] for rate, g in groups.items()} for groups in by_rate)
+    shared = set(pissa) & set(lora)
+    assert 0 < len(leads(pissa, lora)) < len(shared)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.approximations import APPROXIMATIONS, error_limits, error_panel, line_of
 from nlora_lab.plots.charts import chart, heatmap, method_bars, scatter
+from nlora_lab.plots.drawings import adapter_boxes
 from nlora_lab.plots.figure import round_ticks, spread
 from nlora_lab.plots.lab import run_names
 from nlora_lab.plots.layer_maps import error_text
@@ -158,3 +160,20 @@ def test_a_scatter_has_a_marker_per_row_and_a_look_per_group():
 def test_a_scatter_refuses_what_it_cannot_show(frame, words):
     with pytest.raises(InputError, match=words):
         scatter(pd.DataFrame(frame), "size", "right", "rank")
+
+
+def test_adapters_are_drawn_as_boxes_filled_where_they_train():
+    boxes = adapter_boxes(["lora", "nlora", "inttune", "full"])
+    root = ElementTree.fromstring(boxes._repr_svg_())
+    rects = root.findall("{http://www.w3.org/2000/svg}rect")
+    filled = [rect.get("fill") for rect in rects if rect.get("fill") != "none"]
+    # LoRA: B, A; NLoRA: B, N, A; IntTune: N; full fine-tuning: W
+    counts = {name: filled.count(METHODS[name].colour) for name in ("lora", "nlora", "inttune", "full")}
+    assert counts == {"lora": 2, "nlora": 3, "inttune": 1, "full": 1}
+    assert len(rects) == 3 + 7 + 7 + 1
+    assert repr(boxes) == root.get("aria-label") == "adapters as boxes: LoRA, NLoRA, IntTune, full fine-tuning"
+    for wrong in ([], ["pissa"]):
+        with pytest.raises(InputError, match="must be methods that can be drawn: full, lora"):
+            adapter_boxes(wrong)
+    with pytest.raises(InputError, match="'lorra' is not known"):
+        adapter_boxes(["lorra"])

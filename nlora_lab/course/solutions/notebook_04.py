@@ -123,6 +123,7 @@ def repaired(x: Tensor, y: Tensor, w: Tensor, eta: float, steps: int) -> Tensor:
     w = w.clone().requires_grad_()
     for _ in range(steps):
         (x @ w - y).square().mean().backward()
+        assert w.grad is not None
         with torch.no_grad():
             w -= eta * w.grad
         w.grad = None  # backward() adds to what is there
@@ -151,7 +152,8 @@ def _regressions() -> list[tuple[Any, ...]]:
 
 def new_core(N: Tensor, P: Tensor, Q: Tensor) -> Tensor:
     """Undo P on the left and Q on the right: (B P)(P⁻¹ N Q⁻¹)(Q A) = B N A."""
-    return torch.linalg.inv(P) @ N @ torch.linalg.inv(Q)
+    core: Tensor = torch.linalg.inv(P) @ N @ torch.linalg.inv(Q)
+    return core
 
 
 def _cores() -> list[tuple[Any, ...]]:
