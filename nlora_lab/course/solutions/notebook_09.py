@@ -169,7 +169,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question(
         "9.Q3",
         "For example: the same comparison at another rank, on another task, or after more steps, declared before\n"
-        "the runs. One that could overturn the verdict is worth more than one that could only confirm it: here, the\n"
-        "rates between the rungs of the ladder for the method that lost, and a longer training.",
+        "the runs. One that could overturn the verdict is worth more than one that could only confirm it. Here\n"
+        "that is a rate between the rungs of the ladder for the method that lost, and a longer training.",
     ),
 )
