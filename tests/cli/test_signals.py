@@ -24,6 +24,10 @@ QUICK = ["--steps", "6", "--batch-size", "2", "--task", "entailment", "--test-ro
 CFG = RunConfig(steps=6, batch_size=2, task="entailment", test_rows=4)
 
 
+RACE = ["race", "--methods", "lora,slora"]
+every_way = pytest.mark.parametrize(("command", "number"), [*((["run"], n) for n in SIGNALS), (RACE, signal.SIGTERM)])
+
+
 def raising(function, number, when=lambda *_, **__: True):
     """A function that receives a signal before it does its work, if ``when`` says so, once."""
     sent = []
@@ -56,8 +60,7 @@ def last_line(capsys):
     return out, lines[-1]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("command", [["run"], ["race", "--methods", "lora,slora"]])
+@every_way
 def test_before_the_first_step_nothing_is_lost_because_nothing_is_there(monkeypatch, capsys, tmp_path, command, number):
     stop(monkeypatch, "nlora_lab.training.setup.build", number)
     status = cli.main([*command, *QUICK, "--out", str(tmp_path / "runs"), "--json"])
@@ -68,8 +71,7 @@ def test_before_the_first_step_nothing_is_lost_because_nothing_is_there(monkeypa
     assert not list((tmp_path / "runs").iterdir())
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("command", [["run"], ["race", "--methods", "lora,slora"]])
+@every_way
 def test_while_training_record_and_adapter_are_kept_without_checkpoints(monkeypatch, capsys, tmp_path, command, number):
     stop(monkeypatch, "nlora_lab.core.progress.ProgressLine.advance", number, lambda _, text, *__: "step 3/6" in text)
     folders = ["--out", str(tmp_path / "runs"), "--adapter", str(tmp_path / "adapters")]
@@ -86,8 +88,7 @@ def test_while_training_record_and_adapter_are_kept_without_checkpoints(monkeypa
     assert "stopped" in out
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("command", [["run"], ["race", "--methods", "lora,slora"]])
+@every_way
 def test_while_measuring_everything_is_on_the_disk_already(monkeypatch, capsys, tmp_path, command, number):
     seen = []
 
@@ -120,8 +121,8 @@ def test_a_signal_after_the_end_changes_nothing(monkeypatch, capsys, tmp_path):
     assert len(record.steps) == 6
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_with_checkpoints_the_same_command_resumes(monkeypatch, capsys, tmp_path, number):
+def test_with_checkpoints_the_same_command_resumes(monkeypatch, capsys, tmp_path):
+    number = signal.SIGTERM
     command = ["run", *QUICK, "--checkpoints", str(tmp_path / "kept"), "--json"]
     with monkeypatch.context() as patch:
         stop(patch, "nlora_lab.core.progress.ProgressLine.advance", number, lambda _, text, *__: "step 2/6" in text)
