@@ -56,9 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _place(item).startswith(SLOW):
             item.add_marker("slow")
-    items.sort(
-        key=lambda item: next((n for n, place in enumerate(FIRST) if _place(item).startswith(place)), len(FIRST))
-    )
+    items.sort(key=lambda item: _rank(_place(item)))
+
+
+def _rank(place: str) -> int:
+    return next((number for number, first in enumerate(FIRST) if place.startswith(first)), len(FIRST))
 
 
 @pytest.fixture(params=list(ARCHITECTURES))
