@@ -53,7 +53,7 @@ def launch(way: str, configs: list[dict], folder: Path) -> list[Run]:
     script = ROOT / "tests" / "launched.py"
     command = [*LAUNCH, *WAYS[way], "--main_process_port", "0", str(script), str(asked), str(folder)]
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [Run.load(folder / f"{number}.json") for number in range(len(configs))]
