@@ -47,7 +47,7 @@ def _check_function(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        if hints := array_hints(function.__code__, function):
+        if hints := array_hints(function):
             given = dict(zip(names, args, strict=False)) | kwargs | {"return": result}
             _check(function.__qualname__, hints, given)
         return result
@@ -59,7 +59,7 @@ def _check_fields(kind: type, init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def call(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        if hints := array_hints(kind, kind):
+        if hints := array_hints(kind):
             _check(kind.__qualname__, hints, vars(self))
 
     return call
@@ -69,8 +69,9 @@ _HINTS: dict[Any, dict[str, Any]] = {}
 _CHECKED: set[Any] = set()
 
 
-def array_hints(key: Any, owner: Any) -> dict[str, Any]:
+def array_hints(owner: Any) -> dict[str, Any]:
     """The annotations of a function or dataclass that speak of tensors. Read when it is first called, and kept."""
+    key = getattr(owner, "__code__", owner)  # one for a nested function, however often it is made
     if key not in _HINTS:
         names = owner.__globals__ if hasattr(owner, "__globals__") else vars(sys.modules[owner.__module__])
         hints = {name: _evaluated(hint, names) for name, hint in owner.__annotations__.items()}

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from factories import ROOT, some_run
-from fake_runs import make_at_once, record
+from fake_runs import die, die_once, make_at_once, record
 
 from nlora_lab.cli import main as cli
 from nlora_lab.core.errors import FitError, InputError, StoreError
@@ -336,17 +336,6 @@ def until(condition, seconds=180.0):
     while not condition():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
-
-
-def die(code):
-    os._exit(code)
-
-
-def die_once(path):
-    if not path.exists():
-        path.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return os.environ["WHO"], os.getppid()
 
 
 def test_a_killed_process_is_replaced_and_its_call_made_again(tmp_path):
