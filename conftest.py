@@ -14,13 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
 try:
     import shape_checks
-    from jaxtyping import install_import_hook
 except ImportError:  # a bare GPU node runs tests/gpu alone, without shapes checked
-    install_import_hook = None
-
-if install_import_hook is not None:
+    pass
+else:
     # now, not in pytest_configure: that runs after tests/conftest.py, which already imports these packages
-    install_import_hook(shape_checks.PACKAGES, "shape_checks.check_shapes")
+    shape_checks.install()
 
 
 def pytest_configure() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +30,21 @@ SLOW = (
 )
 """Start other processes, or train for long. Left out by ``make quick``."""
 
-FIRST = ("browser", "integration", "labs", "sweeps", "training", "notebooks")
+FIRST = (
+    "browser",
+    "integration",
+    "labs",
+    "sweeps",
+    "training",
+    "notebooks",
+    "cli/test_signals.py",
+    "adapters",
+    "project/test_card.py",
+    "project/test_wheel.py",
+    "models/test_hub.py",
+    "analysis/test_curvature.py",
+    "paper",
+)
 """What takes longest runs first, so that both processes are busy until the end."""
 
 
@@ -43,8 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _place(item).startswith(SLOW):
             item.add_marker("slow")
-    order = {folder: number for number, folder in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(Path(_place(item)).parts[0], len(FIRST)))
+    items.sort(key=lambda item: _rank(_place(item)))
+
+
+def _rank(place: str) -> int:
+    return next((number for number, first in enumerate(FIRST) if place.startswith(first)), len(FIRST))
 
 
 @pytest.fixture(params=list(ARCHITECTURES))

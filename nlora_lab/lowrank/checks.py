@@ -158,7 +158,7 @@ def rescaled(W: Float[Tensor, "*batch m n"]) -> tuple[Float[Tensor, "*batch m n"
     return W * 2.0**half * 2.0 ** (exponent - half), 2.0**exponent
 
 
-def to_float64(t: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def to_float64(t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Convert a small tensor to float64 for an accurate solution.
 
     Args:
@@ -170,7 +170,7 @@ def to_float64(t: Float[Tensor, ...]) -> Float[Tensor, ...]:
     return t.to("cpu", torch.float64) if t.device.type == "mps" else t.to(torch.float64)
 
 
-def standard_normal(*shape: int, like: Float[Tensor, ...], generator: torch.Generator | None) -> Float[Tensor, ...]:
+def standard_normal(*shape: int, like: Float[Tensor, "..."], generator: torch.Generator | None) -> Float[Tensor, "..."]:
     """Draw standard normal numbers on the generator's device.
 
     Args:

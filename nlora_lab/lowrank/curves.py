@@ -229,7 +229,7 @@ def _panel_sums(
     U_inverse: Float64[Tensor, "k k"],
     F: Float64[Tensor, "k n"],
     diagonal: bool = True,
-) -> tuple[Float64[Tensor, ""], Float64[Tensor, ...], Float64[Tensor, "k k"]]:
+) -> tuple[Float64[Tensor, ""], Float64[Tensor, "..."], Float64[Tensor, "k k"]]:
     """``‖W‖²``, ``B'ᵀ W Fᵀ`` and ``B'ᵀB'`` with ``B' = C U⁻¹``; of the second only its diagonal, if ``diagonal``."""
     total, gram = F.new_zeros(()), F.new_zeros(len(F), len(F))
     product = torch.zeros_like(gram) if not diagonal else F.new_zeros(len(F))

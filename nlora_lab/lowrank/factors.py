@@ -16,7 +16,7 @@ from nlora_lab.lowrank.checks import check_matrix, check_matrix_form, check_nonz
 NORMS = ("frobenius", "spectral")
 
 
-def _no_indices() -> Int64[Tensor, 0]:
+def _no_indices() -> Int64[Tensor, "0"]:
     return torch.empty(0, dtype=torch.int64)
 
 
@@ -40,8 +40,8 @@ class LowRank:
     left: Float[Tensor, "*batch m r"]
     core: Float[Tensor, "*batch r q"]
     right: Float[Tensor, "*batch q n"]
-    rows: Int64[Tensor, ...] = field(default_factory=_no_indices)
-    cols: Int64[Tensor, ...] = field(default_factory=_no_indices)
+    rows: Int64[Tensor, "..."] = field(default_factory=_no_indices)
+    cols: Int64[Tensor, "..."] = field(default_factory=_no_indices)
     interpolates: bool = False
 
     @property

@@ -207,17 +207,17 @@ def _inverse_roots(scale: Sequence[Tensor] | None, parameters: Sequence[Tensor])
 
 
 def fill_missing(
-    parts: Iterable[Float[Tensor, ...] | None], like: Sequence[Float[Tensor, ...]]
-) -> list[Float[Tensor, ...]]:
+    parts: Iterable[Float[Tensor, "..."] | None], like: Sequence[Float[Tensor, "..."]]
+) -> list[Float[Tensor, "..."]]:
     """Replace each ``None`` by zeros of the shape in ``like``: autograd has no gradient for an unused parameter."""
     return [torch.zeros_like(p) if part is None else part for part, p in zip(parts, like, strict=True)]
 
 
-def flatten(parts: Iterable[Float[Tensor, ...]]) -> Float[Tensor, " n"]:
+def flatten(parts: Iterable[Float[Tensor, "..."]]) -> Float[Tensor, " n"]:
     """Join tensors of any shapes into one vector (n,), detached."""
     return torch.cat([t.detach().reshape(-1) for t in parts])
 
 
-def unflatten(v: Float[Tensor, " n"], like: Sequence[Float[Tensor, ...]]) -> list[Float[Tensor, ...]]:
+def unflatten(v: Float[Tensor, " n"], like: Sequence[Float[Tensor, "..."]]) -> list[Float[Tensor, "..."]]:
     """Split a vector (n,) into views of the shapes of ``like``, which have n numbers together."""
     return [part.view_as(p) for part, p in zip(torch.split(v, [p.numel() for p in like]), like, strict=True)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from nlora_lab.core.documents import read_json
@@ -37,8 +38,16 @@ class BaseAnswers:
 
 
 def shipped_store() -> RunStore:
-    """Open the recorded runs that ship with the package."""
-    return RunStore(shipped_folder("data") / "results")
+    """Return the store of the recorded runs that ship with the package.
+
+    It is opened once, because it keeps what it has read: reading all of its files takes about a second.
+    """
+    return _opened(shipped_folder("data") / "results")
+
+
+@cache
+def _opened(folder: Path) -> RunStore:
+    return RunStore(folder)
 
 
 def recorded_runs(store: RunStore | str | Path | None = None, model: str = EMBEDDED) -> RecordedRuns:

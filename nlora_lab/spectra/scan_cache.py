@@ -22,7 +22,7 @@ from nlora_lab.spectra.matrix_numbers import PLAIN_COLUMNS, rank_columns
 FORMAT = 2  # of a cached row: raise it whenever a number would come out differently
 
 
-def content_digest(W: Shaped[Tensor, ...]) -> str:
+def content_digest(W: Shaped[Tensor, "..."]) -> str:
     """Return a digest of the values, the dtype and the shape of ``W``."""
     flat = W.detach().cpu().contiguous()
     digest = hashlib.blake2b(f"{flat.dtype} {tuple(flat.shape)}".encode(), digest_size=16)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -174,11 +175,19 @@ def load_generated(name: str, folder: str | Path | None = None, difficulty: str 
     """
     level = difficulty or DEFAULT_DIFFICULTY
     if folder is not None:
-        level, items = f"from {folder}", _read_folder(Path(folder))
-    elif level == DEFAULT_DIFFICULTY:
-        items = _read_folder(shipped_folder("data") / "tasks" / name)
-    else:
-        items = generate(name, level)
+        return _task_of(name, f"from {folder}", _read_folder(Path(folder)))
+    if level == DEFAULT_DIFFICULTY:
+        return _shipped_task(shipped_folder("data") / "tasks" / name)
+    return _task_of(name, level, generate(name, level))
+
+
+@cache
+def _shipped_task(folder: Path) -> Task:
+    """Load a task at its default difficulty, once: its files do not change, and every run loads its task."""
+    return _task_of(folder.name, DEFAULT_DIFFICULTY, _read_folder(folder))
+
+
+def _task_of(name: str, level: str, items: dict[str, list[Item]]) -> Task:
     labels = TASKS[name].labels
     if labels:
         for item in (item for split in items.values() for item in split):

@@ -239,13 +239,20 @@ def test_a_compiled_model_takes_the_same_steps(place, tmp_path, monkeypatch):
     # inductor takes most of a minute; with gcc it was tried by hand
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     folder = save_model("Llama", tmp_path, num_hidden_layers=1)
-    cfg = replace(config(place, "Llama", steps=2), model=folder)
+    cfg = replace(config(place, "Llama", steps=2, target_modules="q_proj"), model=folder)
     usual, other = (losses(nl.fine_tune(replace(cfg, compile=c))) for c in (False, True))
     assert torch.allclose(other, usual, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("name", "task"), [("Llama", "gsm8k"), ("GPT2", "gsm8k"), ("Bert", "mrpc"), ("Llama", "mrpc")])
+HALVED = [
+    *(("Llama", "gsm8k", method) for method in METHODS),
+    *(("GPT2", "gsm8k", method) for method in ("lora", "inttune", "full")),  # layers that are stored transposed
+    *(("Bert", "mrpc", method) for method in ("nlora", "pissa")),
+    *(("Llama", "mrpc", method) for method in ("nlora", "full")),
+]
+
+
+@pytest.mark.parametrize(("name", "task", "method"), HALVED)
 def test_bfloat16_on_a_cpu_is_near_float32(place, name, task, method):
     half = config(place, name, method, task, steps=6, precision="bf16", lr=5e-4)
     model, _ = build(half)

@@ -53,7 +53,7 @@ def launch(way: str, configs: list[dict], folder: Path) -> list[Run]:
     script = ROOT / "tests" / "launched.py"
     command = [*LAUNCH, *WAYS[way], "--main_process_port", "0", str(script), str(asked), str(folder)]
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [Run.load(folder / f"{number}.json") for number in range(len(configs))]
@@ -64,9 +64,19 @@ def alone():
     return [fine_tune(RunConfig(**config)) for config in RUNS]
 
 
-@pytest.mark.parametrize("way", list(WAYS))
-def test_two_processes_make_the_run_of_one_with_the_same_global_batch(way, alone, tmp_path):
-    for one, two in zip(alone, launch(way, RUNS, tmp_path), strict=True):
+@pytest.fixture(scope="module", params=list(WAYS))
+def launched(request, tmp_path_factory):
+    """What two processes made of all the runs, and of one that was stopped after step 3 and went on, in one launch."""
+    folder = tmp_path_factory.mktemp("launched")
+    kept = {"checkpoints": str(folder / "kept"), "every": 2}
+    stopped = [{**RUNS[1], "options": {**kept, "stop": 3}}, {**RUNS[1], "options": kept}]
+    made = launch(request.param, [*RUNS, *stopped], folder / "out")
+    return request.param, made[: len(RUNS)], made[len(RUNS) :], kept
+
+
+def test_two_processes_make_the_run_of_one_with_the_same_global_batch(launched, alone):
+    way, runs, _, _ = launched
+    for one, two in zip(alone, runs, strict=True):
         assert two.config == one.config
         assert two.history["loss"].tolist() == pytest.approx(one.history["loss"].tolist(), rel=2e-4)
         assert two.history["grad_norm"].tolist() == pytest.approx(one.history["grad_norm"].tolist(), rel=2e-3)
@@ -79,12 +89,8 @@ def test_two_processes_make_the_run_of_one_with_the_same_global_batch(way, alone
         assert two.answers == one.answers
 
 
-@pytest.mark.parametrize("way", list(WAYS))
-def test_a_launch_that_was_stopped_goes_on_from_its_checkpoint(way, alone, tmp_path):
-    kept = {"checkpoints": str(tmp_path / "kept"), "every": 2}
-    first, second = launch(
-        way, [{**RUNS[1], "options": {**kept, "stop": 3}}, {**RUNS[1], "options": kept}], tmp_path / "out"
-    )
+def test_a_launch_that_was_stopped_goes_on_from_its_checkpoint(launched, alone):
+    _, _, (first, second), kept = launched
     assert (first.stopped, len(first.steps)) == (True, 3)
     assert not second.stopped
     assert second.history["loss"].tolist() == pytest.approx(alone[1].history["loss"].tolist(), rel=2e-4)

@@ -51,3 +51,9 @@ def test_one_recorded_run_comes_to_the_same_end():
     assert again.final_loss == pytest.approx(recorded.final_loss, rel=0.03), command
     assert again.metrics["validation_loss"] == pytest.approx(recorded.metrics["validation_loss"], rel=0.05), command
     assert again.accuracy == pytest.approx(recorded.accuracy, abs=0.03), command
+
+
+def test_the_shipped_files_are_read_once(monkeypatch):
+    index = recorded_runs()
+    monkeypatch.setattr("nlora_lab.runs.store.read_records", lambda file: pytest.fail(f"{file} was read again"))
+    assert len(recorded_runs()) == len(index)

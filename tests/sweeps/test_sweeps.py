@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from factories import ROOT, some_run
-from fake_runs import make_at_once, record
+from fake_runs import die, die_once, make_at_once, record
 
 from nlora_lab.cli import main as cli
 from nlora_lab.core.errors import FitError, InputError, StoreError
@@ -167,8 +167,8 @@ QUICK = """
 """
 
 
-def test_after_ten_kills_at_random_moments_every_run_is_there_once(tmp_path):
-    grid = {"method": ["lora", "slora"], "lr": 1e-3, "steps": 1000, "seed": list(range(100))}
+def test_after_kills_at_random_moments_every_run_is_there_once(tmp_path):
+    grid = {"method": ["lora", "slora"], "lr": 1e-3, "steps": 1000, "seed": list(range(60))}
     script = tmp_path / "sweep_it.py"
     script.write_text(textwrap.dedent(QUICK).format(grid=grid, folder=str(ROOT / "tests")))
     chance = random.Random(5)
@@ -177,7 +177,7 @@ def test_after_ten_kills_at_random_moments_every_run_is_there_once(tmp_path):
         return subprocess.Popen([sys.executable, str(script), str(folder)], start_new_session=True)
 
     folder, finished = tmp_path / "killed", 0
-    for _ in range(10):
+    for _ in range(6):
         parent = begin(folder)
         until(lambda: len(list(folder.glob("*.json"))) > finished)  # noqa: B023
         time.sleep(chance.uniform(0.0, 0.4))
@@ -191,10 +191,10 @@ def test_after_ten_kills_at_random_moments_every_run_is_there_once(tmp_path):
         for file in folder.glob("*.json"):
             json.loads(file.read_text())
         finished = len(list(folder.glob("*.json")))
-    assert finished < 200  # something was left to kill
+    assert finished < 120  # something was left to kill
     assert begin(folder).wait(timeout=180) == 0
     killed = RunStore(folder)
-    assert len(killed) == len(killed.keys()) == len(list(folder.glob("*.json"))) == 200
+    assert len(killed) == len(killed.keys()) == len(list(folder.glob("*.json"))) == 120
     assert {run.error for run in killed} == {""}
 
     both = [begin(tmp_path / "both") for _ in range(2)]  # two sweeps at once on one store may do work twice
@@ -336,17 +336,6 @@ def until(condition, seconds=180.0):
     while not condition():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
-
-
-def die(code):
-    os._exit(code)
-
-
-def die_once(path):
-    if not path.exists():
-        path.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return os.environ["WHO"], os.getppid()
 
 
 def test_a_killed_process_is_replaced_and_its_call_made_again(tmp_path):

@@ -8,5 +8,5 @@ from factories import few_rows
 
 @pytest.fixture(scope="module", autouse=True)
 def less_to_read() -> Iterator[None]:
-    with few_rows(train=256, validation=200, test=200):
+    with few_rows(train=256, validation=64, test=100):
         yield
