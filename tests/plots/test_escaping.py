@@ -68,6 +68,8 @@ def drawings(text: str) -> dict[str, Any]:
     gib = 2**30
     return {
         "chart": plots.chart({text: [1.0, 2.0], "b": [2.0, 1.0]}, xlabel=text, ylabel=text),
+        "block_errors": plots.block_errors(torch.eye(3) + 0.5, 1),
+        "elimination": plots.elimination(torch.eye(3) + 0.5, 2),
         "heatmap": plots.heatmap(frame, title=text, xlabel=text, ylabel=text),
         "method_bars": plots.method_bars({"evil": 1.0}, xlabel=text),
         "method_scatter": plots.method_scatter({"evil": 1.0}, {"evil": 2.0}, xlabel=text, ylabel=text),
