@@ -57,8 +57,8 @@ def refused(capsys):
 
 def test_the_exercises_are_complete_and_stand_in_the_file_of_their_notebook():
     assert list(ALL_EXERCISES) == (
-        "1.1 1.2 1.3 2.1 2.2 2.3 2.4 2.5 2.6 3.1 3.2 4.1 4.2 4.3 4.4 5.1 5.2 5.3 5.4 6.1 6.2 6.3 6.4 "
-        "7.1 7.2 7.3 7.4 8.1 8.2".split()
+        "1.1 1.2 1.3 1.4 1.5 2.1 2.2 2.3 2.4 2.5 2.6 2.7 2.8 3.1 3.2 3.3 3.4 3.5 4.1 4.2 4.3 4.4 5.1 5.2 5.3 5.4 "
+        "6.1 6.2 6.3 6.4 7.1 7.2 7.3 7.4 8.1 8.2".split()
     )
     for notebook in NOTEBOOKS:
         number = notebook.__name__.rpartition("notebook_")[2]
@@ -66,7 +66,7 @@ def test_the_exercises_are_complete_and_stand_in_the_file_of_their_notebook():
         assert {int(entry.number.split(".")[0]) for entry in notebook.EXERCISES} == {int(number)}
         assert {int(entry.number.split(".")[0]) for entry in notebook.QUESTIONS} == {int(number)}
     assert len({entry.title for entry in ALL}) == len(ALL)
-    assert len(NUMBERS) == 6
+    assert len(NUMBERS) == 8
     for entry in ALL:
         assert len(entry.mistakes) >= 3
         hints = [m.hint for m in entry.mistakes]
@@ -335,8 +335,10 @@ def test_the_names_are_public():
 def test_the_levels_are_marked_and_some_exercises_build_something():
     assert {entry.level for entry in ALL} <= {"", *LEVELS}
     assert [entry.number for entry in ALL if entry.level == "build"] == [
+        "1.5",
         "2.5",
         "2.6",
+        "3.5",
         "4.4",
         "5.3",
         "5.4",

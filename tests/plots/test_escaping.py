@@ -91,6 +91,7 @@ def drawings(text: str) -> dict[str, Any]:
 
 
 NAMES = [name for name in plots.__all__ if name != "Drawing"]
+TEXTLESS = ("block_errors", "elimination")  # drawings of numbers alone: a caller gives them no text
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -117,7 +118,7 @@ def test_plotly_gets_text_and_no_markup(name, evil):
     templates = [t for trace in traces for key, t in trace.items() if key in ("hovertemplate", "texttemplate") and t]
     assert not any(part in template for template in templates for part in ("&lt;", "onerror", "href", "alpha"))
     plain = [html.unescape(OURS.sub("", text)) for text in found]
-    assert any(evil.split()[0] in text for text in plain)  # it is there, as it was written
+    assert name in TEXTLESS or any(evil.split()[0] in text for text in plain)  # it is there, as it was written
 
 
 @pytest.mark.parametrize("name", NAMES)
