@@ -22,6 +22,8 @@ from nlora_lab.course.comparison import TOLERANCE, Raised, agree, comparable, no
 from nlora_lab.course.exercises import LEVELS, Exercise, Question
 from nlora_lab.course.registry import find_exercise, find_solution
 
+FEW = 6  # entries of a vector that a message shows
+
 
 class Text(str):
     """Text that a notebook shows line by line, without quotes."""
@@ -248,7 +250,8 @@ def _describe_arguments(entry: Exercise, trial: int) -> str:
 
 def _describe_value(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"= {value.tolist()}" if value.ndim == 1 else f"of shape {tuple(value.shape)}"
+        few = value.ndim == 1 and len(value) <= FEW
+        return f"= {value.tolist()}" if few else f"of shape {tuple(value.shape)}"
     return f"of {len(value)} rows" if hasattr(value, "iloc") else f"= {value!r}"
 
 

@@ -19,3 +19,4 @@ from .svd import generalized_nystrom as generalized_nystrom
 from .svd import randomized_svd as randomized_svd
 from .svd import singular_values as singular_values
 from .svd import truncated_svd as truncated_svd
+from .volume import all_blocks as all_blocks

@@ -14,4 +14,6 @@ from .lab import LabDrawing as LabDrawing
 from .layer_maps import LayerMapDrawing as LayerMapDrawing
 from .layer_maps import LayersDrawing as LayersDrawing
 from .matrices import NystromDrawing as NystromDrawing
+from .matrices import block_errors as block_errors
+from .matrices import elimination as elimination
 from .memory import MemoryDrawing as MemoryDrawing

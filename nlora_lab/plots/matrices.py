@@ -1,4 +1,4 @@
-"""A matrix, its approximation and the residual as heat maps, with the error at every rank and the spectrum."""
+"""Pictures of one matrix: what an approximation leaves, an elimination step by step, and the errors of all blocks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nlora_lab.plots.approximations import ErrorLine, error_panel, spectrum_panel
-from nlora_lab.plots.drawings import Described
-from nlora_lab.plots.figure import Axis, Figure, Heatmap, Line, Panel
+from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_whole_number
+from nlora_lab.lowrank.checks import check_matrix, check_nonzero
+from nlora_lab.lowrank.pivots import Pivots, choose_pivots
+from nlora_lab.lowrank.volume import Blocks, all_blocks
+from nlora_lab.plots.approximations import APPROXIMATIONS, ErrorLine, error_panel, spectrum_panel
+from nlora_lab.plots.drawings import Described, Picture
+from nlora_lab.plots.figure import Axis, Figure, Heatmap, Line, Mark, Panel, Points, log_limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
 
 LEVELS = 100  # a heat map's colours, on either side of zero
 LIMIT = 64  # rows and columns a heat map shows at most
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+EXACT = 1e-12  # of the largest entry: a singular value below is rounding
+MOST_DRAWN, MOST_STEPS = 12, 4  # rows, columns and steps of an elimination whose numbers can be read
 
 
 def thumbnail(X: Tensor, limit: int = LIMIT) -> Tensor:
@@ -90,3 +98,102 @@ class NystromDrawing(Described):
         cells = Heatmap(colours, (-LEVELS, LEVELS), "gray" if grey else "RdBu_r")
         columns, rows = (Axis(limits=ends, ticks={}, grid=False) for ends in ((-0.5, n - 0.5), (m - 0.5, -0.5)))
         return Panel(columns, rows, [cells], heading=heading, across=(0.345 * i, 0.345 * i + 0.31), up=(0.49, 1))
+
+
+def elimination(W: Tensor, steps: int = 3, *, pivots: Pivots = "leading") -> Picture:
+    """Draw an elimination step by step: the numbers that are left, the rows and columns that are done, and the pivot.
+
+    The frame is the entry by which the next step divides. A row and a column that are done are zero, and drawn white.
+    What is left besides them is the Schur complement.
+
+    Args:
+        W: a small matrix, at most 12 × 12.
+        steps: how many steps, from 1 to 4 and to min(m, n).
+        pivots: the order of the pivots, as for ``nl.nystrom``.
+
+    Returns:
+        One panel for the matrix and one per step, which a notebook shows as a PNG.
+
+    Raises:
+        InputError: the matrix is zero or too large, an option is out of range, or a pivot is zero.
+    """
+    S = check_matrix(W).to(torch.float64, copy=True)
+    if S.ndim != 2 or max(S.shape) > MOST_DRAWN:
+        raise InputError(f"W has the shape {tuple(S.shape)}; give one matrix of at most {MOST_DRAWN} × {MOST_DRAWN}")
+    check_nonzero(S.abs().amax())
+    m, n = S.shape
+    rows, cols = choose_pivots(S, check_whole_number("steps", steps, 1, min(m, n, MOST_STEPS)), pivots)
+    scale, size = float(S.abs().max()), float(S.norm())
+    order = list(zip(rows.tolist(), cols.tolist(), strict=True))
+    panels, width = [], 1 / (steps + 1)
+    for k, pivot in enumerate([*order, None]):
+        done = [i for i, _ in order[:k]], [j for _, j in order[:k]]
+        heading = f"after step {k}: {float(S.norm()) / size:.2f} of ‖W‖" if k else "W"
+        across = (k * width, (k + 0.92) * width)
+        panels.append(_eliminated(S, done, pivot, scale, heading, across))
+        if pivot is not None:
+            i, j = pivot
+            if S[i, j] == 0:
+                raise InputError(f"the pivot of step {k + 1} is zero; take fewer steps, or pivots='cross'")
+            S = S - torch.outer(S[:, j], S[i]) / S[i, j]
+    text = f"an elimination of a {m} × {n} matrix in {steps} steps, and what each step leaves"
+    return Picture(Figure(panels, 250 * (steps + 1), 60 + 180 * m / n), text)
+
+
+def _eliminated(
+    S: Tensor, done: tuple[list[int], list[int]], pivot: tuple[int, int] | None, scale: float, heading: str,
+    across: tuple[float, float],
+) -> Panel:  # fmt: skip
+    """One panel: what is left as numbers on colours, the rows and columns that are done as white zeros."""
+    colours = S.clone()
+    colours[done[0]], colours[:, done[1]] = torch.nan, torch.nan
+    texts = [["0" if v != v else f"{round(v, 1) + 0.0:g}".replace("-", "−") for v in row] for row in colours.tolist()]
+    cells = Heatmap(colours.tolist(), (-1.4 * scale, 1.4 * scale), "RdBu_r", texts, framed=pivot)
+    (m, n), none = S.shape, dict[float, str]()
+    columns, rows = (Axis(limits=ends, ticks=none, grid=False) for ends in ((-0.5, n - 0.5), (m - 0.5, -0.5)))
+    return Panel(columns, rows, [cells], heading=heading, across=across)
+
+
+def block_errors(W: Tensor, rank: int) -> Picture:
+    """Draw the error of every r × r block of a small matrix against its volume, with the bound for the largest volume.
+
+    Args:
+        W: a small matrix, (m, n). At most 20,000 blocks are tried.
+        rank: the rank r, below min(m, n).
+
+    Returns:
+        The picture, which a notebook shows as a PNG.
+
+    Raises:
+        InputError: ``W`` has a rank of at most r, has too many blocks, or is not a finite matrix.
+    """
+    blocks = all_blocks(W, rank)
+    sigma = blocks.bound / (rank + 1)
+    if not sigma > EXACT * float(W.abs().max()):
+        raise InputError(f"W has a rank of {rank} at most, so every block is exact; give a smaller rank")
+    volume, error = (blocks.volume / blocks.volume[0]).tolist(), (blocks.error / sigma).tolist()
+    limits = log_limits(volume, 0.08)
+    marks: list[Mark] = [
+        Line(limits, [rank + 1] * 2, "black", "dash", 1.5, name=f"the bound, r + 1 = {rank + 1}"),
+        Points(volume, error, "#b0b0b0", sizes=5, name=f"all {len(volume):,} invertible blocks"),
+    ]
+    # APPROXIMATIONS has the colours that the leading block and complete pivoting have in every figure
+    chosen = {"maximal volume": ("#0072b2", 0, 16)}
+    for name, label, size in (("nystrom", "leading block", 10), ("cross", "complete pivoting", 9)):
+        place = _find(blocks, *choose_pivots(W, rank, "cross" if name == "cross" else "leading"))
+        if place is not None:
+            chosen[label] = APPROXIMATIONS[name].colour, place, size
+    marks += [
+        Points([volume[at]], [error[at]], hue, "diamond", size, "black", name=name)
+        for name, (hue, at, size) in chosen.items()
+    ]
+    across = Axis("volume of the block, the largest = 1", limits, log=True)
+    up = Axis(f"largest entry of the error, in σ{rank + 1}".translate(SUBSCRIPTS), log_limits(error, 0.08), log=True)
+    text = f"the error of each of {len(volume)} blocks of rank {rank} against its volume"
+    return Picture(Figure([Panel(across, up, marks, legend="beside")], 820, 340), text)
+
+
+def _find(blocks: Blocks, rows: Tensor, cols: Tensor) -> int | None:
+    """The place of a block among all, or ``None`` if it is not invertible."""
+    same = (blocks.rows == rows.sort().values).all(1) & (blocks.cols == cols.sort().values).all(1)
+    return int(same.nonzero()[0]) if bool(same.any()) else None

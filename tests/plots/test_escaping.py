@@ -68,6 +68,8 @@ def drawings(text: str) -> dict[str, Any]:
     gib = 2**30
     return {
         "chart": plots.chart({text: [1.0, 2.0], "b": [2.0, 1.0]}, xlabel=text, ylabel=text),
+        "block_errors": plots.block_errors(torch.eye(3) + 0.5, 1),
+        "elimination": plots.elimination(torch.eye(3) + 0.5, 2),
         "heatmap": plots.heatmap(frame, title=text, xlabel=text, ylabel=text),
         "method_bars": plots.method_bars({"evil": 1.0}, xlabel=text),
         "method_scatter": plots.method_scatter({"evil": 1.0}, {"evil": 2.0}, xlabel=text, ylabel=text),
@@ -89,6 +91,7 @@ def drawings(text: str) -> dict[str, Any]:
 
 
 NAMES = [name for name in plots.__all__ if name != "Drawing"]
+TEXTLESS = ("block_errors", "elimination")  # drawings of numbers alone: a caller gives them no text
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -115,7 +118,7 @@ def test_plotly_gets_text_and_no_markup(name, evil):
     templates = [t for trace in traces for key, t in trace.items() if key in ("hovertemplate", "texttemplate") and t]
     assert not any(part in template for template in templates for part in ("&lt;", "onerror", "href", "alpha"))
     plain = [html.unescape(OURS.sub("", text)) for text in found]
-    assert any(evil.split()[0] in text for text in plain)  # it is there, as it was written
+    assert name in TEXTLESS or any(evil.split()[0] in text for text in plain)  # it is there, as it was written
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import matrix_norm, matrix_rank, svd, svdvals
+from torch.linalg import matrix_norm, matrix_rank, qr, svd, svdvals
 
 from nlora_lab.course.exercises import Exercise, Mistake, Question, normal_matrix, tall_wide_and_square
 
@@ -27,6 +27,65 @@ def stable_rank(W: Tensor) -> Tensor:
     """Return ‖W‖_F² / σ₁²."""
     ratio: Tensor = matrix_norm(W) ** 2 / matrix_norm(W, ord=2) ** 2
     return ratio
+
+
+def rank_for(s: Tensor, error: float) -> int:
+    """Count the ranks, from 0 on, whose relative error is too large."""
+    energy = s.flip(0).square().cumsum(0).flip(0)  # what is left at rank 0, 1, 2, …
+    return int(((energy / energy[0]).sqrt() > error).sum())
+
+
+def _spectra_and_errors() -> list[tuple[Any, ...]]:
+    k = torch.arange(1.0, 41, dtype=torch.float64)
+    return [(1 / k, 0.2), (k**-0.5, 0.5), (0.8**k, 0.05), (1 / k**2, 0.01), (k.flip(0), 0.7)]
+
+
+def _rank_by(measure: Callable[[Tensor], Tensor], extra: int = 0) -> Callable[[Tensor, float], int]:
+    """The smallest rank at which another measure of what is left is small enough."""
+    return lambda s, error: int((measure(s) > error).sum()) + extra
+
+
+def _left(s: Tensor) -> Tensor:
+    """Return the share of the energy that is left at each rank, from 0 on."""
+    return s.flip(0).square().cumsum(0).flip(0) / s.square().sum()
+
+
+def sketched_svd(W: Tensor, r: int, X: Tensor, steps: int) -> Tensor:
+    """Find a basis of W X, sharpen it by power steps, and take the best approximation of rank r inside it."""
+    Q = qr(W @ X).Q
+    for _ in range(steps):
+        Q = qr(W @ (W.T @ Q)).Q
+    U, s, Vh = svd(Q.T @ W, full_matrices=False)
+    product: Tensor = Q @ U[:, :r] @ torch.diag(s[:r]) @ Vh[:r]
+    return product
+
+
+def _matrices_and_sketches() -> list[tuple[Any, ...]]:
+    """A tall, a wide and a square matrix, each with random columns to mix with and a number of power steps."""
+    trials = []
+    for m, n, r, steps, seed in ((12, 9, 3, 1, 11), (8, 13, 2, 2, 12), (10, 10, 4, 1, 13)):
+        trials.append((normal_matrix(m, n, seed), r, normal_matrix(n, r + 2, seed + 10), steps))
+    return trials
+
+
+def _sketched(
+    change: Callable[[int], int] = int, orthonormal: bool = True, finish: str = "cut"
+) -> Callable[[Tensor, int, Tensor, int], Tensor]:
+    """``sketched_svd`` with another number of power steps, without QR, or with another end."""
+
+    def run(W: Tensor, r: int, X: Tensor, steps: int) -> Tensor:
+        Q = W @ X
+        for _ in range(change(steps)):
+            Q = W @ (W.T @ (qr(Q).Q if orthonormal else Q))
+        Q = qr(Q).Q if orthonormal else Q
+        inside = Q.T @ W
+        if finish == "uncut":
+            return Q @ inside
+        if finish == "first columns":
+            return Q[:, :r] @ inside[:r]
+        return best(inside, r) if finish == "inside" else Q @ best(inside, r)
+
+    return run
 
 
 def _from_svd(formula: Callable[..., Tensor]) -> Callable[[Tensor, int], Tensor]:
@@ -141,6 +200,68 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         inputs=_noise_and_rank_2,
         level="warm-up",
+    ),
+    Exercise(
+        "1.4",
+        "how many directions are enough",
+        "Write rank_for(s, error): the smallest rank at which the relative error of the best approximation is at most\n"
+        "error. s holds all singular values of a matrix, the largest first, and 0 < error < 1\n"
+        "(about 3 lines). Return one whole number.",
+        rank_for,
+        "No approximation was computed: the singular values alone say what every rank costs.",
+        (
+            Mistake(_rank_by(_left),
+                "you compared the share of the energy with the error. The relative error is the root of that share: an "
+                "error of 0.1 leaves 0.1² = 1 % of the energy, not 10 %."),
+            Mistake(_rank_by(lambda s: s.flip(0).cumsum(0).flip(0) / s.sum()),
+                "you added the singular values themselves. Energies add up: square them, add, and take the root."),
+            Mistake(_rank_by(lambda s: _left(s).sqrt(), -1),
+                "that is one too few. At rank r the values s[r:] are left, and s[r] is the first of them."),
+            Mistake(_rank_by(lambda s: _left(s).sqrt(), 1),
+                "that is one too many. At rank r the values s[r:] are left, and s[r - 1] is still kept."),
+            Mistake(_rank_by(lambda s: s / s[0]),
+                "you compared single values, s[r] / s[0]. That is the error in the spectral norm. In the Frobenius "
+                "norm all dropped values count together."),
+            Mistake(_rank_by(lambda s: _left(s).sqrt() * s.norm()),
+                "the error is not relative. Divide by the norm of all singular values."),
+            Mistake(lambda s, error: int((s > error).sum()),
+                "you counted the singular values above error. Compare what all dropped ones leave together."),
+        ),
+        inputs=_spectra_and_errors,
+        level="understand",
+    ),
+    Exercise(
+        "1.5",
+        "the randomised SVD",
+        "Write sketched_svd(W, r, X, steps). X is (n, q) and random, with q a little larger than r. Make an\n"
+        "orthonormal basis Q of the columns of W X (torch.linalg.qr). Then, steps times, replace Q by an orthonormal\n"
+        "basis of W (Wᵀ Q). Return the best approximation of rank r of Q Qᵀ W, which is Q times that of the small\n"
+        "matrix Qᵀ W (about 5 lines). Return an (m, n) tensor.",
+        sketched_svd,
+        "W was only multiplied by thin matrices, and the SVD saw q rows. That is nl.lowrank.randomized_svd.",
+        (
+            Mistake(_sketched(finish="uncut"),
+                "that is Q Qᵀ W, of rank q. Cut it to rank r: take the best approximation of rank r of Qᵀ W."),
+            Mistake(_sketched(finish="first columns"),
+                "you kept the first r columns of Q. They are no better than the others: Q is not ordered by size. Take "
+                "the SVD of Qᵀ W, and cut there."),
+            Mistake(_sketched(finish="inside"),
+                "that is the approximation of the small matrix Qᵀ W. Multiply it by Q to come back to m rows."),
+            Mistake(_sketched(lambda steps: 0),
+                "the power steps are missing: steps times, Q becomes an orthonormal basis of W (Wᵀ Q)."),
+            Mistake(_sketched(lambda steps: steps - 1),
+                "that is one power step too few. Start from W X, and then make steps of them."),
+            Mistake(_sketched(lambda steps: steps + 1),
+                "that is one power step too many. W X itself is not one of them."),
+            Mistake(_sketched(orthonormal=False),
+                "Q is not orthonormal, so Q Qᵀ is not a projection. Take Q = torch.linalg.qr(...).Q."),
+            Mistake(lambda W, r, X, steps: qr(W @ X) @ W,
+                "torch.linalg.qr returns two matrices, Q and R. Take the first: torch.linalg.qr(W @ X).Q."),
+            Mistake(lambda W, r, X, steps: best(W, r),
+                "that is the best approximation, from an SVD of W itself. It is what you want to avoid: use X."),
+        ),
+        inputs=_matrices_and_sketches,
+        level="build",
     ),
 )
 # fmt: on

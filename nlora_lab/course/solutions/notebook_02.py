@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -88,6 +89,46 @@ def _undivided(W: Tensor, r: int) -> Tensor:
         i, j = _largest(S, k)
         S = S - torch.outer(S[:, j], S[i])
     return S
+
+
+def largest_volume(W: Tensor, r: int) -> Tensor:
+    """Try every choice of r rows and r columns."""
+    m, n = W.shape
+    pairs = [(i, j) for i in combinations(range(m), r) for j in combinations(range(n), r)]
+    return torch.tensor(max(pairs, key=lambda pair: torch.linalg.det(W[pair[0], :][:, pair[1]]).abs()))
+
+
+VOLUMES = ((5, 6, 2, 66), (6, 5, 2, 39), (5, 4, 3, 27))  # rows, columns, rank and seed
+
+
+def _small_matrices() -> list[tuple[Any, ...]]:
+    """Matrices whose largest block is neither the leading one nor the one that pivoting finds."""
+    return [(normal_matrix(m, n, seed), r) for m, n, r, seed in VOLUMES]
+
+
+def _block_by(size: Callable[[Tensor], Any]) -> Callable[[Tensor, int], Tensor]:
+    """The block that is largest by another measure."""
+
+    def run(W: Tensor, r: int) -> Tensor:
+        m, n = W.shape
+        pairs = [(i, j) for i in combinations(range(m), r) for j in combinations(range(n), r)]
+        return torch.tensor(max(pairs, key=lambda pair: size(W[pair[0], :][:, pair[1]])))
+
+    return run
+
+
+def _pivoted_block(W: Tensor, r: int) -> Tensor:
+    pivots, S = [], W.clone()
+    for k in range(r):
+        i, j = _largest(S, k)
+        pivots.append((i, j))
+        S = S - torch.outer(S[:, j], S[i]) / S[i, j]
+    return torch.tensor([sorted(side) for side in zip(*pivots, strict=True)])
+
+
+def _entries_read(count: float) -> str:
+    m, r = 4096, 128
+    return f"{count:,.0f} is {count / m**2:.2%} of all entries, and r columns alone have {r * m:,} of them"
 
 
 def _from_blocks(formula: Callable[..., Tensor]) -> Callable[[Tensor, int], Tensor]:
@@ -281,6 +322,56 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         inputs=tall_wide_and_square,
         level="build",
+    ),
+    Exercise(
+        "2.7",
+        "the block of maximal volume",
+        "Write largest_volume(W, r): the r rows and r columns of a small W whose block has the largest determinant in\n"
+        "size. Try all of them (itertools.combinations; about 4 lines). Return a (2, r) tensor: first the rows, then\n"
+        "the columns, each in rising order.",
+        largest_volume,
+        "With this block no entry of the error is above (r + 1) σ_{r+1}. But you tried every block, and their number "
+        "grows too fast for a real weight. Complete pivoting takes the largest entry of what is left, and hopes.",
+        (
+            Mistake(_block_by(torch.linalg.det),
+                "you compared the determinants with their sign, and overlooked large negative ones. Take .abs()."),
+            Mistake(_block_by(lambda block: -torch.linalg.det(block).abs()),
+                "that is the block of smallest volume, the one closest to singular. Take the largest."),
+            Mistake(lambda W, r: largest_volume(W, r).flip(0),
+                "rows and columns are swapped. The first line of the result holds the rows."),
+            Mistake(lambda W, r: torch.arange(r).repeat(2, 1),
+                "that is the leading block. Try the other rows and columns too."),
+            Mistake(_block_by(torch.linalg.matrix_norm),
+                "that is the block of the largest norm. Its rows may still be nearly parallel. Compare determinants."),
+            Mistake(_block_by(lambda block: -torch.linalg.cond(block)),
+                "that is the best conditioned block. It may be small. Compare determinants."),
+            Mistake(_pivoted_block,
+                "that is the block of complete pivoting. It makes the best choice of each step, and that need not be "
+                "the largest volume in the end. Try all blocks."),
+        ),
+        inputs=_small_matrices,
+        level="understand",
+    ),
+    Exercise(
+        "2.8",
+        "how much of W is read",
+        "A weight has 4096 × 4096 entries. How many of them does the approximation by the leading block read at\n"
+        "r = 128, with the pseudo-inverse as its core? Count each entry once: one whole number (about 1 line).",
+        1_032_192,
+        "That is 6.15 % of the entries. The best approximation reads all 16,777,216, many times.",
+        (
+            Mistake(2 * 128 * 4096,
+                "the block stands in the rows and in the columns, and you counted it twice."),
+            Mistake(2 * 128 * 4096 + 128**2,
+                "the block was counted three times. It is a part of the rows and of the columns already."),
+            Mistake(128**2, "that is the block alone. Its rows and its columns are read to their ends."),
+            Mistake(128 * 4096, "that is one side. The first 128 rows are read, and the first 128 columns."),
+            Mistake(4096**2, "those are all entries. The approximation looks at some rows and columns only."),
+            Mistake(2 * 128 * (4096 - 128), "the block itself is missing. It is read too, once."),
+        ),
+        gives=_entries_read,
+        reason="r·(m + n) − r² = 128·8,192 − 128² = 1,032,192: the block is in the rows and in the columns.",
+        level="warm-up",
     ),
 )
 # fmt: on

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.course.exercises import Exercise, Mistake, Question
+import torch
+from torch import Tensor
+
+from nlora_lab.course.exercises import Exercise, Mistake, Question, normal_matrix
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,6 +42,76 @@ def layers_where_nystrom_helps(table: DataFrame) -> list[tuple[Any, ...]]:
     """Select the rows whose error is below 1."""
     good = table[table["nystrom_r8"] < 1]
     return list(zip(good["layer"], good["module"], strict=True))
+
+
+def _scans_to_rank() -> list[tuple[Any, ...]]:
+    """Three tables of a scan, each with the names of two columns. No value comes twice."""
+    import pandas as pd
+
+    rows = [
+        (0.71, 12.4, 1.3, 57.0), (0.88, 4.7, 0.6, 16.0), (0.84, 22.3, 0.9, 80.0), (0.74, 5.4, 1.9, 20.0),
+        (0.87, 3.2, 0.7, 25.0), (0.81, 189.5, 1.1, 940.0), (0.89, 1.9, 1.2, 6.9),
+    ]  # fmt: skip
+    columns = ["svd_r8", "nystrom_r8", "leverage_r8", "cond_r8"]
+    table = pd.DataFrame(rows, columns=columns)
+    return [
+        (table, "svd_r8", "nystrom_r8"),
+        (table.iloc[[4, 0, 3, 6, 2, 5]], "cond_r8", "nystrom_r8"),
+        (table.iloc[[6, 5, 4, 3, 2, 1, 0]], "leverage_r8", "svd_r8"),
+    ]
+
+
+def rank_correlation(table: DataFrame, a: str, b: str) -> float:
+    """Correlate the ranks of two columns (Spearman)."""
+    return float(table[a].rank().corr(table[b].rank()))
+
+
+def share_by_chance(x: Tensor, y: Tensor, orders: Tensor) -> Tensor:
+    """Count the shuffles whose rank correlation is at least as large in size as the one without a shuffle."""
+    x, y = (v.argsort().argsort().double() for v in (x, y))
+    found = torch.corrcoef(torch.stack([x, y]))[0, 1]
+    shuffled = torch.stack([torch.corrcoef(torch.stack([x, y[order]]))[0, 1] for order in orders])
+    return (shuffled.abs() >= found.abs()).double().mean()
+
+
+def _values_and_orders() -> list[tuple[Any, ...]]:
+    """Two vectors and many orders each. No order gives exactly the correlation of the two: rounding decides nothing."""
+    trials = []
+    for slope, n, seed in ((0.5, 11, 1), (0.3, 14, 2), (-0.6, 12, 3)):
+        x, noise = normal_matrix(2, n, seed)
+        y = (slope * x + noise).exp()  # ranks do not see the exponential, and a plain correlation does
+        first, second = x.argsort().argsort(), y.argsort().argsort()
+        draw = torch.Generator().manual_seed(seed)
+        orders = torch.stack([torch.randperm(n, generator=draw) for _ in range(400)])
+        products = (first * second[orders]).sum(1)
+        same = int((first * second).sum())
+        ties = (products == same) | (products == n * (n - 1) ** 2 // 2 - same)
+        trials.append((x, y, orders[~ties][:300]))
+    return trials
+
+
+def _shuffled(
+    count: Callable[[Tensor, Tensor], Tensor], ranks: bool = True, whole: bool = False
+) -> Callable[..., Tensor]:
+    """``share_by_chance`` with another way to count, without ranks, or as a number instead of a share."""
+
+    def run(x: Tensor, y: Tensor, orders: Tensor) -> Tensor:
+        if ranks:
+            x, y = (v.argsort().argsort().double() for v in (x, y))
+        found = torch.corrcoef(torch.stack([x, y]))[0, 1]
+        values = torch.stack([torch.corrcoef(torch.stack([x, y[order]]))[0, 1] for order in orders])
+        counted = count(values, found).double()
+        return counted.sum() if whole else counted.mean()
+
+    return run
+
+
+def _correlation(x: Tensor, y: Tensor, orders: Tensor) -> Tensor:
+    return torch.corrcoef(torch.stack([v.argsort().argsort().double() for v in (x, y)]))[0, 1].abs()
+
+
+def _ratio_of_edges(ratio: float) -> str:
+    return f"largest = {ratio:.3g} × smallest, and √352 + √128 = 30.1, √352 − √128 = 7.45"
 
 
 def _pairs_where(condition: Callable[[DataFrame], Any]) -> Callable[[DataFrame], Any]:
@@ -100,6 +173,83 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         inputs=_scans,
         level="understand",
+    ),
+    Exercise(
+        "3.3",
+        "tall is well conditioned",
+        "The weight gate_proj of a fresh model is a 352 × 128 matrix of independent entries. By the law above, how\n"
+        "many times as large as its smallest singular value is its largest? One number (about 1 line).",
+        (352**0.5 + 128**0.5) / (352**0.5 - 128**0.5),
+        "The condition number of a tall random matrix is small, and std plays no part. For a square one the law puts "
+        "the smallest singular value at 0. That is why 2r rows and r columns repaired the block in notebook 2.",
+        (
+            Mistake(352 / 128, "that is the ratio of the two sides. Divide the upper edge by the lower edge."),
+            Mistake((352 / 128) ** 0.5, "that is √m / √n. The edges are √m + √n and √m − √n: divide them."),
+            Mistake(((352**0.5 + 128**0.5) / (352**0.5 - 128**0.5)) ** 2,
+                "that is squared, the ratio for the eigenvalues of WᵀW. The question is about singular values."),
+            Mistake((352**0.5 - 128**0.5) / (352**0.5 + 128**0.5),
+                "that is the smallest divided by the largest. Turn the fraction over."),
+            Mistake((352 + 128) / (352 - 128), "the roots are missing. The edges are √m + √n and √m − √n."),
+            Mistake(352**0.5 + 128**0.5, "that is the largest singular value at std = 1. Divide it by the smallest."),
+            Mistake(((352 + 128) / (352 - 128)) ** 0.5, "√(m + n) is not √m + √n. Take the roots of the sides first."),
+        ),
+        gives=_ratio_of_edges,
+        reason="(√352 + √128) / (√352 − √128) = 30.08 / 7.448 = 4.04. std is in both edges and cancels.",
+        digits=3,
+        level="warm-up",
+    ),
+    Exercise(
+        "3.4",
+        "audit a claim",
+        "Somebody claims: where the best possible error is low, the leading block's error is low too. Ask the scan.\n"
+        "Write rank_correlation(table, a, b): replace the values of the columns a and b by their ranks, and return\n"
+        "the correlation of the ranks (Spearman; about 1 line, with pandas' .rank() and .corr()).",
+        rank_correlation,
+        "Now ask the embedded model with table = layers, svd_r8 and nystrom_r8. What is left of the claim?",
+        (
+            Mistake(lambda table, a, b: table[a].corr(table[b]),
+                "that is the correlation of the values. One large error decides it. Take the ranks first: .rank()."),
+            Mistake(lambda table, a, b: table[a].argsort().corr(table[b].argsort()),
+                "argsort gives the order of the rows, not the rank of each row. Use .rank()."),
+            Mistake(lambda table, a, b: -rank_correlation(table, a, b),
+                "the sign is wrong. Rank both columns in the same direction."),
+            Mistake(lambda table, a, b: rank_correlation(table, a, b) ** 2,
+                "that is squared, the explained share. It hides the sign. Return the correlation itself."),
+            Mistake(lambda table, a, b: table[a].rank().cov(table[b].rank()),
+                "that is the covariance of the ranks. It grows with the number of rows. Use .corr()."),
+            Mistake(lambda table, a, b: table[[a, b]].corr("kendall").iloc[0, 1],
+                "that is Kendall's correlation, which counts pairs of rows. The question asks for Spearman's."),
+            Mistake(lambda table, a, b: table[[a, b]].corr("spearman"),
+                "that is the table of all correlations. Return the one number between a and b."),
+        ),
+        inputs=_scans_to_rank,
+        level="understand",
+    ),
+    Exercise(
+        "3.5",
+        "by chance?",
+        "Can chance give such a rank correlation? Shuffle one of the two columns many times and count. x and y are\n"
+        "(n,) tensors, and each row of orders holds n indices: y[order] is y shuffled. Write\n"
+        "share_by_chance(x, y, orders): the share, from 0 to 1, of the shuffles whose rank correlation with x is at\n"
+        "least as large, in size, as that of x and y (about 5 lines; use torch.corrcoef). Return one number.",
+        share_by_chance,
+        "This is a permutation test. It assumes nothing about the numbers, except that every order is as likely.",
+        (
+            Mistake(_shuffled(lambda values, found: values >= found),
+                "you compared with the sign. A correlation of −0.9 is as surprising as one of 0.9: compare sizes."),
+            Mistake(_shuffled(lambda values, found: abs(values) < abs(found)),
+                "you counted the shuffles with a smaller correlation. Count those that are at least as large."),
+            Mistake(_shuffled(lambda values, found: abs(values) >= abs(found), whole=True),
+                "that is the number of orders. Divide by how many there are."),
+            Mistake(_shuffled(lambda values, found: abs(values) >= abs(found), ranks=False),
+                "you correlated the values. Take the ranks of both lists first."),
+            Mistake(_shuffled(lambda values, found: values <= found),
+                "you counted the shuffles that lie lower, with the sign. Compare sizes, and count the larger ones."),
+            Mistake(_correlation,
+                "that is the correlation itself. Say how many of the shuffles reach it."),
+        ),
+        inputs=_values_and_orders,
+        level="build",
     ),
 )
 # fmt: on
