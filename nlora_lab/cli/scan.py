@@ -10,7 +10,7 @@ from typing import Any
 from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.devices import DEVICES
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.files import check_writable
+from nlora_lab.core.files import atomic_file, check_writable
 from nlora_lab.core.validation import check_choice
 
 
@@ -72,10 +72,15 @@ def _check_file(path: Path) -> None:
 
 
 def _write_csv(table: Any, path: Path) -> InputError | None:
-    """Write the table. Return the error if that fails."""
+    """Write the table, completely or not at all. Return the error if that fails."""
     try:
-        table.to_csv(path, index=False)
-    except OSError as error:
+        if path.exists() and not path.is_file():  # /dev/stdout or a pipe: nothing can be renamed to it
+            table.to_csv(path, index=False)
+        else:
+            with atomic_file(path) as part:
+                table.to_csv(part, index=False)
+    except (OSError, InputError) as error:
+        reason = error.__cause__ or error
         remedy = "the table is on stdout; make room, or choose another file"
-        return InputError(f"--csv {str(path)!r} cannot be written ({error}); {remedy}")
+        return InputError(f"--csv {str(path)!r} cannot be written ({reason}); {remedy}")
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import platform
@@ -112,6 +113,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_parts(path.parent, f"{glob.escape(path.name)}.*")
         yield part
         os.replace(part, path)
     except (OSError, ValueError) as error:
@@ -125,7 +127,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Write a folder completely or not at all, as ``atomic_file`` does for a file.
 
-    If ``path`` is a folder with something in it, the new files are moved into it one by one at the end.
+    If ``path`` is a folder with something in it, the new files are moved into it one by one at the end. The configs, by
+    which a folder is taken for a model or an adapter, are moved last, and the old ones are removed first. So nobody
+    reads new weights with an old config if this process is killed meanwhile.
 
     Args:
         path: the folder to write in the end. Missing folders are created.
@@ -138,10 +142,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     part = part_of(path)
     part.mkdir(parents=True)
+    remove_parts(path.parent, f"{glob.escape(path.name)}.*")
     try:
         yield part
         if path.is_dir() and any(path.iterdir()):
-            for new in part.iterdir():
+            news = sorted(part.iterdir(), key=lambda new: new.name in CONFIGS)
+            for new in news:
+                if new.name in CONFIGS:
+                    (path / new.name).unlink(missing_ok=True)
+            for new in news:
                 os.replace(new, path / new.name)
         else:
             with suppress(FileNotFoundError):
@@ -172,12 +181,10 @@ def remove_parts(folder: Path, pattern: str = "*") -> None:
         folder: the folder. Folders in it are not looked into.
         pattern: the names in the end, as a glob pattern.
     """
-    import psutil
-
     with suppress(OSError):
         for part in folder.glob(f".{pattern}.part"):
             owner = PART.search(part.name)
-            if owner is None or owner[1] != _machine() or psutil.pid_exists(int(owner[2])):
+            if owner is None or owner[1] != _machine() or _exists(int(owner[2])):
                 continue
             if part.is_dir() and not part.is_symlink():
                 shutil.rmtree(part, ignore_errors=True)
@@ -186,7 +193,14 @@ def remove_parts(folder: Path, pattern: str = "*") -> None:
                     part.unlink(missing_ok=True)
 
 
+CONFIGS = ("config.json", "adapter_config.json")
 PART = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.part$")
+
+
+def _exists(process: int) -> bool:
+    import psutil
+
+    return bool(psutil.pid_exists(process))
 
 
 def _machine() -> str:

@@ -104,6 +104,7 @@ class CheckpointFolder:
         self.cfg, self.every = cfg, check_whole_number("every", every, remedy="the steps between two checkpoints")
         self.folder = expand_path(path) / run_key(cfg)
         check_writable(self.folder, f"checkpoints={str(path)!r}")
+        remove_parts(self.folder)  # a run that is only measured again writes no checkpoint
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is due after ``step`` updates."""

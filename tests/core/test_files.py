@@ -11,7 +11,15 @@ import pytest
 
 from nlora_lab.core.cache import Cache
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.files import atomic_file, check_writable, expand_path, part_of, remove_parts, write_atomically
+from nlora_lab.core.files import (
+    atomic_file,
+    atomic_folder,
+    check_writable,
+    expand_path,
+    part_of,
+    remove_parts,
+    write_atomically,
+)
 
 
 def test_a_file_is_written_and_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -88,6 +96,36 @@ def test_only_the_litter_of_processes_that_are_gone_is_removed(tmp_path):
     remove_parts(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([mine, elsewhere, strange])
     remove_parts(tmp_path / "not there")
+
+
+def test_who_writes_a_file_or_folder_again_removes_what_a_killed_process_left_of_it(tmp_path):
+    assert len(leave_litter(tmp_path)) == 2
+    other = tmp_path / ".row.json2.00000000-1-000000000000.part"
+    other.write_text("of another file")
+    write_atomically(tmp_path / "row.json", "{}")
+    with atomic_folder(tmp_path / "step-4") as part:
+        (part / "a").write_text("a")
+    assert sorted(tmp_path.iterdir()) == sorted([other, tmp_path / "row.json", tmp_path / "step-4"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+def test_a_folder_that_is_replaced_has_its_config_last(monkeypatch, tmp_path, name):
+    folder, names, states = tmp_path / "adapter", (name, "model.safetensors", "z.txt"), []
+
+    def write(text):
+        with atomic_folder(folder) as part:
+            for file in names:
+                (part / file).write_text(text)
+
+    def replace(new, old, function=os.replace):
+        function(new, old)
+        states.append((folder / name).exists())  # as a process that is killed here leaves it
+
+    write("old")
+    monkeypatch.setattr(os, "replace", replace)
+    write("new")
+    assert states == [False, False, True]
+    assert {file.name: file.read_text() for file in folder.iterdir()} == dict.fromkeys(names, "new")
 
 
 def test_a_name_of_a_half_written_file_is_new_each_time_and_hidden(tmp_path):
