@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from nlora_lab.evaluation.scoring import Answer, accuracy, mark_answers, measure
 from nlora_lab.evaluation.vllm_engine import generate_texts
 from nlora_lab.models.heads import class_names, class_order, order_head
 from nlora_lab.models.loading import config_limit, load_model, position_limit
-from nlora_lab.models.names import CONFIG, check_model
+from nlora_lab.models.names import CONFIG, check_config, check_model
 from nlora_lab.tasks.task import Task
 
 ENGINES = ("auto", "transformers", "vllm")
@@ -84,8 +85,9 @@ def saved_classes(adapter: Path) -> tuple[str, ...]:
     """Return the classes of the head that was saved with an adapter, by the config beside it. Empty without one."""
     from transformers import AutoConfig
 
-    if not (adapter / CONFIG).is_file():
+    if not os.path.lexists(adapter / CONFIG):
         return ()
+    check_config(adapter / CONFIG)
     return class_names(AutoConfig.from_pretrained(str(adapter), trust_remote_code=False))
 
 

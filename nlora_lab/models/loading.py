@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from nlora_lab.core.files import shipped_folder
 from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.models import hub
 from nlora_lab.models.heads import class_names, order_head
-from nlora_lab.models.names import CONFIG, EMBEDDED, check_config, check_model
+from nlora_lab.models.names import CONFIG, EMBEDDED, READ, check_file, check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -212,7 +212,7 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
 
     # False, not the default, which asks on stdin whether to run the model's own code
     safe = {"trust_remote_code": False, "revision": revision}
-    _check_cached_config(source, revision)
+    _check_cached(source, READ, revision)
     config = AutoConfig.from_pretrained(source, **safe)
     stored, classes = config.dtype, class_names(config)  # which loading overwrites
     _check_type(name, config, head)
@@ -229,11 +229,12 @@ def _load(name: str, source: str | Path, head: int, *, revision: str | None, **o
     return model, tokenizer, info
 
 
-def _check_cached_config(source: str | Path, revision: str | None = None) -> None:
-    """Check the config of a folder, or that of a hub id if it is in the cache."""
-    file = source / CONFIG if isinstance(source, Path) else hub.cached_file(source, CONFIG, revision)
-    if file is not None and file.exists():
-        check_config(file)
+def _check_cached(source: str | Path, names: Iterable[str], revision: str | None = None) -> None:
+    """Check files of a folder, or those of a hub id that are in the cache."""
+    for name in names:
+        file = source / name if isinstance(source, Path) else hub.cached_file(source, name, revision)
+        if file is not None:
+            check_file(file)
 
 
 def _check_type(name: str, config: Any, head: int) -> None:
@@ -379,7 +380,7 @@ def meta_body(source: Any) -> Any:
     try:
         if not isinstance(source, PretrainedConfig):
             place = shipped_folder("data") / EMBEDDED if source == EMBEDDED else source
-            _check_cached_config(Path(place) if Path(place).is_dir() else str(place))
+            _check_cached(Path(place) if Path(place).is_dir() else str(place), [CONFIG])
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         with LOADING_LOCK, torch.device("meta"):
             return AutoModel.from_config(config, trust_remote_code=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from typing import Any
 
-from nlora_lab.core.documents import read_json
+from nlora_lab.core.documents import check_regular, read_json
 from nlora_lab.core.errors import ModelError
 from nlora_lab.core.files import shipped_folder
 
@@ -15,6 +17,9 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 CONFIG = "config.json"
 SINGLE = "model.safetensors"  # the weight file of a model that is not split
 INDEX = "*.safetensors.index.json"  # the list of the weight files of a model that is split
+DOCUMENTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+READ = (CONFIG, *DOCUMENTS, "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "chat_template.jinja")
+"""The files that are read with the weights of a model."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -53,6 +58,50 @@ def is_pickle(name: str | Path) -> bool:
     return str(name).lower().endswith(PICKLES)
 
 
+def read_document(file: Path) -> dict[str, Any]:
+    """Read a JSON file of a model, which must be an object.
+
+    Args:
+        file: the file.
+
+    Returns:
+        Its values by name.
+
+    Raises:
+        ModelError: the file cannot be read, or is not a JSON object. The message names it.
+    """
+    remedy = "download or save the model again"
+    try:
+        document = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}); {remedy}") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{file} is not an object; {remedy}")
+    return document
+
+
+def check_file(file: Path) -> None:
+    """Check a file that transformers reads with a model, because it passes over some that it cannot read.
+
+    Args:
+        file: the file. It need not exist, but a link must lead to a file.
+
+    Raises:
+        ModelError: the file is there and cannot be read. The message names it.
+    """
+    if not os.path.lexists(file):
+        return
+    if file.name == CONFIG:
+        check_config(file)
+    elif file.name in DOCUMENTS:
+        read_document(file)
+    else:
+        try:
+            check_regular(file)
+        except OSError as error:
+            raise ModelError(f"{file} cannot be read ({error}); download or save the model again") from error
+
+
 def check_config(file: Path) -> None:
     """Check that a ``config.json`` can be read, and that no model of its sizes would fill every memory.
 
@@ -62,13 +111,7 @@ def check_config(file: Path) -> None:
     Raises:
         ModelError: the file is not a JSON object, or a size in it is beyond any model. The message names it.
     """
-    remedy = "download or save the model again"
-    try:
-        config = read_json(file)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read ({error}); {remedy}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{file} is not an object; {remedy}")
+    config, remedy = read_document(file), "download or save the model again"
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name, value in part.items():
             limit = next((most for pattern, most in LARGEST.items() if re.search(pattern, name)), None)

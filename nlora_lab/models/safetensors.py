@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.documents import check_regular, parse_json, read_json
 from nlora_lab.core.errors import ModelError
-from nlora_lab.models.names import CONFIG, INDEX, SINGLE, check_model, is_pickle
+from nlora_lab.models.names import CONFIG, INDEX, SINGLE, check_model, is_pickle, read_document
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,12 +115,8 @@ def _out_in(shape: list[int], transposed: bool) -> tuple[int, int]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the ``config.json`` of a model folder; empty if there is none that can be read."""
-    try:
-        config = read_json(folder / CONFIG)
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    """Return the ``config.json`` of a model folder; empty if there is none. One that cannot be read is an error."""
+    return read_document(folder / CONFIG) if os.path.lexists(folder / CONFIG) else {}
 
 
 def tensor_reader(find_file: Callable[[], Path], matrix: StoredMatrix) -> Callable[[], Tensor]:
