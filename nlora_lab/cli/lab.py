@@ -14,7 +14,7 @@ from typing import Any
 
 from nlora_lab.cli.parsers import add_command
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.files import expand_path, shipped_folder
+from nlora_lab.core.files import atomic_file, expand_path, shipped_folder
 from nlora_lab.core.interrupts import signal_number
 
 START = "00_start_here.ipynb"
@@ -110,13 +110,16 @@ def notebook_folder(target: Path) -> Path:
 
     Returns:
         The folder of the notebooks.
+
+    Raises:
+        InputError: the copies cannot be written.
     """
     source = shipped_folder("notebooks")
     if "_shipped" not in source.parts:
         return source
     copies = target / COPIES
-    copies.mkdir(exist_ok=True)
     for notebook in sorted(source.glob("*.ipynb")):
-        if not (copies / notebook.name).exists():
-            shutil.copy(notebook, copies / notebook.name)
+        if not os.path.lexists(copies / notebook.name):
+            with atomic_file(copies / notebook.name) as part:  # half a copy would never be replaced
+                shutil.copyfile(notebook, part)
     return copies

@@ -22,7 +22,8 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 class _SafePath:
     """Sets ``SAFE_PATH`` for the processes that this one starts meanwhile, in one thread at a time.
 
-    loky copies ``sys.path`` into its processes. The working directory, which a notebook has there first, comes last.
+    loky copies ``sys.path`` into its processes. The working directory, which a notebook has there first, comes last,
+    unless PYTHONPATH names it.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,8 @@ class _SafePath:
         self._former = {name: os.environ.get(name) for name in SAFE_PATH}
         os.environ.update(SAFE_PATH)
         here, self._path = os.path.realpath("."), list(sys.path)
-        sys.path.sort(key=lambda place: os.path.realpath(place or here) == here)  # which keeps the order of the others
+        if here not in map(os.path.realpath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))):
+            sys.path.sort(key=lambda place: os.path.realpath(place or here) == here)  # the others keep their order
 
     def __exit__(self, *_: object) -> None:
         for name, value in self._former.items():

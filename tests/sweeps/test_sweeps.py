@@ -27,7 +27,7 @@ from nlora_lab.core.errors import FitError, InputError, StoreError
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Run, run_table
 from nlora_lab.runs.store import RunStore, run_key
-from nlora_lab.sweeps import engine, worker
+from nlora_lab.sweeps import engine, local, worker
 from nlora_lab.sweeps.engine import sweep
 from nlora_lab.sweeps.grid import expand_grid
 from nlora_lab.sweeps.local import CallKilled, LocalExecutor
@@ -481,6 +481,16 @@ def test_a_grid_of_too_many_runs_is_refused_at_once(grid):
     with pytest.raises(InputError, match=r"the grid asks for at least .* runs; give at most 100,000"):
         expand_grid(grid)
     assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_working_directory_comes_last_unless_pythonpath_names_it(monkeypatch, tmp_path, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}" if named else "")
+    monkeypatch.setattr(sys, "path", before := ["", str(tmp_path), "/one", "/two"])
+    with local._SAFE_PATH:
+        assert sys.path == (before if named else ["/one", "/two", "", str(tmp_path)])
+    assert sys.path == before
 
 
 SHADOWED = """
