@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
@@ -219,12 +220,27 @@ def _open_hub(hub_id: str, config: str | None) -> Source:
     in_cache = (Path(datasets.config.HF_DATASETS_CACHE) / hub_id.replace("/", "___")).is_dir()
     check_reachable(hub_id, in_cache=in_cache, kind="data")
     try:
-        loaded = datasets.load_dataset(hub_id, config)
+        with _no_scripts():
+            loaded = datasets.load_dataset(hub_id, config)
     except Exception as error:  # datasets raises its own classes, OSError, ValueError, RuntimeError, ...
         raise InputError(_explain(hub_id, config, error)) from error
     return Source(
         hub_id, "hub", {str(split): partial(_hub_part, hub_id, split, rows) for split, rows in loaded.items()}
     )
+
+
+@contextmanager
+def _no_scripts() -> Iterator[None]:
+    """Let datasets run no script of a repository. Version 3 would ask on stdin, or obey an environment variable."""
+    from datasets import config
+
+    name = "HF_DATASETS_TRUST_REMOTE_CODE"  # which version 4 no longer has
+    former = getattr(config, name, None)
+    setattr(config, name, False)
+    try:
+        yield
+    finally:
+        setattr(config, name, former)
 
 
 def _hub_part(hub_id: str, split: str, rows: Any) -> list[Part]:

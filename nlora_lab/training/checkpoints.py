@@ -199,8 +199,8 @@ class CheckpointFolder:
         with _warn_if_not_written(place):
             save_file(_random_state(), part / _random_file(accelerator))
         accelerator.wait_for_everyone()
-        with _warn_if_not_written(place):
-            if accelerator.is_main_process:
+        if accelerator.is_main_process:
+            with _warn_if_not_written(place):
                 _write_state(state, part)
                 run.save(part / RUN)
                 (part / ROWS).write_text(digest, encoding="utf-8")
@@ -208,6 +208,7 @@ class CheckpointFolder:
                 _publish(part, place)
                 for old in self._folders()[:-KEPT]:
                     _remove(old)
+            shutil.rmtree(part, ignore_errors=True)  # what could not be written would keep a full disk full
         accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: SavedCheckpoint, accelerator: Accelerator, model: Any, optimizer: Any) -> None:
@@ -282,8 +283,6 @@ def _publish(part: Path, place: Path) -> None:
     except OSError:
         if not place.is_dir():
             raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _remove(folder: Path) -> None:

@@ -224,13 +224,15 @@ def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_one_before(undi
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(undisturbed, tmp_path, monkeypatch):
-    def full_disk(*_):
+    def full_disk(_, file):
+        file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(resume, "save_file", full_disk)
     with pytest.warns(UserWarning, match="No space left.*continues"):
         run = fine_tune(CFG, checkpoints=tmp_path, every=3)
     assert histories(run) == histories(undisturbed)
+    assert list(CheckpointFolder(tmp_path, CFG).folder.iterdir()) == []  # half a checkpoint would keep the disk full
 
 
 def test_special_files_beside_the_checkpoints_are_passed_over(two_checkpoints, tmp_path):

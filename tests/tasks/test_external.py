@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import types
+from contextlib import nullcontext
 
 import pytest
 from scipy import stats
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.tasks import sources
 from nlora_lab.tasks.encoding import few_shot
 from nlora_lab.tasks.external import hold_out
 from nlora_lab.tasks.generated import TASKS, first_items
@@ -513,6 +515,27 @@ def test_a_refusal_of_the_hub_is_explained(hub):
         hub["a/b", None] = error
         with pytest.raises(InputError, match=f"data='a/b' {names}"):
             load_task("own", "a/b")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_script_of_a_dataset_is_run_whatever_the_environment_says(monkeypatch, fails):
+    import datasets
+
+    seen = []
+
+    def load(*_):  # version 3 reads this setting where it is not passed
+        seen.append(datasets.config.HF_DATASETS_TRUST_REMOTE_CODE)
+        if fails:
+            raise ValueError("Please pass the argument `trust_remote_code=True` to allow custom code to be run.")
+        return {}
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE", True, raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("nlora_lab.tasks.sources.check_reachable", lambda *_, **__: None)
+    with pytest.raises(InputError, match="needs code of its own, which is never run") if fails else nullcontext():
+        sources._open_hub("a/b", None)
+    assert seen == [False]
+    assert datasets.config.HF_DATASETS_TRUST_REMOTE_CODE is True
 
 
 def test_without_a_connection_the_error_comes_at_once(hub, monkeypatch):
