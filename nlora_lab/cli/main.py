@@ -58,6 +58,8 @@ def _run(argv: Sequence[str] | None, stdout: GuardedStdout) -> int:
         if rest and command is not open_lab:
             parser.error(f"unknown arguments: {' '.join(rest)}")
         options.rest = rest
+        if sys.flags.optimize > 1:
+            raise InputError("python -OO removes docstrings, which transformers needs; use -O, or unset PYTHONOPTIMIZE")
         code = command(options)
         sys.stdout.flush()
         return code

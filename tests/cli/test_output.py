@@ -110,3 +110,14 @@ def test_a_table_is_not_lost_with_its_file(capsys, tmp_path, monkeypatch):
     assert "--csv '/dev/full' cannot be written" in line
     assert "the table is on stdout" in line
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("level", "status"), [("1", 0), ("2", 2)])
+def test_a_python_without_docstrings_is_named(level, status):
+    done = subprocess.run(
+        [sys.executable, "-m", "nlora_lab", "recipes"], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONOPTIMIZE": level},
+    )  # fmt: skip
+    assert done.returncode == status
+    assert ("python -OO removes docstrings" in done.stderr) == (status == 2)
+    assert len(done.stderr.splitlines()) == (status == 2)
