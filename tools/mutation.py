@@ -64,7 +64,7 @@ def changes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _operator(node: ast.AST) -> ast.AST:
-    return node.ops[0] if isinstance(node, ast.Compare) else node.op  # type: ignore[attr-defined,no-any-return]
+    return node.ops[0] if isinstance(node, ast.Compare) else node.op  # type: ignore[attr-defined]
 
 
 def mutate(tree: ast.Module, number: int) -> tuple[str, str, int]:
