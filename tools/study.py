@@ -58,6 +58,7 @@ CONTRAST_METHODS = ("lora", "slora", "nlora", "nlora-released")
 COPIES = tuple(f"renumbered-{seed}" for seed in range(1, 6))
 LOTTERY_RATES = {8: (2e-4, 1e-4), 4: (2e-4, 5e-4), 16: (2e-4,), 32: (2e-4,), 2: (2e-4,), 1: (2e-4,)}  # by rank
 FRESH_SEEDS = tuple(range(5, 15))  # no rate was chosen on them
+CHOSEN = {"lora": 0.00997, "slora": 0.0141, "nlora": 2e-4, "nlora-released": 0.02}  # on LADDER_SEEDS, at 500 steps
 
 
 def ladder(method: str) -> tuple[float, ...]:
@@ -110,6 +111,11 @@ def middle_rungs() -> list[RunConfig]:
     ]
 
 
+def fresh_seeds() -> list[RunConfig]:
+    """Return ten further seeds of the methods that are compared, at the rates that the first seeds chose."""
+    return [config(method, lr, seed, 500) for seed in FRESH_SEEDS for method, lr in CHOSEN.items()]
+
+
 def lottery() -> list[RunConfig]:
     """Return NLoRA on the model and on five renumbered copies, six ranks. Write the copies first."""
     for name in COPIES:
@@ -128,6 +134,7 @@ PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "NLoRA as released, 500 steps": lambda: budgets((500,), ("nlora-released",)),
     "NLoRA on renumbered copies": lottery,
     "three rates at 500 steps": middle_rungs,
+    "fresh seeds at 500 steps": fresh_seeds,
     "replicates": replicates,
     "budgets of 125 and 1000 steps": lambda: budgets((125, 1000)),
     "ladders at 500 steps": lambda: ladders((500,), BUDGET_METHODS),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -102,6 +103,37 @@ def _rebind(w: Tensor, X: Tensor, y: Tensor, eta: float, steps: int) -> Tensor:
         with torch.no_grad():
             w = w - eta * w.grad  # type: ignore[operator]
     return torch.tensor(losses)
+
+
+Draws = Mapping[int, Sequence[float]]
+"""The accuracies of several numberings, by rank."""
+
+
+def _draws() -> list[tuple[Draws]]:
+    """Ranks that explain most, ranks that explain little, and groups of different sizes."""
+    return [
+        ({4: [50.0, 31.0, 28.0, 48.0], 16: [1.0, 3.0, 6.0, 2.0]},),
+        ({4: [40.0, 10.0, 30.0], 8: [42.0, 12.0, 25.0], 16: [30.0, 8.0, 33.0]},),
+        ({2: [10.0, 20.0], 4: [60.0, 70.0, 65.0, 75.0, 50.0], 8: [30.0, 20.0, 40.0]},),
+    ]
+
+
+def explained(draws: Draws) -> float:
+    """Return the share of the squared deviations that lies between the means of the ranks."""
+    within = sum(_squares(values) for values in draws.values())
+    return 1 - within / _squares(_all(draws))
+
+
+def _squares(values: Sequence[float]) -> float:
+    return sum((value - fmean(values)) ** 2 for value in values)
+
+
+def _all(draws: Draws) -> list[float]:
+    return [value for values in draws.values() for value in values]
+
+
+def _means(draws: Draws) -> list[float]:
+    return [fmean(values) for values in draws.values()]
 
 
 def _first_step(value: float) -> str:
@@ -219,6 +251,30 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         inputs=_line_fits,
         level="build",
+    ),
+    Exercise(
+        "5.5",
+        "rank or luck",
+        "NLoRA was trained at several ranks, with several numberings of the neurons at each. How much of the spread\n"
+        "do the ranks explain? Write explained(draws): 1 minus the squared deviations from the mean of the own rank,\n"
+        "summed over all runs, divided by the squared deviations from the mean of all runs (about 3 lines). draws\n"
+        "maps each rank to its accuracies.",
+        explained,
+        "What is left is the luck of the numbering, and of everything else that differs between runs of one rank.",
+        (
+            Mistake(lambda draws: 1 - explained(draws),
+                "that is the share inside the ranks: the luck. The ranks explain the rest."),
+            Mistake(lambda draws: explained(draws) / (1 - explained(draws)),
+                "that is the part between the ranks over the part inside them. Divide by both together."),
+            Mistake(lambda draws: _squares(_means(draws)) / _squares(_all(draws)),
+                "each mean counts once here. It has to count as often as its rank has runs."),
+            Mistake(lambda draws: math.sqrt(explained(draws)),
+                "that is a correlation. The share of the squares is its square."),
+            Mistake(lambda draws: 100 * explained(draws),
+                "that is in percent. Return a share, from 0 to 1."),
+        ),
+        inputs=_draws,
+        level="understand",
     ),
 )
 # fmt: on
