@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -63,6 +64,7 @@ def drawings(text: str) -> dict[str, Any]:
     live = Curve(text, "#000000", "solid", steps, 1e-3, note=text)
     line = ErrorLine(text, "#000000", "solid", [0.5, 0.2])
     frame = pd.DataFrame({text: [0.1, 0.2], "b": [0.3, 0.4]}, index=[text, "c"])
+    points = pd.DataFrame({"size": [1.0, 2.0], "right": [1.0, 2.0], text: [text, "b"]})
     rows = pd.DataFrame({"median": [0.5], "low": [0.4], "high": [0.6]}, index=[text])
     square = torch.eye(4)
     gib = 2**30
@@ -70,6 +72,7 @@ def drawings(text: str) -> dict[str, Any]:
         "chart": plots.chart({text: [1.0, 2.0], "b": [2.0, 1.0]}, xlabel=text, ylabel=text),
         "block_errors": plots.block_errors(torch.eye(3) + 0.5, 1),
         "elimination": plots.elimination(torch.eye(3) + 0.5, 2),
+        "scatter": plots.scatter(points, "size", "right", text, xlabel=text, ylabel=text),
         "heatmap": plots.heatmap(frame, title=text, xlabel=text, ylabel=text),
         "method_bars": plots.method_bars({"evil": 1.0}, xlabel=text),
         "method_scatter": plots.method_scatter({"evil": 1.0}, {"evil": 2.0}, xlabel=text, ylabel=text),
@@ -90,7 +93,8 @@ def drawings(text: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-NAMES = [name for name in plots.__all__ if name != "Drawing"]
+SVG = ("Boxes", "adapter_boxes")
+NAMES = [name for name in plots.__all__ if name not in ("Drawing", *SVG)]
 TEXTLESS = ("block_errors", "elimination")  # drawings of numbers alone: a caller gives them no text
 
 
@@ -124,6 +128,14 @@ def test_plotly_gets_text_and_no_markup(name, evil):
 @pytest.mark.parametrize("name", NAMES)
 def test_matplotlib_draws_the_text_as_it_is(name, evil):
     assert drawings(evil)[name].png().startswith(b"\x89PNG")
+
+
+def test_an_svg_has_the_text_as_text(evil, monkeypatch):
+    monkeypatch.setitem(METHODS, "lora", replace(METHODS["lora"], label=evil))
+    drawing = ElementTree.fromstring(plots.adapter_boxes(["lora"]).svg)
+    assert {node.tag.rpartition("}")[2] for node in drawing.iter()} == {"svg", "rect", "text"}
+    assert evil in [node.text for node in drawing.iter()]
+    assert evil in (drawing.get("aria-label") or "")
 
 
 def test_every_public_name_of_plots_is_drawn(monkeypatch):
