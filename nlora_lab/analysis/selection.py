@@ -106,7 +106,7 @@ def best_rates(
 
 def at_best(
     runs: Runs = None, task: str = "word-problems", methods: Methods = None, rank: int = 8, *, model: str = EMBEDDED,
-    steps: int | None = None, fresh: Collection[int] | None = None,
+    steps: int | None = None, fresh: Collection[int] | None = None, chosen_on: Collection[int] | None = None,
 ) -> dict[str, tuple[Run, ...]]:  # fmt: skip
     """Choose the runs of each method at its own best rate, for ``nl.compare``.
 
@@ -121,7 +121,9 @@ def at_best(
         rank: the rank of the adapters. Only runs at exactly this rank count.
         model: the model whose runs to take.
         steps: the number of optimiser steps. Default: that of most runs.
-        fresh: the seeds to compare. The rate is then chosen on all other seeds. ``None`` uses all seeds for both.
+        fresh: the seeds to compare. ``None`` compares all, at rates that were chosen on all.
+        chosen_on: the seeds on which the rate is chosen if ``fresh`` is given, so that every rate has the same number
+            of them. ``None`` takes all that are not in ``fresh``.
 
     Returns:
         The runs by method. Methods without runs are left out.
@@ -135,7 +137,10 @@ def at_best(
         points = {name: _best(index, task, name, rank) for name in names}
         return _groups(points, index, f"{', '.join(names)} on {task} at rank {rank}")
     seeds = frozenset(fresh)
-    choosing = index.of_seeds(lambda seed: seed not in seeds, index.usual_steps[task])
+    first = None if chosen_on is None else frozenset(chosen_on) - seeds
+    choosing = index.of_seeds(
+        lambda seed: seed not in seeds if first is None else seed in first, index.usual_steps[task]
+    )
     compared = index.of_seeds(seeds.__contains__, index.usual_steps[task])
     rates = {name: point.lr for name in names if (point := _best(choosing, task, name, rank)) is not None}
     points = {name: _at(compared, task, name, rank, lr) for name, lr in rates.items()}

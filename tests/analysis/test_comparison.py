@@ -295,6 +295,9 @@ def test_a_rate_is_chosen_on_other_seeds_than_are_compared():
     assert {r.config.lr for r in at_best(runs)["lora"]} == {2e-2}
     fresh = at_best(runs, fresh=range(5, 15))["lora"]
     assert sorted((r.config.lr, r.config.seed) for r in fresh) == [(1e-2, 5), (1e-2, 6)]
+    more = [*runs, *(run(lr=2e-2, seed=seed, validation=0.01) for seed in (1, 2, 3))]
+    assert {r.config.lr for r in at_best(more, fresh=[5, 6])["lora"]} == {2e-2}
+    assert {r.config.lr for r in at_best(more, fresh=[5, 6], chosen_on=[0])["lora"]} == {1e-2}
     with pytest.raises(InputError, match="fresh seeds"):
         at_best(runs, fresh=[7])
     longer = [replace(r, config=replace(r.config, steps=500)) for r in runs if r.config.seed != 6]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import fmean, median
+
 import pytest
 from factories import ROOT, recorded_run
 
@@ -15,11 +18,13 @@ from tools.results_table import (
     SHOWN,
     TASK,
     block_of,
+    fresh_table,
     main,
     marked_files,
     results_table,
     write_table,
 )
+from tools.study import CHOSEN, FRESH_SEEDS, LADDER_SEEDS
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,27 @@ def test_the_table_has_the_numbers_of_the_lab(recorded):
             if there["rate"] != numbers["own_rate"]
             else longer.startswith(f"{100 * there['accuracy']:.1f} (")
         )
+
+
+def test_the_fresh_seeds_are_compared_at_rates_that_other_seeds_chose(recorded):
+    rows = [row.strip("|").split("|") for row in fresh_table(recorded).splitlines()[4:]]
+    assert [row[0].strip() for row in rows] == [METHODS[name].label for name in CHOSEN]
+    index = recorded.at_steps(500)
+    for name, (_, rate, seeds, loss, times, _) in zip(CHOSEN, rows, strict=True):
+        assert float(rate) == pytest.approx(CHOSEN[name], rel=0.05)
+        runs = [r for r in index.at(TASK, name, RANK, CHOSEN[name]).runs if r.config.seed in FRESH_SEEDS]
+        assert int(seeds) == len(runs) >= 5
+        losses = [r.metrics["test_loss"] for r in runs]
+        assert float(loss) == pytest.approx(10 ** median(map(math.log10, losses)), rel=0.06)
+        first = [r for point in index.valley(TASK, name, RANK) for r in point.runs if r.config.seed in LADDER_SEEDS]
+        by_rate = {
+            r.config.lr: [q.metrics["validation_loss"] for q in first if q.config.lr == r.config.lr] for r in first
+        }
+        assert min(by_rate, key=lambda lr: median(by_rate[lr])) == CHOSEN[name]
+        assert len({len(losses) for losses in by_rate.values()}) == 1
+        if name == "lora":
+            base = fmean(map(math.log10, losses))
+        assert float(times.split("(")[0]) == pytest.approx(10 ** (fmean(map(math.log10, losses)) - base), rel=0.06)
 
 
 def test_the_best_rate_has_the_lowest_validation_loss():
