@@ -46,8 +46,9 @@ COLUMNS = (
 
 FRESH_CAPTION = (
     f"The same task with {2 * STEPS} steps, on seeds that took no part in the choice of the rate. Each method has the "
-    "best of three rates, by validation loss on three other seeds. Compared is the loss of the right answers to the test "
-    "items, in nats per token, as a factor with its 95 % interval. Methods, measure and test were fixed before these runs."
+    "best of three rates, by validation loss on three other seeds. Compared is the loss of the right answers to the "
+    "test items, in nats per token, as a factor with its 95 % interval. Methods, measure and test were fixed before "
+    "these runs."
 )
 FRESH_COLUMNS = ("method", "rate", "seeds", "loss, median", "times LoRA's", "against LoRA")
 
