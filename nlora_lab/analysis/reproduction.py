@@ -40,7 +40,7 @@ def repetition_noise(store: RunStore | None = None) -> pd.DataFrame:
     """Measure how far repetitions of one seed scatter, by the kind of their rate.
 
     Args:
-        store: recorded runs with repetitions. ``None`` takes the runs that ship.
+        store: recorded runs with repetitions, those of the embedded model. ``None`` takes the runs that ship.
 
     Returns:
         One row per kind of rate that has repetitions: below, at or above the method's best rate. Columns: ``accuracy``
@@ -49,8 +49,8 @@ def repetition_noise(store: RunStore | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    listed = list(shipped_store() if store is None else store)
-    index = recorded_index(run for run in listed if run.config.model == EMBEDDED)
+    listed = [run for run in (shipped_store() if store is None else store) if run.config.model == EMBEDDED]
+    index = recorded_index(listed)
     repeated: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in listed:
         kind = rate_kind(index, run)

@@ -7,6 +7,7 @@ import torch
 from factories import recorded_run, tiny_llama
 
 from nlora_lab.analysis.lottery import start_lottery, start_sizes
+from nlora_lab.analysis.reproduction import repetition_noise
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.layers import linear_layers
 from nlora_lab.models.loading import load_model
@@ -64,3 +65,9 @@ def test_runs_of_other_questions_stay_out():
     ]  # fmt: skip
     with pytest.raises(InputError, match="no run of a renumbered copy"):
         start_lottery([of_copy(0), *others])
+
+
+def test_runs_of_a_copy_that_is_not_here_leave_the_noise_of_the_embedded_model_alone():
+    """Their configs cannot be made again, because their model is not on this machine."""
+    embedded = [of_copy(0, accuracy=accuracy, replicate=k) for k, accuracy in ((0, 0.4), (1, 0.5))]
+    assert repetition_noise([*embedded, of_copy(1)]).equals(repetition_noise(embedded))
