@@ -82,7 +82,7 @@ def test_under_bfloat16_what_trains_is_float32_and_the_rest_stays_as_it_was(devi
 def test_a_race_is_the_runs_one_by_one(device, unmeasured, precision):
     names = list(RATES) if device == "cuda" else ["lora", "nlora", "inttune"]
     configs = [RunConfig(method=m, lr=RATES[m], precision=precision, **QUICK) for m in names]
-    # rounding to bfloat16 grows in NLoRA from step to step: in the third one its gradient differs by a quarter to a half
+    # rounding to bfloat16 grows in NLoRA from step to step: its third gradient differs by a quarter to a half
     loss, losses, norms = (5e-2, 2, 1) if precision == "bf16" else (2e-3, 3, 3)
     for run in race(configs):
         alone = fine_tune(run.config)
