@@ -311,3 +311,16 @@ def test_a_store_that_is_no_folder_is_one_line(tmp_path, make):
     make(tmp_path / "runs")
     with pytest.raises(InputError, match="is not a folder; give a folder"):
         RunStore(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_retry_drops_the_failed_records_that_it_was_asked_for_and_no_others(store, packed):
+    runs = [
+        some_run(config=replace(CFG, seed=seed), error=error) for seed, error in ((0, "killed"), (1, "killed"), (2, ""))
+    ]
+    for run in runs:
+        store.add(run)
+    if packed:
+        store.pack()
+    store.drop_failed({run_key(run.config) for run in (runs[0], runs[2])})
+    assert sorted(run.config.seed for run in RunStore(store.path)) == [1, 2]
