@@ -77,9 +77,7 @@ def _rows(recorded: RecordedRuns) -> Iterator[str]:
 
 def fresh_table(recorded: RecordedRuns) -> str:
     """Return the comparison on fresh seeds in Markdown, with a caption above it: see ``tools.study``."""
-    groups = at_best(
-        recorded, TASK, CHOSEN, RANK, steps=2 * STEPS, fresh=FRESH_SEEDS, chosen_on=LADDER_SEEDS
-    )  # fmt: skip
+    groups = at_best(recorded, TASK, CHOSEN, RANK, steps=2 * STEPS, fresh=FRESH_SEEDS, chosen_on=LADDER_SEEDS)
     rows = compare(groups, metric="log_test_loss")
     head = [f"| {' | '.join(FRESH_COLUMNS)} |", "|" + "---|" * len(FRESH_COLUMNS)]
     lines = []

@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.study", description="Record the study of noise and budgets.")
     parser.add_argument("--store", type=Path, default=STORE, help="folder of the records (default: data/results)")
     parser.add_argument("--pack", action="store_true", help="afterwards, write one file per task and method")
-    parser.add_argument("--show", action="store_true", help="make nothing; print how much of the plan is recorded")
+    parser.add_argument("--show", action="store_true", help="make no run; print how much of the plan is recorded")
     options = parser.parse_args(argv)
     store = RunStore(options.store)
     if options.show:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.files import atomic_folder, expand_path
 from nlora_lab.core.validation import check_whole_number, whole_number
 from nlora_lab.models.loading import load_model, quiet
 from nlora_lab.models.names import EMBEDDED
@@ -108,15 +109,16 @@ def save_renumbered(folder: str | Path, seed: int, model: str = EMBEDDED) -> Pat
 
     Raises:
         InputError: the model is not Llama-like, the folder holds files, or the seed is not a whole number from 0.
+        OSError: the folder cannot be written.
     """
-    place = Path(folder)
+    place = expand_path(folder, "folder")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"folder={str(folder)!r} exists and is not an empty folder; choose another one")
     copy, tokenizer = load_model(model)
     renumber(copy, seed)
-    with quiet(bar=False, reports=True):
-        copy.save_pretrained(place)
-    tokenizer.save_pretrained(place)
+    with quiet(bar=False, reports=True), atomic_folder(place) as part:  # half a copy would be taken for one
+        copy.save_pretrained(part)
+        tokenizer.save_pretrained(part)
     return place
 
 

@@ -74,3 +74,13 @@ def test_a_copy_never_falls_into_a_folder_with_files(tmp_path):
         with pytest.raises(InputError, match=words):
             save_renumbered(folder, seed)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_copy_that_could_not_be_written_completely_is_not_there(tmp_path, monkeypatch):
+    def full(self, folder):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(load_model()[1]), "save_pretrained", full)
+    with pytest.raises(OSError, match="No space"):
+        save_renumbered(tmp_path / "copy", 1)
+    assert list(tmp_path.iterdir()) == []
