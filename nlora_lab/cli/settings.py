@@ -26,6 +26,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "device": {"help": "cuda, mps or cpu (default: the best device of this machine)"},
     "warmup": {"type": float, "help": "share of the steps over which the learning rate rises"},
     "weight_decay": {"type": float, "help": "weight decay of AdamW"},
+    "lr_ratio": {"type": float, "help": "learning rate of the factors B as a multiple of --lr (LoRA+)"},
     "dropout": {"type": float, "help": "dropout of the adapter's input"},
     "clip_norm": {"type": float, "help": "largest norm of the gradient (default: no clipping)"},
 }

@@ -76,6 +76,8 @@ class RunConfig:
             its next float, up or down at random. The spread over replicates is what rounding alone does to a run.
         measure_every: the number of steps between two measurements on validation rows while the run trains (see
             ``Run.held_out``). ``None`` measures only at the end. Training is the same with and without.
+        lr_ratio: the learning rate of the factors B as a multiple of ``lr``, which all other trained numbers have
+            (LoRA+, Hayou et al. 2024, arXiv:2402.12354: λ = η_B / η_A).
 
     Raises:
         InputError: a value is not allowed, or two values do not go together.
@@ -112,6 +114,7 @@ class RunConfig:
     target_modules: str | None = None
     replicate: int = 0
     measure_every: int | None = None
+    lr_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
@@ -124,6 +127,9 @@ class RunConfig:
         for name in ("seed", "replicate"):
             check_whole_number(name, getattr(self, name), low=0, high=2**62)
         check_number("lr", self.lr, above=0.0, remedy=f"try {format_rate(SHARED_RATE)}")
+        check_number("lr_ratio", self.lr_ratio, above=0.0, remedy="try 16, or leave it out")
+        if self.lr_ratio != 1 and "B" not in METHODS[self.method].trains.split(", "):
+            raise InputError(f"lr_ratio={self.lr_ratio:g} is for factors B, which {self.method!r} lacks; leave it out")
         for name in ("alpha", "clip_norm"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0.0, remedy="or leave it out")
@@ -206,7 +212,7 @@ class RunConfig:
             left out or given.
         """
         values = {name: value for name, value in self.to_dict().items() if name not in NOT_IDENTITY}
-        values |= {name: float(values[name]) + 0.0 for name in _FLOATS if values[name] is not None}  # -0.0 becomes 0.0
+        values |= {name: float(values[name]) + 0.0 for name in _FLOATS if values.get(name) is not None}  # -0.0 becomes 0.0
         inits = METHODS[self.method].inits if self.method in METHODS else ()
         defaults = {"alpha": self.rank, "init": inits[0] if inits else None, "difficulty": DEFAULT_DIFFICULTY}
         return {name: None if name in defaults and value == defaults[name] else value for name, value in values.items()}

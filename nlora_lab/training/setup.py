@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from nlora_lab.core.devices import PeakMemory
+from nlora_lab.core.errors import InputError
 from nlora_lab.core.interrupts import StopCheck, never_stop, raise_if_stopped
 from nlora_lab.estimates.requirements import check_fit
 from nlora_lab.methods.attachment import attach
@@ -74,8 +77,8 @@ def set_up(
         state.continue_from(checkpoint.run)
     done = len(state.steps)
     batches = training_batches(data.training, tokenizer, RemainingBatches(data.order(), done))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=run.device.kind == "cuda")
+    trained = [(_is_factor_b(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = make_optimizer(trained, cfg, fused=run.device.kind == "cuda")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cfg.rate_factor(done + step))
     model, optimizer, batches, schedule = distributed.prepare(accelerator, model, optimizer, batches, schedule)
     if distributed.is_sharded(accelerator) and (base is None or not hasattr(model, "peft_config")):
@@ -130,6 +133,35 @@ def build(cfg: RunConfig, head: int | None = None) -> tuple[Any, Any]:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return model, tokenizer
+
+
+def make_optimizer(trained: Iterable[tuple[bool, Tensor]], cfg: RunConfig, fused: bool) -> torch.optim.AdamW:
+    """Build AdamW over what trains. The factors B have the rate ``lr_ratio · lr`` (LoRA+), all else has ``lr``.
+
+    Args:
+        trained: for each tensor, whether it is a factor B.
+        cfg: the config of the run.
+        fused: whether to use the fused kernel of a card.
+
+    Returns:
+        The optimiser, with two groups if ``lr_ratio`` is not 1.
+
+    Raises:
+        InputError: ``lr_ratio`` is not 1, and no factor B trains.
+    """
+    listed = list(trained)
+    options: dict[str, Any] = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "fused": fused}
+    if cfg.lr_ratio == 1:
+        return torch.optim.AdamW([p for _, p in listed], **options)
+    of_b, others = ([p for is_b, p in listed if is_b is wanted] for wanted in (True, False))
+    if not of_b:
+        raise InputError(f"lr_ratio={cfg.lr_ratio:g} is for the factors B, and {cfg.method} trains none; leave it out")
+    return torch.optim.AdamW([{"params": others}, {"params": of_b, "lr": cfg.lr * cfg.lr_ratio}], **options)
+
+
+def _is_factor_b(name: str) -> bool:
+    """Whether a parameter is a factor B: ``….lora_B.default.weight``, ``….lora_embedding_B.default``."""
+    return name.removesuffix(".weight").rpartition(".")[0].endswith(("lora_B", "lora_embedding_B"))
 
 
 @torch.no_grad()

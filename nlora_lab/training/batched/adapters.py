@@ -94,9 +94,13 @@ class ExtractedAdapter:
         self.width = first_factors["A"].shape[1] * (2 if "A" in first_start else 1)
         self._order = list(names.values())
 
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        """The trained factors, as leaf tensors, each after its letter."""
+        return [pair for factors in self.factors.values() for pair in _trained(factors).items()]
+
     def parameters(self) -> list[Tensor]:
         """The trained factors, as leaf tensors."""
-        return [p for factors in self.factors.values() for p in _trained(factors).values()]
+        return [p for _, p in self.named_parameters()]
 
     def factors_without_gradient(self) -> list[str]:
         """Return the names of the trained factors of the layers that a backward pass has not reached.

@@ -67,7 +67,7 @@ class AdapterRun:
     def update(self, step: int) -> None:
         """Make update ``step`` (from 0) of the optimiser."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate_at(step)
+            group["lr"] = group["initial_lr"] * self.config.rate_factor(step)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -174,7 +174,10 @@ class BatchedTrainer:
         run = self.runs[number]
         adapter.to(model.device)
         cfg, fused = run.config, model.device.type == "cuda"
-        optimizer = torch.optim.AdamW(adapter.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
+        trained = [(letter == "B", p) for letter, p in adapter.named_parameters()]
+        optimizer = setup.make_optimizer(trained, cfg, fused)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
         observed = ObservedBatchedAdapter(model, adapter)
         return AdapterRun(number, run, self.states[number], adapter, optimizer, observed)
 
