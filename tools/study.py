@@ -58,6 +58,11 @@ CONTRAST_METHODS = ("lora", "slora", "nlora", "nlora-released")
 COPIES = tuple(f"renumbered-{seed}" for seed in range(1, 6))
 LOTTERY_RATES = {8: (2e-4, 1e-4), 4: (2e-4, 5e-4), 16: (2e-4,), 32: (2e-4,), 2: (2e-4,), 1: (2e-4,)}  # by rank
 FRESH_SEEDS = tuple(range(5, 15))  # no rate was chosen on them
+LORA_PLUS_A, LORA_PLUS_B = (0.002, 0.005, 0.01, 0.02), (0.005, 0.01, 0.02, 0.05)  # rates of A, rates of B
+BALANCED_RATES = (0.00354, 0.005, 0.00707)
+FIRST_STEPS: tuple[dict[str, Any], ...] = (
+    {"warmup": 0.1}, {"clip_norm": 1.0}, {"warmup": 0.0}, {"warmup": 0.2}, {"batch_size": 8},
+)  # fmt: skip
 CHOSEN = {"lora": 0.00997, "slora": 0.0141, "nlora": 2e-4, "nlora-released": 0.02}  # on LADDER_SEEDS, at 500 steps
 
 
@@ -129,12 +134,37 @@ def lottery() -> list[RunConfig]:
     ]
 
 
+def around_the_choice() -> list[RunConfig]:
+    """Return NLoRA on fresh seeds at the next rate, which all recorded seeds together prefer, and NLoRA balanced."""
+    next_rate = [config("nlora", 2.83e-4, seed, 500) for seed in FRESH_SEEDS]
+    return next_rate + [config("nlora-balanced", lr, seed, 500) for seed in LADDER_SEEDS for lr in BALANCED_RATES]
+
+
+def lora_plus() -> list[RunConfig]:
+    """Return LoRA on a plane of two rates, without the cells of equal rates, which are LoRA's."""
+    plane = [(of_a, of_b) for of_a in LORA_PLUS_A for of_b in LORA_PLUS_B if of_a != of_b]
+    return [config("lora", of_a, seed, 250, lr_ratio=of_b / of_a) for seed in (0, 1) for of_a, of_b in plane]
+
+
+def first_steps() -> list[RunConfig]:
+    """Return NLoRA at three rates with other first steps: is its low best rate an artefact of them?"""
+    return [
+        config("nlora", lr, seed, 250, **change)
+        for seed in LADDER_SEEDS
+        for change in FIRST_STEPS
+        for lr in (2e-4, 5e-4, 1e-3)
+    ]
+
+
 PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "budgets of 250 and 500 steps": lambda: budgets((250, 500)),
     "NLoRA as released, 500 steps": lambda: budgets((500,), ("nlora-released",)),
     "NLoRA on renumbered copies": lottery,
     "three rates at 500 steps": middle_rungs,
     "fresh seeds at 500 steps": fresh_seeds,
+    "NLoRA at the next rate and balanced, 500 steps": around_the_choice,
+    "LoRA+": lora_plus,
+    "NLoRA with other first steps": first_steps,
     "replicates": replicates,
     "budgets of 125 and 1000 steps": lambda: budgets((125, 1000)),
     "ladders at 500 steps": lambda: ladders((500,), BUDGET_METHODS),
