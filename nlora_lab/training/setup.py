@@ -156,7 +156,8 @@ def make_optimizer(trained: Iterable[tuple[bool, Tensor]], cfg: RunConfig, fused
     of_b, others = ([p for is_b, p in listed if is_b is wanted] for wanted in (True, False))
     if not of_b:
         raise InputError(f"lr_ratio={cfg.lr_ratio:g} is for the factors B, and {cfg.method} trains none; leave it out")
-    return torch.optim.AdamW([{"params": others}, {"params": of_b, "lr": cfg.lr * cfg.lr_ratio}], **options)
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": of_b, "lr": cfg.lr * cfg.lr_ratio}]
+    return torch.optim.AdamW(groups, **options)
 
 
 def _is_factor_b(name: str) -> bool:
