@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ def by_settings(
     method: str = "lora",
     task: str = "word-problems",
     steps: int = 250,
+    seeds: Container[int] | None = None,
     runs: Iterable[Run] | None = None,
 ) -> pd.DataFrame:
     """List how a method does when some settings of its runs change, and all others keep their defaults.
@@ -34,6 +35,7 @@ def by_settings(
         method: the method.
         task: the task.
         steps: the number of steps.
+        seeds: the seeds to use, so that rows have the same ones. ``None`` means all.
         runs: recorded runs. ``None`` means those that ship with the package.
 
     Returns:
@@ -51,7 +53,9 @@ def by_settings(
     groups: dict[tuple[Any, ...], list[Run]] = {}
     usual = _rest(RunConfig(method=method, task=task, steps=steps), settings)
     for run in shipped_store() if runs is None else runs:
-        if run.config.method == method and not run.error and _rest(run.config, settings) == usual:
+        if run.error or run.config.method != method or not (seeds is None or run.config.seed in seeds):
+            continue
+        if _rest(run.config, settings) == usual:
             rate_of_b = float(f"{run.config.lr * run.config.lr_ratio:.6g}")  # a product has rounding digits
             key = (*(getattr(run.config, name) for name in settings), run.config.lr, rate_of_b)
             groups.setdefault(key, []).append(run)

@@ -27,6 +27,7 @@ def test_only_the_named_settings_may_change():
     }  # fmt: skip
     assert list(nl.analysis.by_settings("warmup", "rank", steps=2, runs=runs)["warmup"]) == [0.03, 0.2]
     assert len(nl.analysis.by_settings(steps=2, runs=runs)) == 1
+    assert list(nl.analysis.by_settings("lr_ratio", steps=2, seeds=range(2), runs=runs)["seeds"]) == [2, 1]
 
 
 def test_a_run_of_a_model_that_is_gone_is_left_out_or_listed_by_its_name():
