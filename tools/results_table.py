@@ -7,6 +7,7 @@ README.md and in the pages of docs/ that carry them.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -95,7 +96,9 @@ def fresh_table(recorded: RecordedRuns) -> str:
 def _verdict(verdict: str, detectable: float) -> str:
     """The verdict of a row of ``nl.compare``, without its numbers."""
     words = verdict.partition(":")[0].removesuffix(" from LoRA").removesuffix(" than LoRA")
-    return f"{words} (detectable: {100 * detectable:.0f} points)" if words == "not distinguishable" else words
+    if words != "not distinguishable" or math.isnan(detectable):
+        return words
+    return f"{words} (detectable: {100 * detectable:.0f} points)"
 
 
 def _accuracy(point: RatePoint) -> str:

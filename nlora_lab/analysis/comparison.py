@@ -257,10 +257,12 @@ def _verdict(row: Mapping[str, Any], baseline: str, metric: Metric, confidence: 
     if row["infinite"]:
         return f"not judged by means: {row['infinite']} of {row['seeds'] + row['against']} values are infinite"
     low, high = (metric.format(row[f"difference_{end}"]).removesuffix(metric.unit) for end in ("low", "high"))
-    found = f"{metric.format(row['difference'])} ({low} to {high}; {seeds})"
+    scatters = not math.isnan(row["detectable"])
+    interval = f"{low} to {high}" if scatters else "no scatter in either group"
+    found = f"{metric.format(row['difference'])} ({interval}; {seeds})"
     if row["p_adjusted"] > 1 - confidence:
-        limit = metric.format(row["detectable"]).removeprefix("+")
-        return f"not distinguishable from {baseline}: {found}; detectable from {limit} on"
+        limit = f"from {metric.format(row['detectable']).removeprefix('+')} on" if scatters else "unknown"
+        return f"not distinguishable from {baseline}: {found}; detectable {limit}"
     word = "better" if row["difference"] * metric.sign > 0 else "worse"
     return f"{word} than {baseline}: {found}"
 

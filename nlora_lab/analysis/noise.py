@@ -77,6 +77,8 @@ def scatter(values: Mapping[int, Sequence[float]]) -> Scatter:
 class Welch:
     """Statistics of the difference of two independent groups. With one number in a group, only ``difference`` is given.
 
+    Where no group scatters, as at 0 % right answers in every run, the interval and ``detectable`` are unknown (NaN).
+
     Attributes:
         difference: the mean of the first group minus that of the second.
         interval: the difference with Welch's confidence interval.
@@ -118,7 +120,7 @@ def welch(first: Sequence[float], second: Sequence[float], confidence: float = 0
     first_sd, second_sd = _deviation(a), _deviation(b)
     if first_sd == second_sd == 0.0:  # without scatter there is still doubt: the exact test that permutes the runs
         p = 1.0 if math.isclose(a[0], b[0], rel_tol=SAME) else 2 / math.comb(len(a) + len(b), len(a))
-        return Welch(difference, Interval(difference, difference, difference), p, 0.0)
+        return Welch(difference, Interval(difference, math.nan, math.nan), p, math.nan)
     error, freedom = _error_and_freedom(first_sd, len(a), second_sd, len(b))
     half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
     p = 2 * float(stats.t.sf(abs(difference) / error, freedom))
@@ -150,12 +152,12 @@ def detectable(first: float, first_count: int, second: float, second_count: int,
         level: the level of the two-sided test.
 
     Returns:
-        The difference, in the unit of the standard deviations.
+        The difference, in the unit of the standard deviations. NaN if nothing scatters: then nothing is known of it.
     """
     from scipy import optimize, stats
 
     if first == second == 0.0:
-        return 0.0
+        return math.nan
     error, freedom = _error_and_freedom(first, first_count, second, second_count)
     limit = stats.t.ppf(1 - level / 2, freedom)
 

@@ -21,6 +21,7 @@ from .evidence import best_rate_by_task as best_rate_by_task
 from .evidence import by_rank as by_rank
 from .evidence import compare_convergence as compare_convergence
 from .evidence import compare_methods as compare_methods
+from .evidence import on_fresh_seeds as on_fresh_seeds
 from .evidence import starts_of_n as starts_of_n
 from .evidence import step0_changes as step0_changes
 from .measured_claims import accuracy_claim as accuracy_claim

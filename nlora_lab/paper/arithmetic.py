@@ -119,6 +119,7 @@ class Difference:
         error: one standard error of either accuracy, in percentage points.
         z: the difference in standard errors.
         p: the two-sided p-value of ``z``.
+        detectable: the smallest true difference that this test would have found in 8 of 10 cases, in points.
     """
 
     points: float
@@ -126,6 +127,7 @@ class Difference:
     error: float
     z: float
     p: float
+    detectable: float
 
 
 def difference(first: float, second: float, items: int = GSM8K_ITEMS) -> Difference:
@@ -147,7 +149,9 @@ def difference(first: float, second: float, items: int = GSM8K_ITEMS) -> Differe
     right = _right_answers("first", first, items), _right_answers("second", second, items)
     z, p = two_shares(*right, of=items)
     error = 100 * standard_error(sum(right) / (2 * items), items)
-    return Difference(points(first, second), right[0] - right[1], error, z, p)
+    normal = NormalDist()
+    detectable = (normal.inv_cdf(0.975) + normal.inv_cdf(0.8)) * math.sqrt(2) * error
+    return Difference(points(first, second), right[0] - right[1], error, z, p, detectable)
 
 
 def _right_answers(name: str, percent: float, items: int) -> int:

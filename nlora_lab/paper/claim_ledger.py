@@ -15,7 +15,8 @@ from nlora_lab.paper.verdicts import KINDS, Claim
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("claim", "says", "source", "evidence", "verdict", "command")
+COLUMNS = ("claim", "says", "source", "tested", "evidence", "verdict", "command")
+SHOWN = ("claim", "tested", "evidence", "verdict")
 
 
 def claims() -> list[Claim]:
@@ -41,8 +42,9 @@ def ledger(runs: Runs = None, kind: str | None = None, entries: Iterable[Claim] 
         entries: claims of your own, for example of another paper. ``None`` takes those of the NLoRA paper.
 
     Returns:
-        One row per claim. Columns: claim (its name), says, source, evidence, verdict, and command (a shell command that
-        shows the same numbers).
+        One row per claim. Columns: claim (its name), says, source, tested (how), evidence (with "detectable", the
+        smallest true difference that the test would have found in 8 of 10 cases), verdict, and command (a shell command
+        that shows the same numbers).
 
     Raises:
         InputError: ``kind`` is unknown, or ``runs`` cannot be read.
@@ -55,7 +57,8 @@ def ledger(runs: Runs = None, kind: str | None = None, entries: Iterable[Claim] 
     for claim in claims() if entries is None else entries:
         if kind in (None, claim.kind):
             finding = claim.check(recorded)
-            rows.append((claim.name, claim.says, claim.source, finding.evidence, finding.verdict, finding.command))
+            statement = (claim.name, claim.says, claim.source, claim.tested)
+            rows.append((*statement, finding.evidence, finding.verdict, finding.command))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -71,7 +74,9 @@ class MarkdownTable(str):
         return str(self)
 
 
-def to_markdown(frame: pd.DataFrame, columns: Sequence[str] = ("claim", "evidence", "verdict")) -> MarkdownTable:
+def to_markdown(
+    frame: pd.DataFrame, columns: Sequence[str] = ("claim", "tested", "evidence", "verdict")
+) -> MarkdownTable:
     """Format some columns of a ledger as a Markdown table.
 
     Args:

@@ -38,6 +38,11 @@ CONVERGENCE_COLUMNS = [
     "detectable", "verdict",
 ]  # fmt: skip
 RATE_COLUMNS = ["rate", "validation_loss", "low", "high", "seeds", "tried", "edge", "verdict"]
+FRESH_COLUMNS = [
+    "rate", "their_rate", "ratio", "low", "high", "seeds", "their_seeds", "p", "detectable", "verdict",
+]  # fmt: skip
+LONG = 500  # steps of the comparison on fresh seeds
+CHOOSING_SEEDS, FRESH_SEEDS = range(3), range(5, 15)  # declared in tools/study.py before the runs
 MAIN_METHODS = ["lora", "slora", "nlora"]
 
 
@@ -122,6 +127,49 @@ def claim_verdict(comparison: str) -> str:
     """Translate a verdict of ``nl.compare`` into one on the claim *it has more right answers*."""
     verdicts = {"better": REPRODUCED, "worse": OPPOSITE, "not dist": SAME, "not judged": UNJUDGED, "too few": FEW}
     return next(verdict for beginning, verdict in verdicts.items() if comparison.startswith(beginning))
+
+
+def on_fresh_seeds(methods: Sequence[str] = ("slora", "nlora", "nlora-released"), runs: Runs = None) -> pd.DataFrame:
+    """Compare the loss after 500 steps with LoRA's, on seeds on which no rate was chosen. The task is word-problems.
+
+    Args:
+        methods: the methods to compare with LoRA.
+        runs: a store, its folder, or recorded runs. ``None`` takes the runs that ship.
+
+    Returns:
+        One row per method that has such runs. Columns:
+
+        - rate and their_rate: chosen on the seeds 0, 1 and 2, by validation loss;
+        - ratio, low and high: the geometric mean of the losses of the right answers to the test items, divided by
+          LoRA's, and its 95 % interval;
+        - seeds and their_seeds; p: the adjusted p-value; detectable: the smallest true ratio above 1 that would have
+          been found in 8 of 10 cases;
+        - verdict: on *ours has the smaller loss*.
+
+    Raises:
+        InputError: a method is unknown.
+    """
+    import pandas as pd
+
+    for name in methods:
+        check_choice("method", name, METHODS)
+    try:
+        groups = at_best(
+            recorded_index(runs), "word-problems", ["lora", *methods], steps=LONG,
+            fresh=FRESH_SEEDS, chosen_on=CHOOSING_SEEDS,
+        )  # fmt: skip
+    except InputError:  # no method has a run
+        groups = {}
+    rows = {}
+    if "lora" in groups and len(groups) > 1:
+        table = compare(groups, metric="log_test_loss")
+        base = table.loc["lora"]
+        for name in table.index.drop("lora"):
+            row = table.loc[name]
+            ratios = (10 ** row[end] for end in ("difference", "difference_low", "difference_high"))
+            tested = (row["p_adjusted"], 10 ** row["detectable"], claim_verdict(str(row["verdict"])))
+            rows[name] = [row["rate"], base["rate"], *ratios, row["seeds"], base["seeds"], *tested]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=FRESH_COLUMNS).rename_axis("method")
 
 
 def compare_convergence(

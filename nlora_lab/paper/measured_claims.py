@@ -17,6 +17,7 @@ from nlora_lab.paper.reported_figures import ABSTRACT, FIGURE_4_BARS, GSM8K, INT
 from nlora_lab.paper.start_costs import start_times
 from nlora_lab.paper.verdicts import (
     AGREE,
+    COUNTED,
     DIFFER,
     FEW,
     NO_RUNS,
@@ -25,6 +26,8 @@ from nlora_lab.paper.verdicts import (
     OUR_READING,
     REPRODUCED,
     SAME,
+    TIMED,
+    WELCH,
     Claim,
     Finding,
     combine_verdicts,
@@ -45,6 +48,7 @@ TIMED_SHAPE, TIMED_RANK = (512, 512), 64  # small, so that the ledger takes no l
 def measured_claims() -> Iterator[Claim]:
     """Yield the claims that are measured here, in the order of the ledger."""
     yield from _claims_on_accuracy()
+    yield from _claims_on_fresh_seeds()
     yield from _claims_on_convergence()
     yield from _claims_on_starts()
 
@@ -69,7 +73,7 @@ def _claims_on_accuracy() -> Iterator[Claim]:
     name, says = "SLoRA above LoRA at rank 1", "24 points on GSM8K"
     yield from _at_both_settings(name, says, FIGURE_4_BARS, "slora", "lora", rank=1)
     name, says = "SLoRA at least NLoRA, rank by rank", "the bars show it in most cells"
-    yield Claim(name, "runs", says, FIGURE_4_BARS, _check_rank_by_rank)
+    yield Claim(name, "runs", says, FIGURE_4_BARS, _check_rank_by_rank, COUNTED)
 
 
 def _at_both_settings(name: str, says: str, source: str, ours: str, theirs: str, rank: int = RANK) -> Iterator[Claim]:
@@ -95,7 +99,7 @@ def accuracy_claim(
     Returns:
         The claim. Its check is ``compare_methods``.
     """
-    return Claim(name, "runs", says, source, partial(_check_more_right, ours, theirs, rate, rank))
+    return Claim(name, "runs", says, source, partial(_check_more_right, ours, theirs, rate, rank), WELCH)
 
 
 def convergence_claim(name: str, says: str, source: str, ours: str, *, rate: float | None = None) -> Claim:
@@ -114,7 +118,7 @@ def convergence_claim(name: str, says: str, source: str, ours: str, *, rate: flo
     """
     check_choice("method", ours, [known for known in METHODS if known != "lora"])
     tests = family_size(ours, "lora", 1)
-    return Claim(name, "runs", says, source, partial(_check_faster, ours, [ours], rate, tests))
+    return Claim(name, "runs", says, source, partial(_check_faster, ours, [ours], rate, tests), WELCH)
 
 
 def _check_more_right(ours: str, theirs: str, rate: float | None, rank: int, runs: RecordedRuns) -> Finding:
@@ -155,7 +159,9 @@ def _interval(row: Any, scale: float, digits: int) -> str:
 
 def _power(row: Any, scale: float, digits: int) -> str:
     """The difference that would have been found, or "" where there are too few seeds to know."""
-    return "" if math.isnan(row["detectable"]) else f"; detectable {row['detectable'] * scale:.{digits}f}"
+    if not math.isnan(row["detectable"]):
+        return f"; detectable {row['detectable'] * scale:.{digits}f}"
+    return "" if math.isnan(row["p"]) else "; no scatter"
 
 
 def _rounded(value: float, digits: int) -> float:
@@ -176,6 +182,31 @@ def _check_rank_by_rank(runs: RecordedRuns) -> Finding:
     return Finding(text, verdict, command)
 
 
+def _claims_on_fresh_seeds() -> Iterator[Claim]:
+    for name in ("slora", "nlora", "nlora-released", "nlora-balanced"):
+        label = method_label(name)
+        says = (
+            f"not a claim of the paper: after {evidence.LONG} steps {label} has the smaller loss, on seeds on which no "
+            "rate was chosen"
+        )
+        check = partial(_check_fresh_seeds, name)
+        title = f"{label} below LoRA, {evidence.LONG} steps, fresh seeds"
+        yield Claim(title, "runs", says, "our own question, declared in tools/study.py", check, WELCH)
+
+
+def _check_fresh_seeds(name: str, runs: RecordedRuns) -> Finding:
+    table, command = evidence.on_fresh_seeds([name], runs), python_command(f"paper.on_fresh_seeds([{name!r}]).T")
+    if name not in table.index:
+        return Finding("no runs", NO_RUNS, command)
+    row: Any = table.loc[name]
+    seeds = f"{row['seeds']} against {row['their_seeds']} seeds; rates {row['rate']:g} and {row['their_rate']:g}"
+    if math.isnan(row["low"]):  # too few seeds, or a run diverged
+        return Finding(f"word-problems, {seeds}", str(row["verdict"]), command)
+    text = f"word-problems {row['ratio']:.2g} times LoRA's loss ({row['low']:.2g} to {row['high']:.2g}; {seeds}; "
+    text += f"p = {row['p']:.2g}; detectable {row['detectable']:.2g} times)"
+    return Finding(text, str(row["verdict"]), command)
+
+
 # --- which method is faster ---
 
 
@@ -185,7 +216,8 @@ def _claims_on_convergence() -> Iterator[Claim]:
             says = '"LoRA suffers from slow convergence", which the method is to mitigate'
             says += f"; {OUR_READING}" if method == "nlora" else ""
             name = f"{method_label(method)} faster than LoRA, {setting}"
-            yield Claim(name, "runs", says, ABSTRACT, partial(_check_faster, method, ["slora", "nlora"], rate, None))
+            check = partial(_check_faster, method, ["slora", "nlora"], rate, None)
+            yield Claim(name, "runs", says, ABSTRACT, check, WELCH)
 
 
 def _check_faster(
@@ -215,10 +247,11 @@ def _steps(row: Any, steps: str, missed: str) -> str:
 
 def _claims_on_starts() -> Iterator[Claim]:
     says = "a rate of 2e-4 is optimal for NLoRA"
-    yield Claim("2e-4 is NLoRA's rate", "runs", says, SECOND_HAND, _check_best_rate)
+    yield Claim("2e-4 is NLoRA's rate", "runs", says, SECOND_HAND, _check_best_rate, WELCH)
     for setting, rate in SETTINGS.items():
         says = "Kaiming is consistently the best start of N"
-        yield Claim(f"Kaiming's N is best, {setting}", "runs", says, SECOND_HAND, partial(_check_kaiming, rate))
+        check = partial(_check_kaiming, rate)
+        yield Claim(f"Kaiming's N is best, {setting}", "runs", says, SECOND_HAND, check, WELCH)
     yield Claim(
         "Nyström's start is cheap",
         "runs",
@@ -226,6 +259,7 @@ def _claims_on_starts() -> Iterator[Claim]:
         '(SVD) for initialization, leading to expensive computation"',
         ABSTRACT,
         _check_cheap,
+        TIMED,
     )
     yield Claim(
         "the start leaves the model unchanged",
@@ -234,6 +268,7 @@ def _claims_on_starts() -> Iterator[Claim]:
         "subtracted from W; in figure 3 and the released code, N is the block itself, and the code subtracts nothing",
         f"figure 3; {RELEASED_CODE}; we could not check whether the paper's equations have a pseudo-inverse",
         _check_unchanged,
+        "the largest change of the logits, over all runs",
     )
 
 

@@ -22,8 +22,12 @@ from nlora_lab.paper.verdicts import (
     CHANCE,
     CONFOUNDED,
     CORRECT,
+    COUNTED,
     NOT_SO,
+    NOT_TESTED,
+    RECOMPUTED,
     ROUNDED,
+    SHARES,
     UNTESTABLE,
     Claim,
     Finding,
@@ -40,14 +44,19 @@ INTTUNE_NAME = f"inttune, r = {PAPER_RANK}"
 def reported_claims() -> Iterator[Claim]:
     """Yield the claims that the reported figures alone can support."""
     yield from _claims_on_gsm8k()
-    yield Claim("what N adds", "printed", '"only 3.67M additional trainable parameters"', ABSTRACT, _check_added)
-    yield Claim("IntTune's share", "printed", '"only 1.25% of its parameters", LoRA\'s', ABSTRACT, _check_share)
+    yield Claim(
+        "what N adds", "printed", '"only 3.67M additional trainable parameters"', ABSTRACT, _check_added, RECOMPUTED
+    )
+    yield Claim(
+        "IntTune's share", "printed", '"only 1.25% of its parameters", LoRA\'s', ABSTRACT, _check_share, RECOMPUTED
+    )
     yield Claim(
         "IntTune's average",
         "printed",
         '"boosts average NLG performance over LoRA by 7.45%"',
         f"{ABSTRACT}; {INTTUNE_TABLE}",
         _check_average,
+        RECOMPUTED,
     )
     yield Claim(
         "IntTune above LoRA on GSM8K",
@@ -55,6 +64,7 @@ def reported_claims() -> Iterator[Claim]:
         "44.28 % against 42.30 %, at rank 128",
         INTTUNE_TABLE,
         _check_inttune_on_gsm8k,
+        SHARES,
     )
     yield Claim(
         "Kaiming against Gaussian",
@@ -62,6 +72,7 @@ def reported_claims() -> Iterator[Claim]:
         "the Kaiming start of N is the better one",
         f"{SECOND_HAND}; the Gaussian of 1/r is a comment in the {RELEASED_CODE}",
         _check_scales,
+        RECOMPUTED,
     )
 
 
@@ -72,16 +83,18 @@ def _claims_on_gsm8k() -> Iterator[Claim]:
         'SLoRA and NLoRA reach 56.48 % and 57.70 % on GSM8K, "surpassing LoRA by 33.52% and 36.41%"',
         GSM8K.source,
         _check_gain,
+        RECOMPUTED,
     )
     for ours, percent in (("slora", "56.48"), ("nlora", "57.70")):
         says, check = f"{percent} % against 42.30 %", partial(_check_pair, ours, "lora")
-        yield Claim(f"{method_label(ours)} above LoRA on GSM8K", "printed", says, GSM8K.source, check)
+        yield Claim(f"{method_label(ours)} above LoRA on GSM8K", "printed", says, GSM8K.source, check, SHARES)
     yield Claim(
         "NLoRA above SLoRA on GSM8K",
         "printed",
         f"57.70 % against 56.48 %: {IMPROVES_SLORA}",
         GSM8K.source,
         partial(_check_pair, "nlora", "slora"),
+        SHARES,
     )
     yield Claim(
         "NLoRA above SLoRA over the ranks",
@@ -89,17 +102,20 @@ def _claims_on_gsm8k() -> Iterator[Claim]:
         f"bars at eight ranks, on two tasks: {IMPROVES_SLORA}",
         FIGURE_4_BARS,
         _check_bars,
+        COUNTED,
     )
     says = "about 46 % against about 22 % on GSM8K"
-    yield Claim("SLoRA above LoRA at rank 1", "printed", says, FIGURE_4_BARS, _check_rank_one)
+    yield Claim("SLoRA above LoRA at rank 1", "printed", says, FIGURE_4_BARS, _check_rank_one, SHARES)
 
 
 def claims_elsewhere() -> Iterator[Claim]:
     """Yield the claims that only the paper's own models and tasks can test."""
     generation = "accuracies of LLaMA-2-7B and similar models on GSM8K, MATH, HumanEval, MBPP and MT-Bench"
-    yield Claim("the five generation tasks", "elsewhere", generation, f"{ABSTRACT}; {INTTUNE_TABLE}", _not_tested)
+    yield Claim(
+        "the five generation tasks", "elsewhere", generation, f"{ABSTRACT}; {INTTUNE_TABLE}", _not_tested, NOT_TESTED
+    )
     understanding = "results on 8 natural language understanding tasks"
-    yield Claim("the eight understanding tasks", "elsewhere", understanding, ABSTRACT, _not_tested)
+    yield Claim("the eight understanding tasks", "elsewhere", understanding, ABSTRACT, _not_tested, NOT_TESTED)
 
 
 def _check_gain(_: RecordedRuns) -> Finding:
@@ -124,7 +140,8 @@ def _finding_by_chance(first: float, second: float, remark: str = "") -> Finding
 
 def _describe(apart: Difference) -> str:
     p = f"p = {apart.p:.2f}" if apart.p >= 0.01 else "p < 0.01"
-    return f"{apart.points:+.2f} points: {apart.questions} questions of {GSM8K_ITEMS:,}, z = {apart.z:.2f}, {p}"
+    text = f"{apart.points:+.2f} points: {apart.questions} questions of {GSM8K_ITEMS:,}, z = {apart.z:.2f}, {p}"
+    return f"{text}, detectable {apart.detectable:.1f}"
 
 
 def _check_bars(_: RecordedRuns) -> Finding:

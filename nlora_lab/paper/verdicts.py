@@ -32,6 +32,14 @@ NO_RUNS = "not settled: no runs yet"
 DIFFER = "formula and released code differ"
 AGREE = "formula and released code agree"
 
+# How a claim is tested.
+RECOMPUTED = "recomputed from the printed numbers"
+SHARES = "z test of two shares of 1,319 questions"
+COUNTED = "counted, without a test"
+WELCH = "Welch's t test over seeds, p times the family"
+TIMED = "timed on this machine"
+NOT_TESTED = "not tested"
+
 OUR_READING = "tested with NLoRA by our reading of the Nyström formula"
 """The paper's figure and code show no pseudo-inverse, and we could not check its equations."""
 
@@ -62,6 +70,7 @@ class Claim:
         says: the statement in our words. The paper's own words are in quotation marks.
         source: where the statement comes from.
         check: a function that takes recorded runs and returns a ``Finding``.
+        tested: how the check decides: which test, or what is counted or timed.
     """
 
     name: str
@@ -69,6 +78,7 @@ class Claim:
     says: str
     source: str
     check: Callable[[RecordedRuns], Finding]
+    tested: str = "by a check of its own"
 
 
 def combine_verdicts(verdicts: Mapping[str, str]) -> str:

@@ -456,3 +456,41 @@ def test_differences_are_drawn_with_enough_and_with_too_few_seeds():
     assert drawn._repr_png_().startswith(b"\x89PNG")
     assert repr(drawn) == "points more than LoRA, shared and own: SLoRA, NLoRA"
     assert METHODS["slora"].label in repr(drawn)
+
+
+def test_every_claim_says_how_it_is_tested_and_what_it_could_have_seen(full_ledger):
+    how = full_ledger.set_index("claim")["tested"]
+    assert how["NLoRA above SLoRA on GSM8K"] == verdicts.SHARES
+    assert how["NLoRA above LoRA, each at its own best rate"] == verdicts.WELCH
+    assert how["SLoRA at least NLoRA, rank by rank"] == verdicts.COUNTED
+    assert set(full_ledger["verdict"][how.to_numpy() == verdicts.NOT_TESTED]) == {verdicts.UNTESTABLE}
+    same = full_ledger[full_ledger["verdict"].isin([verdicts.SAME, verdicts.CHANCE])]
+    starts = same["claim"].str.contains("Kaiming")
+    assert same[~starts]["evidence"].str.contains("detectable|no scatter").all()
+
+
+def test_a_printed_difference_at_the_detectable_one_is_found_in_eight_of_ten_cases():
+    apart = paper.difference(45.0, 50.0)
+    rng, items = np.random.default_rng(0), reported_figures.GSM8K_ITEMS
+    middle = 0.475
+    shares = (middle + apart.detectable / 200, middle - apart.detectable / 200)
+    first, second = (rng.binomial(items, share, 4000) for share in shares)
+    pooled = (first + second) / (2 * items)
+    z = (first - second) / items / np.sqrt(2 * pooled * (1 - pooled) / items)
+    assert (np.abs(z) > 1.959964).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_comparison_on_fresh_seeds_is_that_of_nl_compare(shipped):
+    table = paper.on_fresh_seeds(["slora", "nlora"], shipped)
+    groups = selection.at_best(
+        shipped, methods=["lora", "slora", "nlora"], steps=500, fresh=range(5, 15), chosen_on=range(3)
+    )
+    rows = compare(groups, metric="log_test_loss")
+    for name in ("slora", "nlora"):
+        row = table.loc[name]
+        assert row["ratio"] == pytest.approx(10 ** rows.loc[name, "difference"])
+        assert row["low"] < row["ratio"] < row["high"]
+        assert (row["p"], row["seeds"]) == (rows.loc[name, "p_adjusted"], rows.loc[name, "seeds"])
+    assert paper.on_fresh_seeds(["slora"], RecordedRuns([])).empty
+    with pytest.raises(InputError, match="'lorra' is not known"):
+        paper.on_fresh_seeds(["lorra"], shipped)
