@@ -29,8 +29,9 @@ help:
 lab: $(VENV)/.lab
 	$(BIN)/nlora-lab lab
 
+# lint needs one core, and the tests start while it runs
 test: $(VENV)/.test
-	$(MAKE) check
+	$(MAKE) -j2 lint check
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nlora-lab needs Python 3.11 or newer")'
@@ -53,7 +54,7 @@ lint:
 	$(BIN)/lint-imports --no-logo
 
 # tests and notebooks in one run: both processes are busy until the end
-check: lint
+check:
 	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 tests notebooks
 
 quick: $(VENV)/.test
