@@ -317,8 +317,9 @@ def rate_predictors(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per quantity, the smallest spread first. Columns: ``quantity``; ``spearman``, the rank correlation with
         ``best_rate``; ``slope`` of the line through log best rate over log quantity, −1 where the rate is inversely
-        proportional; ``spread``, the root mean square distance of log10 best rate from that line, in decades; and
-        ``methods``, the number of methods that count.
+        proportional; ``spread``, the root mean square distance of log10 best rate from that line, in decades;
+        ``unseen``, the same for methods that the line has not seen: each is left out of the fit once, and then
+        predicted; and ``methods``, the number of methods that count.
 
     Raises:
         InputError: the table lacks a column, or fewer than three methods count.
@@ -339,8 +340,11 @@ def rate_predictors(table: pd.DataFrame) -> pd.DataFrame:
         residuals = logs["best_rate"] - slope * logs[name] - intercept
         ranks = pairs.rank()
         spearman = float(ranks[name].corr(ranks["best_rate"]))
-        rows.append((name, spearman, float(slope), float(np.sqrt(residuals.pow(2).mean())), len(pairs)))
-    predictors = pd.DataFrame(rows, columns=["quantity", "spearman", "slope", "spread", "methods"])
+        distances = (logs[name] - logs[name].mean()).pow(2)
+        leverage = 1 / len(logs) + distances / distances.sum()
+        spread, unseen = (float(np.sqrt(r.pow(2).mean())) for r in (residuals, residuals / (1 - leverage)))
+        rows.append((name, spearman, float(slope), spread, unseen, len(pairs)))
+    predictors = pd.DataFrame(rows, columns=["quantity", "spearman", "slope", "spread", "unseen", "methods"])
     return predictors.sort_values("spread", ignore_index=True)
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -214,6 +215,17 @@ def test_a_power_law_is_found_and_the_best_predictor_comes_first():
     from scipy.stats import spearmanr
 
     assert result.loc["gradient", "spearman"] == pytest.approx(spearmanr(noisy, rates).statistic)
+
+
+def test_a_method_that_is_left_out_is_predicted_by_the_others():
+    rates, quantity = [1e-4, 1e-3, 5e-3, 2e-2, 1e-1], [3e5, 2e3, 9e3, 50.0, 4.0]
+    found = rate_predictors(predictor_table(rates, largest=quantity)).set_index("quantity").loc["largest"]
+    errors = []
+    for i in range(5):
+        x, y = np.log10(np.delete(quantity, i)), np.log10(np.delete(rates, i))
+        errors.append(np.log10(rates[i]) - np.polyval(np.polyfit(x, y, 1), np.log10(quantity[i])))
+    assert found["unseen"] == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    assert found["unseen"] > found["spread"]
 
 
 def test_a_table_that_cannot_be_judged_is_named():
