@@ -7,6 +7,8 @@ from .curvature import Curvature as Curvature
 from .curvature import curvature_of as curvature_of
 from .curvature import curvature_table as curvature_table
 from .curvature import rate_predictors as rate_predictors
+from .first_step_loss import FirstStepLoss as FirstStepLoss
+from .first_step_loss import loss_along_first_step as loss_along_first_step
 from .fitted_valleys import valleys as valleys
 from .initial_step import first_step as first_step
 from .initial_step import initial_change as initial_change

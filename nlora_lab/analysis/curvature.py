@@ -124,7 +124,7 @@ def curvature_of(
     check_whole_number("iterations", iterations, 1, 10**6)
     check_rtol(rtol)
     started = time.perf_counter()
-    probe = _RunProbe(cfg, at_step + batches)
+    probe = RunProbe(cfg, at_step + batches)
     probe.train(at_step)
     ahead = probe.batches[at_step:]
     hessian = Hessian(lambda: probe.mean_loss(ahead), probe.parameters)
@@ -145,7 +145,7 @@ def curvature_of(
     )  # fmt: skip
 
 
-class _RunProbe:
+class RunProbe:
     """A run with its model, batches and optimiser, of which one can measure the next step."""
 
     def __init__(self, cfg: RunConfig, count: int) -> None:
@@ -222,13 +222,13 @@ class _RunProbe:
         weights, logits = self._changes(), self._logits(batch)
 
         def logit_change(rate: float) -> float:
-            with self._moved(step, rate):
+            with self.moved(step, rate):
                 return _norm([self._logits(batch) - logits]) / _norm([logits])
 
         trial = logit_change(TRIAL_RATE)
         rate = TRIAL_RATE * LOGIT_CHANGE / trial if trial > 0 else TRIAL_RATE
         once, twice = logit_change(rate), logit_change(2 * rate)
-        with self._moved(step, rate):
+        with self.moved(step, rate):
             distance = self._distance(weights)
         return distance / rate, once / rate, rate, twice / (2 * once) if once else math.nan
 
@@ -248,7 +248,7 @@ class _RunProbe:
         return _norm(differences) / _norm(view.weight for view in self.observed.layers())
 
     @contextmanager
-    def _moved(self, step: Tensor, rate: float) -> Iterator[None]:
+    def moved(self, step: Tensor, rate: float) -> Iterator[None]:
         """Within this context the parameters are moved by ``-rate * step``."""
         originals = [p.clone() for p in self.parameters]
         for p, part in zip(self.parameters, unflatten(step, self.parameters), strict=True):

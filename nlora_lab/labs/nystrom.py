@@ -1,4 +1,4 @@
-"""``NystromLab``: choose a matrix, its rows and columns and a core, move the rank, and see what is left."""
+"""``NystromLab`` approximates a matrix from its own rows and columns; ``EliminationLab`` shows how, in single steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import traitlets
 from torch import Tensor
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.labs.figures import allow_custom_widgets
-from nlora_lab.labs.panel import Control, LivePanel, format_error, one_of, within
+from nlora_lab.labs.figures import Figures, allow_custom_widgets
+from nlora_lab.labs.panel import LABEL_STYLE, Control, FigurePanel, LivePanel, format_error, one_of, within
 from nlora_lab.lowrank.checks import IllConditionedWarning, check_matrix
 from nlora_lab.lowrank.cross import CORES, nystrom
 from nlora_lab.lowrank.curves import error_curve
 from nlora_lab.lowrank.factors import LowRank
 from nlora_lab.lowrank.matrices import with_spectrum
-from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.pivots import PIVOTS, Pivots
 from nlora_lab.lowrank.svd import singular_values
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.models.weights import list_weights
@@ -29,7 +29,14 @@ from nlora_lab.pages.matrices import FACTS, PAGE_ENTRIES, entry_of
 from nlora_lab.pages.recorded import json_number
 from nlora_lab.pages.scripts import NYSTROM, module, style
 from nlora_lab.plots.approximations import APPROXIMATIONS, ErrorLine, line_of
-from nlora_lab.plots.matrices import NystromDrawing, thumbnail
+from nlora_lab.plots.drawings import Picture
+from nlora_lab.plots.matrices import (
+    NystromDrawing,
+    elimination,
+    elimination_step,
+    elimination_steps,
+    thumbnail,
+)
 from nlora_lab.spectra.measures import block_condition
 
 MAX_RANK = 96
@@ -238,6 +245,58 @@ class NystromLab(LivePanel):
             "key": self._key(), "m": m, "n": n, "images": images, "top": drawing.scale, "lines": lines,
             "sigma": drawing.sigma, "error": self.error, "condition": condition,
         }  # fmt: skip
+
+
+class EliminationLab(FigurePanel):
+    """An elimination of a small matrix: one step at a time, with a slider and a button that plays all steps.
+
+    Nothing moves until you press the button. A page without a kernel shows all steps side by side.
+
+    Args:
+        W: the matrix, at most 12 × 12.
+        steps: how many steps, from 1 to 4 and to min(m, n).
+        pivots: the order of the pivots, as for ``nl.nystrom``.
+        figures: "plotly", "image", or "auto" to choose by where the notebook runs.
+
+    Attributes:
+        step: the slider of the step.
+        play: the button that moves the slider from the first step to the last.
+
+    Raises:
+        InputError: the matrix is zero or too large, an option is out of range, or a pivot is zero.
+    """
+
+    def __init__(self, W: Tensor, steps: int = 3, *, pivots: Pivots = "leading", figures: Figures = "auto") -> None:
+        self._all = elimination(W, steps, pivots=pivots)
+        self._steps = elimination_steps(W, steps, pivots)
+        self.step = widgets.IntSlider(1, 1, steps, description="step", style=LABEL_STYLE)
+        self.play = widgets.Play(value=1, min=1, max=steps, interval=2000, show_repeat=False)
+        widgets.jslink((self.play, "value"), (self.step, "value"))
+        self._controls = [[self.play, self.step]]
+        self._open(figures)
+        self._follow(self.step)
+
+    def summary(self) -> str:
+        """Return the pivot of the step and, as an example, the entry that the step changes most."""
+        now = self._steps[self.step.value - 1]
+        (i, j), S = now.pivot, now.before
+        rest = now.subtracted.abs()
+        rest[i], rest[:, j] = 0, 0
+        k, q = divmod(int(rest.argmax()), S.shape[1])
+        numbers = S[k, q], S[k, j], S[i, q], S[i, j], now.after[k, q]
+        a, b, c, p, left = (f"{float(v):.3g}".replace("-", "−") for v in numbers)
+        return (
+            f"step {self.step.value} of {len(self._steps)}: the pivot is {p}, in row {i + 1} and column {j + 1}. "
+            f"Row {k + 1}, column {q + 1} changes most: {a} − ({b}) · ({c}) / ({p}) = {left}"
+        )
+
+    def drawing(self) -> Picture:
+        """Return the figure that the controls select."""
+        return elimination_step(self._steps, self.step.value)
+
+    def picture(self) -> bytes:
+        """Return all steps as PNG bytes."""
+        return self._all.png()
 
 
 @dataclass

@@ -2,6 +2,7 @@ from .charts import chart as chart
 from .charts import heatmap as heatmap
 from .charts import method_bars as method_bars
 from .charts import scatter as scatter
+from .comparisons import first_step_losses as first_step_losses
 from .comparisons import intervals as intervals
 from .comparisons import method_scatter as method_scatter
 from .comparisons import valleys as valleys
@@ -16,4 +17,6 @@ from .layer_maps import LayersDrawing as LayersDrawing
 from .matrices import NystromDrawing as NystromDrawing
 from .matrices import block_errors as block_errors
 from .matrices import elimination as elimination
+from .matrices import elimination_step as elimination_step
+from .matrices import elimination_steps as elimination_steps
 from .memory import MemoryDrawing as MemoryDrawing

@@ -1,4 +1,4 @@
-"""Figures of many runs: valleys, intervals, and one number of each method against another."""
+"""Figures of several methods: valleys, first steps, intervals, and one number of each method against another."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nlora_lab.runs.rate_points import RatePoint, by_seed
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nlora_lab.analysis.first_step_loss import FirstStepLoss
     from nlora_lab.analysis.selection import Runs
 
 COLUMNS = 5  # panels in a row
@@ -92,6 +93,47 @@ def _valley(name: str, points: Sequence[RatePoint], best: RatePoint | None) -> l
 
 def _cut(points: Sequence[RatePoint], part: str) -> list[float]:
     return [min(max(getattr(p.loss, part), 1e-4), TOP) for p in points]
+
+
+def first_step_losses(measured: Sequence[FirstStepLoss]) -> Picture:
+    """Draw the loss after one step of Adam against the learning rate, with a line per method.
+
+    A dotted line is the parabola that slope and curvature at the start predict. A circle is the lowest measured loss,
+    and a diamond is one step with the best rate that was recorded for a complete training.
+
+    Args:
+        measured: what ``nl.analysis.loss_along_first_step`` measured, one per method.
+
+    Returns:
+        The chart, which a notebook shows as a PNG.
+
+    Raises:
+        InputError: there is nothing to draw.
+    """
+    if not measured:
+        raise InputError("measured=[] has no method; give at least one result of nl.analysis.loss_along_first_step")
+    lowest, top = min(min(m.losses) for m in measured), 1.6 * max(m.start for m in measured)
+    lines, bends, places = list[Mark](), list[Mark](), list[Mark]()
+    for i, m in enumerate(measured):
+        method, shown = METHODS[m.config.method], dict(zip(m.rates, m.losses, strict=True))
+        hover = "rate %{x}: loss %{y:.3f}"
+        lines.append(Line(list(shown), list(shown.values()), method.colour, width=2.2, name=method.label, hover=hover))
+        fine = [m.rates[0] * (m.rates[-1] / m.rates[0]) ** (k / 200) for k in range(201)]
+        bent = [v if 0 < (v := m.parabola(rate)) < m.start else math.nan for rate in fine]
+        bends.append(Line(fine, bent, method.colour, "dot", 1.5, name="" if i else "parabola"))
+        for rate, symbol, name in (
+            (m.lowest_rate, "circle", "lowest loss"),
+            (m.best_rate, "diamond", "best recorded rate"),
+        ):
+            if rate is not None:
+                place = [rate], [min(shown[rate], top)]
+                places.append(Points(*place, method.colour, symbol, 10, "black", name="" if i else name))
+    marks = [*lines, *bends, *places]
+    across = Axis("learning rate of the one step", log_limits([r for m in measured for r in m.rates], 0.02), log=True)
+    up = Axis("loss after it, nats per token", (0.8 * lowest, top))
+    panel = Panel(across, up, marks, legend="beside")
+    names = ", ".join(METHODS[m.config.method].label for m in measured)
+    return Picture(Figure([panel], 820, 340), f"loss after one step of Adam against the learning rate: {names}")
 
 
 def intervals(

@@ -100,6 +100,57 @@ class NystromDrawing(Described):
         return Panel(columns, rows, [cells], heading=heading, across=(0.345 * i, 0.345 * i + 0.31), up=(0.49, 1))
 
 
+@dataclass(frozen=True)
+class EliminationStep:
+    """One step of an elimination.
+
+    Attributes:
+        before: what is left before the step, (m, n).
+        pivot: the row and the column of the entry by which the step divides.
+        subtracted: the pivot's column times its row, divided by the pivot, (m, n).
+        done: the rows and the columns that are zero before the step.
+    """
+
+    before: Tensor
+    pivot: tuple[int, int]
+    subtracted: Tensor
+    done: tuple[list[int], list[int]]
+
+    @property
+    def after(self) -> Tensor:
+        """What is left after the step, (m, n)."""
+        return self.before - self.subtracted
+
+
+def elimination_steps(W: Tensor, steps: int, pivots: Pivots = "leading") -> list[EliminationStep]:
+    """Eliminate a small matrix, and keep every step.
+
+    Args:
+        W: a matrix, at most 12 × 12.
+        steps: how many steps, from 1 to min(m, n).
+        pivots: the order of the pivots, as for ``nl.nystrom``.
+
+    Returns:
+        The steps, in float64.
+
+    Raises:
+        InputError: the matrix is zero or too large, an option is out of range, or a pivot is zero.
+    """
+    S = check_matrix(W).to(torch.float64, copy=True)
+    if S.ndim != 2 or max(S.shape) > MOST_DRAWN:
+        raise InputError(f"W has the shape {tuple(S.shape)}; give one matrix of at most {MOST_DRAWN} × {MOST_DRAWN}")
+    check_nonzero(S.abs().amax())
+    rows, cols = choose_pivots(S, check_whole_number("steps", steps, 1, min(S.shape)), pivots)
+    made: list[EliminationStep] = []
+    for i, j in zip(rows.tolist(), cols.tolist(), strict=True):
+        if S[i, j] == 0:
+            raise InputError(f"the pivot of step {len(made) + 1} is zero; take fewer steps, or pivots='cross'")
+        done = [step.pivot[0] for step in made], [step.pivot[1] for step in made]
+        made.append(EliminationStep(S, (i, j), torch.outer(S[:, j], S[i]) / S[i, j], done))
+        S = made[-1].after
+    return made
+
+
 def elimination(W: Tensor, steps: int = 3, *, pivots: Pivots = "leading") -> Picture:
     """Draw an elimination step by step: the numbers that are left, the rows and columns that are done, and the pivot.
 
@@ -117,34 +168,63 @@ def elimination(W: Tensor, steps: int = 3, *, pivots: Pivots = "leading") -> Pic
     Raises:
         InputError: the matrix is zero or too large, an option is out of range, or a pivot is zero.
     """
-    S = check_matrix(W).to(torch.float64, copy=True)
-    if S.ndim != 2 or max(S.shape) > MOST_DRAWN:
-        raise InputError(f"W has the shape {tuple(S.shape)}; give one matrix of at most {MOST_DRAWN} × {MOST_DRAWN}")
-    check_nonzero(S.abs().amax())
-    m, n = S.shape
-    rows, cols = choose_pivots(S, check_whole_number("steps", steps, 1, min(m, n, MOST_STEPS)), pivots)
-    scale, size = float(S.abs().max()), float(S.norm())
-    order = list(zip(rows.tolist(), cols.tolist(), strict=True))
-    panels, width = [], 1 / (steps + 1)
-    for k, pivot in enumerate([*order, None]):
-        done = [i for i, _ in order[:k]], [j for _, j in order[:k]]
-        heading = f"after step {k}: {float(S.norm()) / size:.2f} of ‖W‖" if k else "W"
+    check_whole_number("steps", steps, 1, MOST_STEPS)
+    made, width = elimination_steps(W, steps, pivots), 1 / (steps + 1)
+    frames = [(step.before, step.done, step.pivot) for step in made] + [(made[-1].after, _done(made[-1]), None)]
+    panels = []
+    for k, (S, done, pivot) in enumerate(frames):
         across = (k * width, (k + 0.92) * width)
-        panels.append(_eliminated(S, done, pivot, scale, heading, across))
-        if pivot is not None:
-            i, j = pivot
-            if S[i, j] == 0:
-                raise InputError(f"the pivot of step {k + 1} is zero; take fewer steps, or pivots='cross'")
-            S = S - torch.outer(S[:, j], S[i]) / S[i, j]
+        panels.append(_cells(S, done, pivot, _scale(made), _left(made, k) if k else "W", across))
+    m, n = W.shape
     text = f"an elimination of a {m} × {n} matrix in {steps} steps, and what each step leaves"
     return Picture(Figure(panels, 250 * (steps + 1), 60 + 180 * m / n), text)
 
 
-def _eliminated(
+def elimination_step(made: Sequence[EliminationStep], step: int) -> Picture:
+    """Draw one step of an elimination: what is left before it, what it subtracts, and what is left after it.
+
+    The frame is the entry by which the step divides.
+
+    Args:
+        made: the steps, from ``elimination_steps``.
+        step: the number of the step, from 1.
+
+    Returns:
+        Three panels, which a notebook shows as a PNG.
+
+    Raises:
+        InputError: there is no such step.
+    """
+    now = made[check_whole_number("step", step, 1, len(made)) - 1]
+    before = _left(made, step - 1) if step > 1 else "W"
+    panels = [
+        _cells(now.before, now.done, now.pivot, _scale(made), before, (0, 0.31)),
+        _cells(now.subtracted, now.done, now.pivot, _scale(made), "− column · row / pivot", (0.345, 0.655)),
+        _cells(now.after, _done(now), None, _scale(made), f"= {_left(made, step)}", (0.69, 1)),
+    ]
+    m, n = now.before.shape
+    text = f"step {step} of an elimination: what is left before it, what it subtracts, and what is left after it"
+    return Picture(Figure(panels, 960, 60 + 240 * m / n), text)
+
+
+def _done(step: EliminationStep) -> tuple[list[int], list[int]]:
+    """The rows and the columns that are zero after a step."""
+    return [*step.done[0], step.pivot[0]], [*step.done[1], step.pivot[1]]
+
+
+def _scale(made: Sequence[EliminationStep]) -> float:
+    return float(made[0].before.abs().max())
+
+
+def _left(made: Sequence[EliminationStep], k: int) -> str:
+    return f"after step {k}: {float(made[k - 1].after.norm() / made[0].before.norm()):.2f} of ‖W‖"
+
+
+def _cells(
     S: Tensor, done: tuple[list[int], list[int]], pivot: tuple[int, int] | None, scale: float, heading: str,
     across: tuple[float, float],
 ) -> Panel:  # fmt: skip
-    """One panel: what is left as numbers on colours, the rows and columns that are done as white zeros."""
+    """One panel: a matrix as numbers on colours, the rows and columns that are done as white zeros."""
     colours = S.clone()
     colours[done[0]], colours[:, done[1]] = torch.nan, torch.nan
     texts = [["0" if v != v else f"{round(v, 1) + 0.0:g}".replace("-", "−") for v in row] for row in colours.tolist()]

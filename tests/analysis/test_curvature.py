@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nlora_lab.analysis import curvature
-from nlora_lab.analysis.curvature import PREDICTORS, _RunProbe, curvature_of, curvature_table, rate_predictors
+from nlora_lab.analysis.curvature import PREDICTORS, RunProbe, curvature_of, curvature_table, rate_predictors
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.lanczos import flatten
 from nlora_lab.methods.table import METHODS
@@ -55,7 +55,7 @@ def test_every_method_is_measured_where_its_run_is(name):
 @pytest.mark.parametrize("at_step", [0, 3])
 def test_the_next_step_is_the_one_that_torchs_adam_makes(name, at_step):
     cfg = RunConfig(method=name, clip_norm=0.1, **QUICK)
-    probe = _RunProbe(cfg, at_step + 1)
+    probe = RunProbe(cfg, at_step + 1)
     probe.train(at_step)
     step, scale = probe.next_step(probe.batches[at_step:])
     before = flatten(probe.parameters).clone()
@@ -77,7 +77,7 @@ def test_the_next_step_is_the_one_that_torchs_adam_makes(name, at_step):
 def test_an_adapter_against_its_dense_hessian(batches):
     cfg = RunConfig(method="inttune", rank=2, **{**QUICK, "batch_size": 2})
     result = curvature_of(cfg, batches=batches, iterations=100, rtol=1e-3)
-    probe = _RunProbe(cfg, batches)
+    probe = RunProbe(cfg, batches)
     probe.train(0)
     probe.model.set_attn_implementation("eager")
     loss = torch.stack([probe.model(**b).loss for b in probe.batches]).mean()
@@ -105,7 +105,7 @@ def test_an_adapter_against_its_dense_hessian(batches):
 def test_a_steps_effect_is_the_derivative_along_it(name):
     cfg = RunConfig(method=name, **QUICK)
     result = curvature_of(cfg, iterations=1)
-    probe = _RunProbe(cfg, 1)
+    probe = RunProbe(cfg, 1)
     probe.train(0)
     batch = probe.batches[0]
     step, _ = probe.next_step([batch])
@@ -118,7 +118,7 @@ def test_a_steps_effect_is_the_derivative_along_it(name):
     with torch.no_grad():
         logits, weights = probe._logits(batch), probe._changes()
         sizes = sum(float(view.weight.norm()) ** 2 for view in probe.observed.layers()) ** 0.5
-        with probe._moved(step.double(), 1e-7):
+        with probe.moved(step.double(), 1e-7):
             change = probe._logits(batch) - logits
             moved = sum(float((a - b).norm()) ** 2 for a, b in zip(probe._changes(), weights, strict=True)) ** 0.5
     assert result.weight_change == pytest.approx(moved / sizes / 1e-7, rel=0.01)
@@ -128,7 +128,7 @@ def test_a_steps_effect_is_the_derivative_along_it(name):
 def test_in_lora_the_first_step_is_that_of_b_times_a():
     """Adam's first step is the sign of the gradient where there is one: ``sign(∂B) A`` for a rate of 1."""
     cfg = RunConfig(method="lora", **QUICK)
-    probe = _RunProbe(cfg, 1)
+    probe = RunProbe(cfg, 1)
     probe.model(**probe.batches[0]).loss.backward()
     layers = list(probe.observed.layers())
     moved = math.hypot(*(float((v.gradients["B"].sign() @ v.factors["A"]).norm()) for v in layers))

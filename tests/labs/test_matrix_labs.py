@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.labs import figures
-from nlora_lab.labs.nystrom import NystromLab
+from nlora_lab.labs.nystrom import EliminationLab, NystromLab
 from nlora_lab.labs.panel import format_error
 from nlora_lab.labs.spectrum import SpectrumLab
 from nlora_lab.labs.svd import SvdLab
@@ -21,6 +22,7 @@ from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.matrices import landscape, with_spectrum
 from nlora_lab.lowrank.svd import truncated_svd
 from nlora_lab.plots.approximations import APPROXIMATIONS
+from nlora_lab.plots.matrices import elimination
 
 LAYER = "model.layers.2.mlp.up_proj.weight"
 
@@ -279,3 +281,41 @@ def test_the_landscape_is_a_grey_picture_with_black_and_white_in_it():
     picture = landscape(40, 60)
     assert picture.shape == (40, 60)
     assert 0 <= float(picture.min()) < 0.1 < 0.9 < float(picture.max()) <= 1
+
+
+# --- EliminationLab ---
+
+
+@pytest.mark.parametrize("pivots", ["leading", "cross"])
+def test_the_elimination_follows_its_slider_and_its_line_is_true(pivots):
+    W = torch.randint(-5, 6, (6, 6), generator=torch.Generator().manual_seed(0)).double()
+    lab = EliminationLab(W, 3, pivots=pivots, figures="plotly")
+    for step in (1, 2, 3):
+        lab.step.value = step
+        numbers = [float(n.replace("−", "-")) for n in re.findall(r"−?\d+(?:\.\d+)?", repr(lab))]
+        at, of, pivot, row, column, k, q, a, b, c, p, left = numbers
+        assert (at, of, pivot) == (step, 3, p)
+        before, now = (nystrom(W, s, pivots=pivots).residual(W) if s else W for s in (step - 1, step))
+        exact = before[int(k) - 1, int(q) - 1], now[int(k) - 1, int(q) - 1]
+        assert (a, left) == pytest.approx(tuple(map(float, exact)), rel=0.01, abs=1e-5)
+        assert a - b * c / p == pytest.approx(left, abs=0.05)
+        assert float(before[int(row) - 1, int(column) - 1]) == pytest.approx(p, rel=0.01)
+        shown = np.asarray(lab._figure.widget.data[2].z, dtype=float)
+        assert np.nan_to_num(shown) == pytest.approx(now.numpy(), abs=1e-5)
+    assert lab.play.max == lab.step.max == 3
+
+
+def test_the_stored_picture_of_an_elimination_is_all_of_its_steps():
+    lab = EliminationLab(torch.eye(3) + 0.5, 2, figures="image")
+    first = lab._repr_mimebundle_()
+    lab.step.value = 2
+    assert lab._repr_mimebundle_()["image/png"] == first["image/png"]
+    assert lab.picture() == elimination(torch.eye(3) + 0.5, 2).png()
+    assert lab._repr_mimebundle_()["text/plain"] != first["text/plain"]
+
+
+def test_an_elimination_that_cannot_be_drawn_is_refused():
+    with pytest.raises(InputError, match="the pivot of step 1 is zero"):
+        EliminationLab(torch.eye(3).flip(0))
+    with pytest.raises(InputError, match="steps"):
+        EliminationLab(torch.eye(6), 5)

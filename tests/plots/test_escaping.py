@@ -17,6 +17,7 @@ import torch
 from factories import recorded_run
 
 import nlora_lab.plots as plots
+from nlora_lab.analysis.first_step_loss import FirstStepLoss
 from nlora_lab.methods.table import METHODS, Method
 from nlora_lab.pages.page import Lab, page_html
 from nlora_lab.pages.recorded import recorded_data
@@ -25,6 +26,7 @@ from nlora_lab.plots.drawings import Described
 from nlora_lab.plots.inside import InsideRecord
 from nlora_lab.plots.lab import Curve, RecordedLine
 from nlora_lab.plots.memory import PARTS
+from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.run import Step
 from nlora_lab.training.recorder import LayerState, Snapshot
@@ -66,12 +68,15 @@ def drawings(text: str) -> dict[str, Any]:
     frame = pd.DataFrame({text: [0.1, 0.2], "b": [0.3, 0.4]}, index=[text, "c"])
     points = pd.DataFrame({"size": [1.0, 2.0], "right": [1.0, 2.0], text: [text, "b"]})
     rows = pd.DataFrame({"median": [0.5], "low": [0.4], "high": [0.6]}, index=[text])
+    step = FirstStepLoss(RunConfig("evil"), 1, 2.0, 10.0, 50.0, (0.01, 0.1), (1.9, 1.5), 0.1)
     square = torch.eye(4)
     gib = 2**30
     return {
         "chart": plots.chart({text: [1.0, 2.0], "b": [2.0, 1.0]}, xlabel=text, ylabel=text),
         "block_errors": plots.block_errors(torch.eye(3) + 0.5, 1),
         "elimination": plots.elimination(torch.eye(3) + 0.5, 2),
+        "elimination_step": plots.elimination_step(plots.elimination_steps(torch.eye(3) + 0.5, 2), 1),
+        "first_step_losses": plots.first_step_losses([step]),
         "scatter": plots.scatter(points, "size", "right", text, xlabel=text, ylabel=text),
         "heatmap": plots.heatmap(frame, title=text, xlabel=text, ylabel=text),
         "method_bars": plots.method_bars({"evil": 1.0}, xlabel=text),
@@ -94,8 +99,8 @@ def drawings(text: str) -> dict[str, Any]:
 
 
 SVG = ("Boxes", "adapter_boxes")
-NAMES = [name for name in plots.__all__ if name not in ("Drawing", *SVG)]
-TEXTLESS = ("block_errors", "elimination")  # drawings of numbers alone: a caller gives them no text
+NAMES = [name for name in plots.__all__ if name not in ("Drawing", "elimination_steps", *SVG)]
+TEXTLESS = ("block_errors", "elimination", "elimination_step")  # drawings of numbers alone: a caller gives them no text
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import nlora_lab as nl
-from nlora_lab.plots import block_errors, elimination
+from nlora_lab.plots import block_errors, elimination, elimination_step, elimination_steps
 from nlora_lab.plots.figure import Points
 
 
@@ -37,6 +37,29 @@ def test_the_picture_is_drawn_by_both_renderers():
     assert picture.png().startswith(b"\x89PNG")
     assert len(picture.plotly()[0]) == 3
     assert repr(picture) == "an elimination of a 4 × 5 matrix in 2 steps, and what each step leaves"
+
+
+@pytest.mark.parametrize("pivots", ["leading", "cross"])
+def test_a_step_shows_a_difference_of_what_the_library_leaves(pivots):
+    W = small(3, 5, 6)
+    rows, cols = nl.lowrank.choose_pivots(W, 4, pivots)
+    made = elimination_steps(W, 4, pivots)
+    assert [step.pivot for step in made] == list(zip(rows.tolist(), cols.tolist(), strict=True))
+    left = [W, *(nl.nystrom(W, k, pivots=(rows[:k], cols[:k])).residual(W) for k in (1, 2, 3, 4))]
+    for k, step in enumerate(made, start=1):
+        before, subtracted, after = (panel.marks[0] for panel in elimination_step(made, k).figure().panels)
+        assert before.framed == subtracted.framed == step.pivot
+        assert torch.allclose(torch.tensor(before.levels).nan_to_num(0).double(), left[k - 1], atol=1e-5)
+        assert torch.allclose(torch.tensor(after.levels).nan_to_num(0).double(), left[k], atol=1e-5)
+        assert torch.allclose(step.subtracted, left[k - 1] - left[k], atol=1e-5)
+        shown = torch.tensor(subtracted.levels).nan_to_num(0).double()
+        assert torch.allclose(shown, step.subtracted, atol=1e-5)  # nothing is hidden in what is drawn white
+
+
+@pytest.mark.parametrize("step", [0, 3, 1.5])
+def test_a_step_that_was_not_made_is_refused(step):
+    with pytest.raises(nl.InputError, match="step"):
+        elimination_step(elimination_steps(small(), 2), step)
 
 
 @pytest.mark.parametrize(
