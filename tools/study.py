@@ -20,8 +20,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.models.symmetry import save_renumbered
@@ -106,6 +108,19 @@ def replicates() -> list[RunConfig]:
     ]
 
 
+def repeated_records() -> list[RunConfig]:
+    """Return one repetition each of about one in 32 recorded runs: all methods, ranks, rates and tasks."""
+    usual = {run_key(run.config): run.config for run in RunStore(STORE) if is_usual(run.config)}
+    # drawn by their keys, so that further records change nothing
+    return [replace(cfg, replicate=1, device="cpu") for key, cfg in usual.items() if crc32(key.encode()) % 32 == 0]
+
+
+def is_usual(cfg: RunConfig) -> bool:
+    """Whether a run is one of the recorded grid: on the embedded model, with the usual settings, and no repetition."""
+    usual = {"model": EMBEDDED, "steps": 250, "replicate": 0, "lr_ratio": 1.0, "warmup": 0.03, "clip_norm": None}
+    return cfg.batch_size == 16 and all(getattr(cfg, name) == value for name, value in usual.items())
+
+
 def middle_rungs() -> list[RunConfig]:
     """Return the three middle rates of the ladders at 500 steps, of the methods that are compared on fresh seeds."""
     return [
@@ -164,6 +179,7 @@ PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "fresh seeds at 500 steps": fresh_seeds,
     "NLoRA at the next rate and balanced, 500 steps": around_the_choice,
     "LoRA+": lora_plus,
+    "repetitions of random records": repeated_records,
     "NLoRA with other first steps": first_steps,
     "replicates": replicates,
     "budgets of 125 and 1000 steps": lambda: budgets((125, 1000)),
