@@ -6,7 +6,7 @@ Such numbers look like a matrix and are not the one that the model multiplies by
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from nlora_lab.core.errors import InputError, ModelError
@@ -16,6 +16,7 @@ PACKED = ("qweight", "W_q", "qzeros", "codebooks")  # where GPTQ, AWQ, HQQ and A
 SMALL_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32"}
 BUFFER = re.compile(r"(position_ids|token_type_ids|_index|mask|(attn|attention)\.(masked_)?bias)$")
 NARROW_FLOATS = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
+UNUSUAL = {"I64", "U64", "BOOL", "C64"}  # of a tensor called "weight", which would be left out of a list of floats
 SCALE = re.compile(r"(?:^|_)(scales?|scb|absmax|zeros|zero_points?|quant_map|quant_state)(_inv)?(_.*)?$", re.IGNORECASE)
 PARTS = re.compile(r"(\.weight_v|\.weight_orig|\.parametrizations\.weight\.original\d*)$")
 REMEDY = "scan the unquantised checkpoint, or load the model dequantised and scan that"
@@ -34,7 +35,9 @@ def check_plain(place: str, header: Header, config: Mapping[str, Any]) -> None:
     Raises:
         ModelError: the config or a tensor says otherwise. The message names the layout.
     """
-    layout = _configured(config) or next(filter(None, (_layout(name, header) for name in header)), "")
+    # eight bits say little without a scale, whatever the weight beside it is called
+    eight = {name.rpartition(".")[0] for name, (dtype, shape) in header.items() if dtype[:2] == "F8" and len(shape) > 1}
+    layout = _configured(config) or next(filter(None, (_layout(name, header, eight) for name in header)), "")
     if layout:
         raise ModelError(f"{place} holds quantised weights ({layout}); {REMEDY}")
     parts = next((name for name in header if PARTS.search(name) and len(header[name][1]) == 2), None)
@@ -47,9 +50,8 @@ def check_plain(place: str, header: Header, config: Mapping[str, Any]) -> None:
 
 def _configured(config: Mapping[str, Any]) -> str:
     """The method of a config's ``quantization_config``, or "" without one. MLX writes ``quantization``."""
-    texts = [config, config.get("text_config")]
-    for part in texts:
-        for field in ("quantization_config", "quantization"):
+    for part in (config, *config.values()):  # a model of several parts has a config for each
+        for field in ("quantization_config", "quantization", "compression_config"):
             settings = part.get(field) if isinstance(part, Mapping) else None
             if settings:
                 method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
@@ -57,8 +59,11 @@ def _configured(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def _layout(name: str, header: Header) -> str:
-    """What says that a tensor is quantised or is the scale of another one; "" if nothing does."""
+def _layout(name: str, header: Header, eight: Collection[str]) -> str:
+    """What says that a tensor is quantised or is the scale of another one; "" if nothing does.
+
+    ``eight`` holds the modules with a weight in eight bits.
+    """
     dtype, shape = header[name]
     if dtype in NARROW_FLOATS or (dtype in SMALL_INTEGERS and len(shape) > 1 and not BUFFER.search(name)):
         return f"{name} is {dtype}"
@@ -66,11 +71,14 @@ def _layout(name: str, header: Header) -> str:
     match = SCALE.search(last)
     if last in PACKED:
         return name
+    if last == "weight" and dtype in UNUSUAL and len(shape) > 1:
+        return f"{name} is {dtype}"
     if match is None:
         return ""
     stem = last[: match.start()]
     scaled = [f"{parent}.{own}".strip(".") for own in ("weight", "", stem)]
-    return f"{name} is a scale" if any(len(header[s][1]) > 1 for s in scaled if s in header and s != name) else ""
+    is_scale = parent in eight or any(len(header[s][1]) > 1 for s in scaled if s in header and s != name)
+    return f"{name} is a scale" if is_scale else ""
 
 
 def is_computed(module: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-# in these architectures transformers stores the weight of a linear layer as (in, out)
-CONV1D_MODELS = {"gpt2", "openai-gpt", "decision_transformer", "imagegpt"}
-CONV1D_NAME = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
-EXPERTS = re.compile(r"(^|[._])(experts?|moe)([._]|$)")  # where several matrices are stored in one tensor
-TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text"}  # which store them as (in, out)
+CONV1D_NAME = re.compile(r"(?:^|\.)(c_attn|q_attn|c_proj|c_fc)\.weight$")
+# where several matrices are stored in one tensor
+EXPERTS = re.compile(r"(^|[._])(experts?|moe)([._]|$)|\b(input|output)_linear\.weight$")
+GATE_UP = re.compile(r"\b(gate_up_proj|fc1)(?=(\.weight)?$)")  # two matrices side by side: as large as twice the next
+DOWN = {"gate_up_proj": "down_proj", "fc1": "fc2"}
 
 Header = dict[str, tuple[str, list[int]]]
 """For each tensor in a file, by name: its dtype as safetensors writes it, and its shape."""
@@ -87,27 +87,55 @@ def _check_header(file: Path) -> None:
 MOST_HEADER_BYTES = 10**8  # safetensors' own bound
 
 
-def iterate_matrices(header: Header, config: Mapping[str, Any]) -> Iterator[StoredMatrix]:
+def find_transposed(shapes: Mapping[str, Sequence[int]]) -> set[str]:
+    """Find the weights of a model that are stored as (in, out), by the shapes of the weights beside them.
+
+    The type of a model does not say it: a model of several parts has one type, and a checkpoint may store experts in
+    another orientation than the model that transformers makes of it.
+
+    Args:
+        shapes: the shape of every tensor of the model, by name.
+
+    Returns:
+        The names of these weights: those of ``Conv1D`` layers, and the experts of a gated layer.
+    """
+    kinds = {name: match[1] for name in shapes if (match := CONV1D_NAME.search(name)) and len(shapes[name]) == 2}
+    # query, key and value together are wider than their input, and so is the inside of a feed-forward layer
+    widening = {kind: {_block(n): shapes[n] for n in kinds if kinds[n] == kind} for kind in ("c_fc", "c_attn")}
+    blocks = widening["c_fc"] | widening["c_attn"]
+    found = {n for n in kinds if _block(n) in blocks and blocks[_block(n)][0] < blocks[_block(n)][1]}
+    for name, shape in shapes.items():
+        match = GATE_UP.search(name) if len(shape) == 3 else None
+        down = name[: match.start()] + DOWN[match[1]] + name[match.end() :] if match else ""
+        if len(shapes.get(down, ())) == 3 and [*shape[1:]] == [shapes[down][2], 2 * shapes[down][1]]:
+            found |= {name, down}
+    return found
+
+
+def _block(name: str) -> str:
+    """The block of a layer: "h.0" for "h.0.attn.c_attn.weight"."""
+    return ".".join(name.split(".")[:-3])
+
+
+def iterate_matrices(header: Header, transposed: Collection[str]) -> Iterator[StoredMatrix]:
     """Yield the matrices of a file: its 2-D floating-point tensors, and each expert of a tensor of experts.
 
     Args:
         header: what the file holds.
-        config: the ``config.json`` of the model. It says which architecture stores weights transposed.
+        transposed: the tensors of the model that are stored as (in, out), see ``find_transposed``.
 
     Yields:
         One matrix after the other.
     """
-    kind = config.get("model_type")
     for name, (dtype, shape) in header.items():
         if dtype not in FLOATS or 0 in shape:
             continue
         if len(shape) == 2:
-            transposed = kind in CONV1D_MODELS and CONV1D_NAME.search(name) is not None
-            yield StoredMatrix(name, _out_in(shape, transposed), transposed, name)
+            yield StoredMatrix(name, _out_in(shape, name in transposed), name in transposed, name)
         elif len(shape) == 3 and min(shape) > 1 and EXPERTS.search(name):
-            transposed = kind in TRANSPOSED_EXPERTS
             for expert in range(shape[0]):
-                yield StoredMatrix(f"{name}.{expert}", _out_in(shape[1:], transposed), transposed, name, expert)
+                turned = name in transposed
+                yield StoredMatrix(f"{name}.{expert}", _out_in(shape[1:], turned), turned, name, expert)
 
 
 def _out_in(shape: list[int], transposed: bool) -> tuple[int, int]:

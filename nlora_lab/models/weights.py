@@ -14,9 +14,9 @@ from nlora_lab.models.layers import Shape, fused_weights, is_conv1d
 from nlora_lab.models.layouts import check_plain, check_plain_model
 from nlora_lab.models.names import CONFIG
 from nlora_lab.models.safetensors import (
-    TRANSPOSED_EXPERTS,
     Header,
     files_in_folder,
+    find_transposed,
     iterate_matrices,
     read_config,
     read_header,
@@ -179,14 +179,15 @@ def find_weight(source: Any, name: str, revision: str | None = None) -> Weight:
 def _in_model(model: Any) -> list[Weight]:
     check_plain_model(model)
     conv1d = {f"{name}.weight" for name, module in model.named_modules() if is_conv1d(module)}
-    experts, kind = fused_weights(model), getattr(getattr(model, "config", None), "model_type", "")
+    experts = fused_weights(model)
+    turned = find_transposed(experts) | conv1d
     listed = []
     for name, p in model.named_parameters():  # a tied weight comes once
         if (p.ndim != 2 and name not in experts) or not p.is_floating_point() or 0 in p.shape:
             continue
         if p.is_meta:
             raise InputError(f"{name} is on the meta device and has no values; load the weights first")
-        transposed = kind in TRANSPOSED_EXPERTS if name in experts else name in conv1d
+        transposed = name in turned
         m, n = reversed(p.shape[-2:]) if transposed else p.shape[-2:]
         if name not in experts:
             listed.append(Weight(name, (m, n), transposed, None, p.detach))
@@ -205,12 +206,13 @@ def _in_source(source: str | Path, revision: str | None, cache: Cache | None) ->
             return _in_shards(listed)
         files = files_in_folder(listed)
     headers = {file: _named(read_header(file), names) for file, names in files.items()}
-    config = read_config(next(iter(files)).parent)
-    check_plain(str(source), _together(headers.values()), config)
+    together = _together(headers.values())
+    check_plain(str(source), together, read_config(next(iter(files)).parent))
+    transposed = _transposed(together)
     return [
         Weight(stored.name, stored.shape, stored.transposed, file, tensor_reader(file.absolute, stored))
         for file, header in headers.items()
-        for stored in iterate_matrices(header, config)
+        for stored in iterate_matrices(header, transposed)
     ]
 
 
@@ -223,12 +225,18 @@ def _together(headers: Iterable[Header]) -> Header:
     return {name: entry for header in headers for name, entry in header.items()}
 
 
+def _transposed(header: Header) -> set[str]:
+    return find_transposed({name: shape for name, (_, shape) in header.items()})
+
+
 def _in_shards(shards: list[Shard]) -> list[Weight]:
     file = cached_file(shards[0].hub_id, CONFIG, shards[0].commit)
     config = {} if file is None else read_config(file.parent)
-    check_plain(shards[0].hub_id, _together(shard.header for shard in shards), config)
+    together = _together(shard.header for shard in shards)
+    check_plain(shards[0].hub_id, together, config)
+    transposed = _transposed(together)
     return [
         Weight(stored.name, stored.shape, stored.transposed, None, tensor_reader(shard.download, stored), shard)
         for shard in shards
-        for stored in iterate_matrices(shard.header, config)
+        for stored in iterate_matrices(shard.header, transposed)
     ]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.models.safetensors import GATE_UP, find_transposed
 from nlora_lab.models.weights import list_weights
 
 W = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
@@ -29,6 +30,9 @@ LAYOUTS = {
     "HQQ": {"a.W_q": INTEGERS[torch.uint8], "a.scale": W, "a.zero": W},
     "a scaled float": {"a.weight": W.half(), "a.weight_scale": W[:, :1]},
     "16 bits": {"a.weight": INTEGERS[torch.int16]},
+    "64 bits": {"a.weight": INTEGERS[torch.int8].long()},
+    "signs": {"a.weight": INTEGERS[torch.int8].bool()},
+    "torchao": {"a._weight_qdata": W.to(torch.float8_e4m3fn), "a._weight_scale": torch.ones(8, 1)},
 }
 
 
@@ -54,6 +58,8 @@ def test_a_quantised_checkpoint_is_refused_by_its_tensors(layout, split, tmp_pat
         ({"quantization_config": {"quant_method": "bitnet"}}, "quantization_config: bitnet"),
         ({"quantization": {"bits": 4}}, "quantization: no method"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "quantization_config: awq"),
+        ({"language_config": {"quantization_config": {"quant_method": "fp8"}}}, "quantization_config: fp8"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compression_config: compressed"),
     ],
 )
 def test_a_quantised_checkpoint_is_refused_by_its_config(config, named, tmp_path):
@@ -131,10 +137,54 @@ def test_the_experts_of_a_live_model_are_those_of_its_folder(tmp_path):
     stored = {w.name: w for w in list_weights(tmp_path / "model.safetensors")}
     assert set(stored) == set(live)
     assert all(torch.equal(stored[name].read(), live[name].read()) for name in live)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt_oss"}')
-    turned = {w.name: w for w in list_weights(tmp_path)}
-    assert turned[gate_up[0]].shape == (32, 96)
-    assert torch.equal(turned[gate_up[0]].read(), live[gate_up[0]].read().T)
+    turned = {k: v.mT.contiguous() if "experts." in k else v for k, v in tensors.items()}
+    save_file(turned, tmp_path / "model.safetensors")
+    again = {w.name: w for w in list_weights(tmp_path)}
+    assert {name: w.shape for name, w in again.items()} == {name: w.shape for name, w in live.items()}
+    assert all(torch.equal(again[name].read(), live[name].read()) for name in live)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "aria_text", "llama4_text", "qwen3_moe", "openai_privacy_filter"])
+def test_the_experts_of_every_architecture_are_listed_as_out_and_in(name):
+    """By the product that the layer itself computes: gate and up take what the model is wide, down gives it."""
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    size = {"hidden_size": 32, "intermediate_size": 24, "moe_intermediate_size": 24, "num_hidden_layers": 1}
+    experts = {"num_local_experts": 3, "num_experts": 3, "moe_num_experts": 3, "num_experts_per_tok": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 50}
+    config = CONFIG_MAPPING[name](**size, **experts, **heads, layer_types=["full_attention"], pad_token_id=0)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    shapes = {n: list(p.shape) for n, p in model.named_parameters()}
+    turned = find_transposed(shapes)
+    (gate_up,) = (n for n in shapes if GATE_UP.search(n) and len(shapes[n]) == 3)
+    out, inside = reversed(shapes[gate_up][1:]) if gate_up in turned else shapes[gate_up][1:]
+    assert (out, inside) == (48, 32)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_conv1d_is_known_without_the_type_of_the_model(parts, tmp_path):
+    """In a file without a config, and as the decoder of a model of several parts."""
+    model = tiny_gpt2()
+    prefix, kind = ("decoder.", "vision-encoder-decoder") if parts else ("", None)
+    tensors = {prefix + name: p.detach().clone() for name, p in model.named_parameters()}
+    tensors["encoder.h.0.attn.c_attn.weight"] = torch.ones(96, 32)  # of a linear layer that is called alike
+    tensors["encoder.h.0.mlp.c_proj.weight"] = torch.ones(32, 128)
+    save_file(tensors, tmp_path / "model.safetensors")
+    if kind:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "decoder": {"model_type": "gpt2"}}))
+    stored = {w.name.removeprefix(prefix): w for w in list_weights(tmp_path)}
+    for w in list_weights(model):
+        assert stored[w.name].shape == w.shape
+        assert torch.equal(stored[w.name].read(), w.read())
+    assert stored["encoder.h.0.attn.c_attn.weight"].shape == (96, 32)
+    assert stored["encoder.h.0.mlp.c_proj.weight"].shape == (32, 128)
+
+
+def test_experts_that_are_called_linear_are_listed(tmp_path):
+    save_file({"h.0.mlp.input_linear.weight": torch.ones(3, 8, 16), "a.conv.weight": torch.ones(3, 8, 16)},
+              tmp_path / "model.safetensors")  # fmt: skip
+    assert [w.name for w in list_weights(tmp_path)] == [f"h.0.mlp.input_linear.weight.{i}" for i in range(3)]
 
 
 def test_plain_models_are_listed():
