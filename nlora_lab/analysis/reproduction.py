@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 BELOW, AT, ABOVE = KINDS = ("below the best rate", "at the best rate", "above the best rate")
 NEAR = 1.2  # a rate within this factor of the best one is at it; the steps of the ladders are √2
-MEASURES = ("accuracy", "final_loss")
+MEASURES = ("accuracy", "log_loss")
 Ranges = Mapping[Any, Mapping[Any, float]]  # by kind, then by measure
+LEAST_LOSS = 1e-5  # records keep five digits
 WIDTH = 3.0  # standard deviations of the difference of two repetitions
 
 
@@ -44,8 +45,9 @@ def repetition_noise(store: RunStore | None = None) -> pd.DataFrame:
 
     Returns:
         One row per kind of rate that has repetitions: below, at or above the method's best rate. Columns: ``accuracy``
-        and ``final_loss``, the standard deviations of single repetitions, pooled over methods, rates and seeds;
-        ``groups``, the number of pairs of a config and a seed; ``repetitions``, the runs beyond the first of each.
+        and ``log_loss`` (the natural logarithm of the final loss, so 0.1 is about 10 %), the standard deviations of
+        single repetitions, pooled over tasks, methods, rates and seeds; ``groups``, the number of pairs of a config and
+        a seed; ``repetitions``, the runs beyond the first of each.
     """
     import pandas as pd
 
@@ -102,10 +104,10 @@ def reproduce(
 
     Returns:
         One row per run, in the order of the draw. Columns: ``run`` (its key), ``kind`` (of its rate), ``accuracy`` and
-        ``final_loss`` as recorded, ``accuracy_again`` and ``final_loss_again``, ``accuracy_range`` and
-        ``final_loss_range``, and ``inside``, whether both differences are within their range. A range is 3 standard
-        deviations of the difference of two repetitions of that kind (``repetition_noise``); for the accuracy it is at
-        least one test item. ``inside`` is ``None`` where no repetitions of that kind were recorded.
+        ``log_loss`` as recorded (the natural logarithm of the final loss), ``accuracy_again`` and ``log_loss_again``,
+        ``accuracy_range`` and ``log_loss_range``, and ``inside``, whether both differences are within their range. A
+        range is 3 standard deviations of the difference of two repetitions of that kind (``repetition_noise``); for the
+        accuracy it is at least one test item. ``inside`` is ``None`` where no repetitions of that kind were recorded.
 
     Raises:
         InputError: ``count`` is not a whole number from 1 to the number of records.
@@ -147,7 +149,7 @@ def _comparison(key: str, record: Run, again: Run, index: RecordedRuns, ranges: 
 def _measure(run: Run, name: str) -> float:
     if run.diverged:
         return 0.0 if name == "accuracy" else math.inf
-    return float(getattr(run, name))
+    return run.accuracy if name == "accuracy" else math.log(max(run.final_loss, LEAST_LOSS))
 
 
 def _all_runs(index: RecordedRuns) -> Iterator[Run]:
