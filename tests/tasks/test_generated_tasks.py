@@ -6,11 +6,13 @@ from itertools import pairwise
 from operator import add, mul, sub
 
 import pytest
+from factories import ROOT
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import shipped_folder
 from nlora_lab.evaluation.generation import label_tokens
 from nlora_lab.evaluation.scoring import accuracy, answers
+from nlora_lab.tasks import vocabulary
 from nlora_lab.tasks.final_answers import final_number
 from nlora_lab.tasks.generated import DIFFICULTIES, LARGEST, SIZES, TASKS, generate, to_jsonl
 from nlora_lab.tasks.registry import load_task
@@ -140,3 +142,29 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, train, names):
 def test_a_folder_without_files_is_named(tmp_path):
     with pytest.raises(InputError, match=r"train\.jsonl cannot be read"):
         load_task(path=tmp_path)
+
+
+def without_people(prompt):
+    """A prompt with people numbered in the order in which they appear, and with one set of pronouns."""
+    numbers = {}
+    names = "|".join(person.name for person in vocabulary.PEOPLE)
+    text = re.sub(rf"\b({names})\b", lambda m: numbers.setdefault(m[0], f"person {len(numbers)}"), prompt)
+    for pronouns, common in (
+        ("she|he", "they"),
+        ("her|him|his", "their"),
+        ("She|He", "They"),
+        ("Her|Him|His", "Their"),
+    ):
+        text = re.sub(rf"\b({pronouns})\b", common, text)
+    return text
+
+
+def test_the_readme_says_how_many_test_prompts_are_training_prompts_with_other_names():
+    text = " ".join((ROOT / "data" / "tasks" / "README.md").read_text().split())
+    found = re.search(r"But (\d+) of the (\d+) test prompts of `entailment`, and (\d+) of `word-problems`", text)
+    alike = {}
+    for name in ("entailment", "word-problems"):
+        task = load_task(name)
+        seen = {without_people(row["prompt"]) for row in task.train}
+        alike[name] = sum(without_people(row["prompt"]) in seen for row in task.test)
+    assert [int(number) for number in found.groups()] == [alike["entailment"], len(task.test), alike["word-problems"]]
