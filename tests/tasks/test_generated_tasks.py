@@ -155,7 +155,7 @@ def without_people(prompt):
         ("She|He", "They"),
         ("Her|Him|His", "Their"),
     ):
-        text = re.sub(rf"\b({pronouns})\b", common, text)
+        text = re.sub(rf"\b({pronouns})\b", common, text, flags=re.IGNORECASE)
     return text
 
 
