@@ -12,12 +12,21 @@ FINAL_NUMBER = re.compile(r"The answer is (-?\d+)\.")
 MARKED_ANSWER = re.compile(
     r"(?:####|[Tt]he (?:final )?answer is:?)[ \t]*([^\n]+?)[ \t]*(?=####|[Tt]he (?:final )?answer is|$)", re.MULTILINE
 )
-LATEX_WRAPPER = re.compile(r"\\(?:boxed|text)\{([^{}]*)\}")
+LATEX_WRAPPER = re.compile(r"\\(?:boxed|text|mathrm|mathbf)\{((?:[^{}]|\{[^{}]*\})*)\}")
+LATEX_SPACES = {r"\,": " ", r"\ ": " ", r"\!": "", "{,}": ","}
+CURRENCY = "$€£¥¢₹₽₩₺₫₪₱₦฿"
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}  # as powers of ten
 NUMBER = re.compile(
-    r"[\s*\\$€£¥]*(-?)[\s\\$€£¥]*(\d[\d,]*(?:\.\d+)?|\.\d+)"
+    # *+ gives nothing back: a long row of such signs would take its length to the third power
+    rf"[\s*_`\"'(\[{{=≈~+\\]*+(?:(?:USD|EUR|GBP|INR|Rs\.?|US|AU|CA|NZ|HK)(?=[\s{CURRENCY}]))?"
+    rf"[\s*\\{CURRENCY}]*+(?P<sign>-?)[\s\\{CURRENCY}]*+"
+    # digits in groups of three, with spaces or apostrophes between them, or with commas or none
+    r"(?P<digits>\d{1,3}(?:[ \u00a0\u2009\u202f'’]\d{3})+(?!\d)(?:\.\d+)?|\d[\d,]*(?:\.\d+)?|\.\d+)"
+    rf"(?P<scale>[ ](?:{'|'.join(SCALES)})s?\b)?"
     # then the end, perhaps with a remark in brackets; or a unit: a word, or a letter that is not the x of a formula
-    r"(?=[\s.*\\$€£¥?;:]*(?:\([^()]*\))?[\s.?;:]*$|\s*\\?%|\.?\s+[A-Za-z]{2,}|[A-Za-z]{2,}[\s.?;:]*$"
-    r"|\s+[cghklLmst][\s.?;:]*$)"
+    rf"(?=[\s.*_`\"')\]}}\\{CURRENCY}?;:]*+(?:\([^()]*\))?[\s.?;:]*$"
+    r"|[*_`\"')\]}]*(?:\s*\\?%|\.?\s+[A-Za-z]{2,}|[A-Za-z]{2,}[\s.?;:]*$"
+    r"|\s+[cghklLmst](?:[²³]|/[a-z]+)?[\s.?;:]*$|\s*°[CF]?[\s.?;:]*$))"
 )
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 NEXT_QUESTION = "\nQuestion:"
@@ -51,7 +60,12 @@ def marked_answer(text: str) -> str | None:
     matches = MARKED_ANSWER.findall(text.split(NEXT_QUESTION)[0])
     if not matches:
         return None
-    answer = LATEX_WRAPPER.sub(r"\1", matches[-1].replace("−", "-")).strip()
+    answer = re.sub("[−–—](?=[ ]?[$€£¥.0-9])", "-", matches[-1])
+    while LATEX_WRAPPER.search(answer):
+        answer = LATEX_WRAPPER.sub(r"\1", answer)
+    for written, meant in LATEX_SPACES.items():
+        answer = answer.replace(written, meant)
+    answer = answer.strip()
     return plain_number(answer) or answer.removesuffix(".").strip() or None
 
 
@@ -59,7 +73,7 @@ def plain_number(text: str) -> str | None:
     """Read the number that a text begins with, without "$", "," and superfluous zeros.
 
     Args:
-        text: for example "-$1,200.50 each".
+        text: for example "-$1,200.50 each", "**5** million" or "+18°C".
 
     Returns:
         The number in plain digits, here "-1200.5". ``None`` if the text does not begin with a number, or if it is a
@@ -68,13 +82,13 @@ def plain_number(text: str) -> str | None:
     match = NUMBER.match(text)
     if match is None:
         return None
-    value = Decimal(match.group(2).replace(",", ""))
-    digits = f"{value:f}"
+    value = Decimal(re.sub(r"[^\d.]", "", match["digits"]))
+    digits = f"{value.scaleb(SCALES.get((match['scale'] or '').strip().removesuffix('s'), 0)):f}"
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")
     digits = digits.lstrip("0") or "0"
     digits = f"0{digits}" if digits.startswith(".") else digits
-    return digits if digits == "0" else match.group(1) + digits
+    return digits if digits == "0" else match["sign"] + digits
 
 
 def full_answer(text: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from nlora_lab.tasks.final_answers import final_number, marked_answer, plain_number, without_notes
@@ -71,3 +73,31 @@ def test_only_calculator_notes_are_removed():
 )  # fmt: skip
 def test_the_marked_answer_is_read_in_many_notations(text, answer):
     assert marked_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("#### **18** dollars", "18"), ("#### `18`", "18"), ('#### "18".', "18"), ("#### (18)", "18"), ("#### _18_", "18"),
+        ("#### +5", "5"), ("#### = 5", "5"), ("#### ~5", "5"), ("#### –5", "-5"), ("#### — $5", "-5"), ("#### - 5", "-5"),
+        ("#### 18°", "18"), ("#### -3 °C.", "-3"), ("#### 18 m²", "18"), ("#### 18 m/s", "18"), ("#### 18 km/h", "18"),
+        ("#### ₹18", "18"), ("#### 18₹", "18"), ("#### 18 ¢", "18"), ("#### US$18", "18"), ("#### USD 18", "18"),
+        ("#### 12 000", "12000"), ("#### 1\u202f234 567.50", "1234567.5"), ("#### 1'000", "1000"), ("#### 1{,}000", "1000"),
+        (r"#### 1\,000\,dollars", "1000"), ("#### 5 million", "5000000"), ("#### $1.5 million dollars", "1500000"),
+        ("#### 2 hundred", "200"), (r"The answer is: \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"The answer is: \boxed{\text{Eve}}.", "Eve"), ("#### 12 00", "12 00"), ("#### 18, 19", "18, 19"),
+        ("#### 5 millions", "5000000"), ("#### usual", "usual"), ("#### (3, 4)", "(3, 4)"), ("#### 5 - 6", "5 - 6"),
+        ("#### x = 5", "x = 5"), ("#### 2 - x", "2 - x"), ("#### 2–3", "2-3"), ("#### USDA 18", "USDA 18"),
+    ],
+)  # fmt: skip
+def test_signs_around_a_number_do_not_hide_it(text, answer):
+    assert marked_answer(text) == answer
+
+
+@pytest.mark.parametrize("part", ["$", " ", "*", "\\", "$ ", "(", r"\boxed{", "1 ", "1,", "−"])
+def test_a_model_that_repeats_itself_is_read_at_once(part):
+    """A thousand tokens of one sign: a pattern that tries every way to divide them would take minutes."""
+    began = time.perf_counter()
+    for text in (part * 5000, part * 5000 + "5x", "5" + part * 5000 + "x"):
+        marked_answer("#### " + text)
+    assert time.perf_counter() - began < 5
