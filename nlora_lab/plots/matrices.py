@@ -16,7 +16,7 @@ from nlora_lab.lowrank.pivots import Pivots, choose_pivots
 from nlora_lab.lowrank.volume import Blocks, all_blocks
 from nlora_lab.plots.approximations import APPROXIMATIONS, ErrorLine, error_panel, spectrum_panel
 from nlora_lab.plots.drawings import Described, Picture
-from nlora_lab.plots.figure import Axis, Figure, Heatmap, Line, Mark, Panel, Points, log_limits
+from nlora_lab.plots.figure import Axis, Figure, Heatmap, Label, Line, Mark, Panel, Points, log_limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,11 +227,13 @@ def _cells(
     """One panel: a matrix as numbers on colours, the rows and columns that are done as white zeros."""
     colours = S.clone()
     colours[done[0]], colours[:, done[1]] = torch.nan, torch.nan
-    texts = [["0" if v != v else f"{round(v, 1) + 0.0:g}".replace("-", "−") for v in row] for row in colours.tolist()]
+    texts = [["" if v != v else f"{round(v, 1) + 0.0:g}".replace("-", "−") for v in row] for row in colours.tolist()]
+    # plotly writes dark text into empty cells, which a dark page hides: the zeros that are done are labels
+    zeros = [Label(j, i, "0", anchor="center") for i, j in colours.isnan().nonzero().tolist()]
     cells = Heatmap(colours.tolist(), (-1.4 * scale, 1.4 * scale), "RdBu_r", texts, framed=pivot)
     (m, n), none = S.shape, dict[float, str]()
     columns, rows = (Axis(limits=ends, ticks=none, grid=False) for ends in ((-0.5, n - 0.5), (m - 0.5, -0.5)))
-    return Panel(columns, rows, [cells], heading=heading, across=across)
+    return Panel(columns, rows, [cells], zeros, heading, across=across)
 
 
 def block_errors(W: Tensor, rank: int) -> Picture:

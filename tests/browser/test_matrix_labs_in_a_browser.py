@@ -65,3 +65,21 @@ def test_the_nystrom_lab_follows_the_keyboard_and_python(open_notebook):
         notebook.run(f"lab.{change}")
         settled()
     assert notebook.errors == []
+
+
+def test_an_elimination_waits_for_its_button_and_then_plays_all_steps(open_notebook):
+    matrix = "W = torch.randint(-5, 6, (6, 6), generator=torch.Generator().manual_seed(0)).double()"
+    notebook = open_notebook("import torch, nlora_lab as nl", matrix, "lab = nl.labs.EliminationLab(W, 3)\nlab")
+    notebook.run_all()
+    notebook.wait_for_figure()
+    first = notebook.figures()
+    notebook.screenshot()
+    assert notebook.run("print(lab.step.value)") == "1"  # it has not moved by itself
+    notebook.page.locator(".widget-play button").first.click()
+    notebook.until(lambda: notebook.run("print(lab.step.value)") == "3", 30, "the last step")
+    notebook.until(lambda: notebook.figures() != first, 30, "the figure follows the slider")
+    notebook.screenshot(width=900)
+    notebook.page.locator(".widget-play .fa-play").wait_for()  # it has come to its end
+    notebook.move("step", "ArrowLeft")
+    notebook.until(lambda: notebook.run("print(lab.step.value)") == "2", 30, "the slider goes back")
+    assert notebook.errors == []

@@ -29,7 +29,8 @@ def test_each_panel_holds_what_the_library_leaves(pivots):
         assert shown[:, cols[:k]].isnan().all()
         assert torch.allclose(shown.nan_to_num(0).double(), left, atol=1e-5)
         assert f"{left.norm() / W.norm():.2f} of ‖W‖" in panel.heading
-        assert {panel.marks[0].texts[rows[0]][j] for j in range(6)} == {"0"}
+        assert {(label.y, label.x) for label in panel.labels} == set(map(tuple, shown.isnan().nonzero().tolist()))
+        assert {label.text for label in panel.labels} == {"0"}
 
 
 def test_the_picture_is_drawn_by_both_renderers():

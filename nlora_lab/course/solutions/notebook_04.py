@@ -150,9 +150,9 @@ def _regressions() -> list[tuple[Any, ...]]:
     ]
 
 
-def new_core(N: Tensor, P: Tensor, Q: Tensor) -> Tensor:
-    """Undo P on the left and Q on the right: (B P)(P⁻¹ N Q⁻¹)(Q A) = B N A."""
-    core: Tensor = torch.linalg.inv(P) @ N @ torch.linalg.inv(Q)
+def new_core(N: Tensor, P: Tensor, Z: Tensor) -> Tensor:
+    """Undo P on the left and Z on the right: (B P)(P⁻¹ N Z⁻¹)(Z A) = B N A."""
+    core: Tensor = torch.linalg.inv(P) @ N @ torch.linalg.inv(Z)
     return core
 
 
@@ -308,22 +308,22 @@ EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "4.6",
         "the same product, other factors",
-        "Replace B by B P and A by Q A, with invertible r × r matrices P and Q. Write new_core(N, P, Q): the core\n"
+        "Replace B by B P and A by Z A, with invertible r × r matrices P and Z. Write new_core(N, P, Z): the core\n"
         "that leaves the product B N A as it was (about 1 line). Return an (r, r) tensor.",
         new_core,
         "So one product has infinitely many factors. The loss does not see the difference. The optimiser does.",
         (
-            Mistake(lambda N, P, Q: P @ N @ Q,
-                "P and Q then act twice. The core has to undo them: it needs their inverses."),
-            Mistake(lambda N, P, Q: torch.linalg.inv(Q) @ N @ torch.linalg.inv(P),
-                "the sides are swapped. P stands between B and N, and Q between N and A."),
-            Mistake(lambda N, P, Q: P.T @ N @ Q.T,
+            Mistake(lambda N, P, Z: P @ N @ Z,
+                "P and Z then act twice. The core has to undo them: it needs their inverses."),
+            Mistake(lambda N, P, Z: torch.linalg.inv(Z) @ N @ torch.linalg.inv(P),
+                "the sides are swapped. P stands between B and N, and Z between N and A."),
+            Mistake(lambda N, P, Z: P.T @ N @ Z.T,
                 "a transpose is an inverse only for orthogonal matrices."),
-            Mistake(lambda N, P, Q: torch.linalg.inv(P) @ N @ Q,
-                "P is undone, but Q acts twice."),
-            Mistake(lambda N, P, Q: P @ N @ torch.linalg.inv(Q),
-                "Q is undone, but P acts twice."),
-            Mistake(lambda N, P, Q: torch.linalg.inv(Q @ P) @ N,
+            Mistake(lambda N, P, Z: torch.linalg.inv(P) @ N @ Z,
+                "P is undone, but Z acts twice."),
+            Mistake(lambda N, P, Z: P @ N @ torch.linalg.inv(Z),
+                "Z is undone, but P acts twice."),
+            Mistake(lambda N, P, Z: torch.linalg.inv(Z @ P) @ N,
                 "matrices do not commute. One inverse stands left of N, and the other one right of it."),
         ),
         inputs=_cores,
