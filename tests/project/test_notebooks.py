@@ -50,6 +50,16 @@ def test_it_is_valid_and_was_run_once_from_top_to_bottom(notebook):
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
 
 
+def test_it_says_what_it_needs_what_was_learned_and_where_to_read_on(notebook):
+    texts = [c.source for c in notebook.cells if c.cell_type == "markdown"]
+    for part in ("**Goal", "**You need.**", "**Time.**"):
+        assert part in texts[0], part
+    (learned,) = [text for text in texts if "## What you learned" in text]
+    points = re.findall(r"^- ", learned.partition("## What you learned")[2].partition("**Further")[0], re.MULTILINE)
+    assert 4 <= len(points) <= 5
+    assert "**Further reading.**" in learned
+
+
 def test_no_widget_state_no_error_no_stderr_no_machine(notebook):
     assert "widgets" not in notebook.metadata
     outputs = [o for c in code_cells(notebook) for o in c.outputs]
