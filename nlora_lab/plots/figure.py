@@ -216,8 +216,20 @@ def spread(heights: Sequence[float], sizes: Sequence[float]) -> list[float]:
 
 
 def apart(labels: Sequence[Label], limits: Limits, share: float) -> list[Label]:
-    """Move labels apart along a logarithmic axis with these limits; a line of text takes this share of the axis."""
+    """Move labels apart along a logarithmic axis with these limits, inside which they stay while there is room.
+
+    A line of text takes this share of the axis. matplotlib and plotly do not draw a label outside the axes.
+    """
     low, high = map(math.log10, limits)
     heights = [min(max(math.log10(label.y), low), high) for label in labels]
-    placed = spread(heights, [share * (high - low) * (label.text.count("\n") + 1) for label in labels])
+    sizes = [share * (high - low) * (label.text.count("\n") + 1) for label in labels]
+    placed = spread(heights, sizes)
+    order = sorted(range(len(placed)), key=lambda i: placed[i])
+    ceiling, floor = high, low
+    for i in reversed(order):  # down from the upper end, then up from the lower one
+        placed[i] = min(placed[i], ceiling - sizes[i] / 2)
+        ceiling = placed[i] - sizes[i] / 2
+    for i in order:
+        placed[i] = max(placed[i], floor + sizes[i] / 2)
+        floor = placed[i] + sizes[i] / 2
     return [replace(label, y=10**height) for label, height in zip(labels, placed, strict=True)]

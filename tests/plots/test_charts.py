@@ -13,7 +13,7 @@ from nlora_lab.methods.table import METHODS
 from nlora_lab.plots.approximations import APPROXIMATIONS, error_limits, error_panel, line_of
 from nlora_lab.plots.charts import chart, heatmap, method_bars, scatter
 from nlora_lab.plots.drawings import adapter_boxes
-from nlora_lab.plots.figure import round_ticks, spread
+from nlora_lab.plots.figure import Label, apart, round_ticks, spread
 from nlora_lab.plots.lab import run_names
 from nlora_lab.plots.layer_maps import error_text
 from nlora_lab.plots.matplotlib_renderer import DASHES
@@ -177,3 +177,16 @@ def test_adapters_are_drawn_as_boxes_filled_where_they_train():
             adapter_boxes(wrong)
     with pytest.raises(InputError, match="'lorra' is not known"):
         adapter_boxes(["lorra"])
+
+
+@pytest.mark.parametrize(
+    "heights", [(0.011, 0.012, 0.0115), (0.01, 0.01, 5), (9.9, 9.8, 10), (0.1,), (0.02, 8, 0.02, 9)]
+)
+def test_names_stay_inside_the_axis_and_do_not_overlap(heights):
+    limits, share = (0.01, 10.0), 0.1
+    moved = apart([Label(1, y, str(y)) for y in heights], limits, share)
+    assert [label.text for label in moved] == list(map(str, heights))
+    at = sorted((math.log10(label.y) + 2) / 3 for label in moved)  # as shares of the axis
+    assert at[0] > share / 2 - 1e-9
+    assert at[-1] < 1 - share / 2 + 1e-9
+    assert all(b - a > share - 1e-9 for a, b in pairwise(at))
