@@ -1,4 +1,4 @@
-"""An adapter on any layer, of any shape, rank and dtype: step 0 is what its docstring says, or one line says why not."""
+"""An adapter on any layer, of any shape, rank and dtype: step 0 is what was promised, or one line says why not."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_first_step(family, data, kind, m, n, bias, dtype, values, r, alpha,
     expected, before = base(x), copy.deepcopy(base.state_dict())
     config = make(r, alpha, target_modules=["0"], **options)
     if r > min(m, n) or (values == "nan" and family != "slora"):
-        with pytest.raises(InputError, match="above the smaller side of 0|^0 holds NaN"):
+        with pytest.raises(InputError, match=r"above the smaller side of 0|^0 holds NaN"):
             attached(base, config)
         assert all(torch.equal(base.state_dict()[key], before[key]) or values == "nan" for key in before)
         return
