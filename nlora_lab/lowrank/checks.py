@@ -33,13 +33,29 @@ def check_matrix(W: Float[Tensor, "*batch m n"], name: str = "W") -> Float[Tenso
 
     Raises:
         InputError: ``W`` is not a tensor, has fewer than two dimensions, is empty, sparse, complex, integer or on the
-            meta device, or holds NaN or infinity.
+            meta device, holds NaN or infinity, or has entries so large that its norm may not fit into the dtype.
     """
     work = check_matrix_form(W, name)
-    # a sum is one pass without a mask; only where it is not finite (it may overflow) look at every entry
-    if not bool(torch.isfinite(work.sum())) and not bool(torch.isfinite(work).all()):
+    largest = _largest(work)  # one pass without a mask
+    if not math.isfinite(largest):
         raise InputError(f"{name} holds NaN or infinity; clean it before approximating it")
+    if largest > torch.finfo(work.dtype).max / (MARGIN * math.sqrt(work.shape[-2] * work.shape[-1])):
+        wider = ", or give it in float64" if work.dtype == torch.float32 else ""
+        raise InputError(
+            f"{name} has entries up to {largest:.1e}, and its singular values may not fit into {work.dtype}; "
+            f"scale it down{wider}"
+        )
     return work
+
+
+MARGIN = 100  # for what a random sketch of the matrix may be larger than its norm
+
+
+def _largest(W: Float[Tensor, "*batch m n"]) -> float:
+    """The largest size of an entry; NaN or infinite if one is."""
+    by_row = W if W.stride(-1) <= W.stride(-2) else W.mT  # in the order of memory: across it takes forty times as long
+    low, high = torch.aminmax(by_row)  # one pass, and nothing of W's size
+    return max(-float(low), float(high)) if not bool(low.isnan()) else math.nan
 
 
 def check_matrix_form(W: Float[Tensor, "*batch m n"], name: str = "W") -> Float[Tensor, "*batch m n"]:
@@ -50,7 +66,7 @@ def check_matrix_form(W: Float[Tensor, "*batch m n"], name: str = "W") -> Float[
         raise InputError(f"{name} must be a 2-D tensor (or a batch of them), not {tuple(W.shape)}; reshape it first")
     if W.layout != torch.strided:
         raise InputError(f"{name} must be dense, not {W.layout}; call to_dense() first")
-    if not W.is_floating_point():
+    if not is_real(W):
         raise InputError(f"{name} must be real floating point, not {W.dtype}; convert it first")
     if W.is_meta:
         raise InputError(f"{name} is on the meta device and has no values; load the weights first")
@@ -58,6 +74,11 @@ def check_matrix_form(W: Float[Tensor, "*batch m n"], name: str = "W") -> Float[
         raise InputError(f"{name} of shape {tuple(W.shape)} is empty; give at least one row and one column")
     work = W.detach()
     return work if work.dtype in (torch.float32, torch.float64) else work.to(torch.float32)
+
+
+def is_real(t: Tensor) -> bool:
+    """Return whether a tensor holds real floating-point numbers, one in each entry."""
+    return t.is_floating_point() and not str(t.dtype).endswith("_x2")  # two numbers of four bits in a byte
 
 
 def check_single_matrix(W: Float[Tensor, "m n"], name: str = "W") -> Float[Tensor, "m n"]:
@@ -148,8 +169,7 @@ def rescaled(W: Float[Tensor, "*batch m n"]) -> tuple[Float[Tensor, "*batch m n"
     Returns:
         ``W · s``, (..., m, n), in the dtype of ``W``, and the factor s.
     """
-    low, high = torch.aminmax(W)  # one pass, and nothing of W's size
-    largest = max(-float(low), float(high))
+    largest = _largest(W)
     if largest == 0 or 2.0**-30 < largest < 2.0**30:
         return W, 1.0
     exponent = max(-1000, min(1000, -math.frexp(largest)[1]))  # 2^exponent has to be a float itself

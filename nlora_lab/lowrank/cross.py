@@ -85,7 +85,8 @@ def nystrom(
         if dropped and rtol is None and bool(work.any()):  # for the zero matrix, 0 is exact
             warnings.warn(_describe_singular(block), IllConditionedWarning, stacklevel=2)
     elif balance:
-        return balanced(_optimal_in_bases(work, left, right, rtol, rows, cols))
+        f = _optimal_in_bases(work, left, right, rtol, rows, cols)
+        middle = f.core
     else:
         middle = optimal_core(work, left, right, rtol)
     if not bool(torch.isfinite(middle).all()):
@@ -93,6 +94,8 @@ def nystrom(
             f"the block's pseudo-inverse does not fit into {work.dtype}: its entries are at most "
             f"{float(block.abs().max()):.1e}; scale W up, or give it in float64"
         )
+    if core == "optimal" and balance:
+        return balanced(f)
     # copies: leading rows and columns are views, and a later change of W must not reach the factors
     left, middle, right = (t.clone(memory_format=torch.contiguous_format) for t in (left, middle, right))
     f = LowRank(left, middle, right, rows, cols, interpolates)

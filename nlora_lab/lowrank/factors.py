@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -126,7 +126,7 @@ def relative_error(
 
     Raises:
         InputError: ``W`` is not a finite matrix of the shape of the approximation, or is zero; ``f`` is not a
-            ``LowRank``; or ``norm`` is not known.
+            ``LowRank``, or its product is not finite; or ``norm`` is not known.
     """
     check_choice("norm", norm, NORMS)
     if not isinstance(f, LowRank):
@@ -135,8 +135,12 @@ def relative_error(
     tame, scale = rescaled(work)
     size = _norm(tame, norm)
     check_nonzero(size)
-    rest = f.residual(work)
-    error = _norm(rest if scale == 1 else rest * scale, norm) / size
+    # at the ends of the range the difference itself may not fit, although its size beside W does
+    rest = f.residual(work) if scale == 1 else replace(f, left=f.left * scale, interpolates=False).residual(tame)
+    distance = _norm(rest, "frobenius")
+    if not bool(torch.isfinite(distance).all()):
+        raise InputError(f"the approximation does not fit into {rest.dtype}; scale W, or give it in float64")
+    error = (distance if norm == "frobenius" else _norm(rest, norm)) / size
     return float(error) if error.ndim == 0 else error
 
 

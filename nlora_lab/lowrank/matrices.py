@@ -56,13 +56,14 @@ def with_spectrum(sigma: Num[Tensor, " k"] | Sequence[float], seed: int = 0) -> 
     check_whole_number("seed", seed, 0, 2**63 - 2)
     try:
         values = torch.as_tensor(sigma)
-    except (TypeError, ValueError, RuntimeError):
+        if values.dtype not in (torch.float32, torch.float64) and not values.is_complex():
+            values = values.dequantize() if values.is_quantized else values.float()
+    except (TypeError, ValueError, RuntimeError):  # NotImplementedError is one of them
         values = torch.empty(0)
-    if values.dtype not in (torch.float32, torch.float64) and not values.is_complex():
-        values = values.float()
     is_vector = values.ndim == 1 and len(values) > 0 and not values.is_complex()
     if not is_vector or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
-        raise InputError(f"sigma={sigma!r} must be a vector of finite numbers that are at least 0")
+        given = f"{sigma.dtype} {tuple(sigma.shape)}" if isinstance(sigma, Tensor) else repr(sigma)
+        raise InputError(f"sigma={given} must be a vector of finite numbers that are at least 0")
     k = len(values)
     noise = [torch.randn(k, k, generator=torch.Generator().manual_seed(seed + i), dtype=values.dtype) for i in (0, 1)]
     U, V = (torch.linalg.qr(X).Q for X in noise)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nlora_lab.core.array_types import Float, Float64, Int64
 from nlora_lab.core.errors import InputError
-from nlora_lab.lowrank.checks import check_matrix, check_rank, to_float64
+from nlora_lab.lowrank.checks import check_matrix, check_rank, rescaled, to_float64
 from nlora_lab.lowrank.svd import singular_values
 
 MOST_BLOCKS = 20_000
@@ -52,7 +52,7 @@ def all_blocks(W: Float[Tensor, "m n"], rank: int) -> Blocks:
     Raises:
         InputError: ``W`` is not a finite matrix, a value is out of range, or there are more than 20,000 blocks.
     """
-    work = to_float64(check_matrix(W))
+    work, scale = rescaled(to_float64(check_matrix(W)))  # a volume is a product of r entries
     if work.ndim != 2:
         raise InputError(f"W has the shape {tuple(work.shape)}; give one matrix (m, n)")
     m, n = work.shape
@@ -60,6 +60,9 @@ def all_blocks(W: Float[Tensor, "m n"], rank: int) -> Blocks:
     count = math.comb(m, rank) * math.comb(n, rank)
     if count > MOST_BLOCKS:
         raise InputError(f"a {m} × {n} matrix has {count:,} blocks of rank {rank}; at most {MOST_BLOCKS:,} are tried")
+    sigma = singular_values(work, accurate=True)
+    if float(sigma[rank - 1]) <= torch.finfo(torch.float64).eps * max(m, n) * float(sigma[0]):
+        raise InputError(f"W has no invertible block of rank {rank}; give a smaller rank")
     pairs = list(combinations(range(m), rank)), list(combinations(range(n), rank))
     rows = torch.tensor(pairs[0]).repeat_interleave(len(pairs[1]), 0)  # each choice of rows with each of columns
     cols = torch.tensor(pairs[1]).repeat(len(pairs[0]), 1)
@@ -67,11 +70,15 @@ def all_blocks(W: Float[Tensor, "m n"], rank: int) -> Blocks:
     volume = torch.linalg.det(blocks).abs()
     order = volume.argsort(descending=True, stable=True)
     order = order[volume[order] > torch.finfo(torch.float64).eps * volume.max()]
-    if not len(order):
-        raise InputError(f"W has no invertible block of rank {rank}; give a smaller rank")
+    order = order[torch.linalg.inv_ex(blocks[order]).info == 0]  # a small volume may hide an exact zero
     rows, cols, volume = rows[order], cols[order], volume[order]
     columns = work[:, cols].movedim(1, 0)  # (blocks, m, r)
     left = work - columns @ torch.linalg.solve(blocks[order], work[rows])
-    sigma = singular_values(work, accurate=True)
     bound = (rank + 1) * float(sigma[rank]) if rank < len(sigma) else 0.0
-    return Blocks(rows, cols, volume, left.abs().amax((1, 2)), bound)
+    return Blocks(
+        rows,
+        cols,
+        volume / torch.tensor(scale, dtype=torch.float64) ** rank,
+        left.abs().amax((1, 2)) / scale,
+        bound / scale,
+    )

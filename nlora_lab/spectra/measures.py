@@ -10,7 +10,7 @@ from torch import Tensor
 from nlora_lab.core.array_types import Float, Float64
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_number, check_whole_number
-from nlora_lab.lowrank.checks import check_rank, check_single_matrix
+from nlora_lab.lowrank.checks import check_rank, check_single_matrix, is_real
 from nlora_lab.lowrank.svd import singular_values
 
 
@@ -19,7 +19,7 @@ def _normalised_spectrum(
 ) -> Float64[Tensor, " k"]:
     """The singular values divided by the largest: no measure depends on the scale, and large squares overflow."""
     if isinstance(W, Tensor) and W.ndim == 1:
-        if not W.is_floating_point() or W.is_meta or W.layout != torch.strided:
+        if not is_real(W) or W.is_meta or W.layout != torch.strided:
             raise InputError(f"singular values must be dense real numbers, not {W.dtype} ({W.layout}, {W.device})")
         s = W.detach().to(torch.float64)
         if len(s) == 0 or not bool(torch.isfinite(s).all()) or bool((s < 0).any()):
