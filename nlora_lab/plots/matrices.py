@@ -193,7 +193,7 @@ def elimination_step(made: Sequence[EliminationStep], step: int) -> Picture:
         Three panels, which a notebook shows as a PNG.
 
     Raises:
-        InputError: there is no such step.
+        InputError: the step was not made.
     """
     now = made[check_whole_number("step", step, 1, len(made)) - 1]
     before = _left(made, step - 1) if step > 1 else "W"
