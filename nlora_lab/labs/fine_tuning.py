@@ -6,25 +6,29 @@ Every event, such as a moved control or a report of the race, ends in one frozen
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.validation import check_choice, check_text
+from nlora_lab.core.validation import check_choice
 from nlora_lab.labs.figures import Figures, allow_custom_widgets, in_colab
 from nlora_lab.labs.live import Ended, Event, Finished, LiveRace, Loading, Started, Stepped
 from nlora_lab.labs.panel import LivePanel
-from nlora_lab.labs.run_list import RunList
+from nlora_lab.labs.run_list import RunActions, RunList
 from nlora_lab.labs.tabs import Tabs
 from nlora_lab.labs.training_controls import HINT, TrainingControls
 from nlora_lab.labs.view import TABS, LabView, Message, make_view, method_view
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.names import EMBEDDED, check_model
+from nlora_lab.pages.opening import shipped_opening
+from nlora_lab.pages.recorded import recorded_data
 from nlora_lab.plots.lab import LabDrawing
 from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.rate_points import RatePoint
 from nlora_lab.runs.run import Run, run_table
 from nlora_lab.runs.shipped import recorded_runs
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class FineTuneLab(LivePanel):
+class FineTuneLab(LivePanel, RunActions):
     """A panel that shows recorded runs as its controls select them, and trains new runs.
 
     Every control is an attribute and can be set from Python. ``lab.run.click()`` trains all ticked methods in one
@@ -65,7 +69,6 @@ class FineTuneLab(LivePanel):
         stop: the button that stops it.
         clear: the button that deletes all runs that are not pinned.
         inside: the panel of what happens inside the adapters, which can be displayed on its own.
-        recordings: the recorded runs.
         store: the store of finished runs, or ``None``.
         model: the model that is trained.
 
@@ -80,13 +83,14 @@ class FineTuneLab(LivePanel):
     ) -> None:  # fmt: skip
         check_model(model)
         self.model = model
-        self.recordings = recorded_runs(open_store(recorded), model)
+        self._recorded = open_store(recorded)
+        self._opening = shipped_opening() if recorded is None and model == EMBEDDED else None
         self.store = store if isinstance(store, RunStore) or store is None else RunStore(store)
         self._list = RunList(self.store)
         self._race = LiveRace(self._on_race, background=not in_colab())
         self._remark = ""  # why a run of the last race could not be saved
         allow_custom_widgets()
-        self._controls = c = TrainingControls(method, self.recordings, self._update)
+        self._controls = c = TrainingControls(method, self._compact(), self._update)
         self.method, self.lr, self.own_rates, self.rank, self.init = c.method, c.lr, c.own_rates, c.rank, c.init
         self.steps, self.task, self.seed, self.run, self.stop = c.steps, c.task, c.seed, c.run, c.stop
         self._tabs = Tabs(figures, self._edit, self._delete)
@@ -100,6 +104,11 @@ class FineTuneLab(LivePanel):
         self.clear.on_click(lambda _: self._clear())
         self._tabs.export_row.write.on_click(lambda _: self._export_ticked())
         self._tabs.observe(lambda _: self._on_tab(), "selected_index")
+
+    @cached_property
+    def recordings(self) -> RecordedRuns:
+        """The recorded runs. Those that ship are read when they are first needed."""
+        return recorded_runs(self._recorded, self.model)
 
     @property
     def runs(self) -> list[Run]:
@@ -198,86 +207,6 @@ class FineTuneLab(LivePanel):
         check_choice("tab", tab, TABS)
         self._tabs.selected_index = TABS.index(tab)
 
-    def rename(self, number: int, name: str) -> None:
-        """Give a run another name in figures and tables.
-
-        Args:
-            number: the index of the run in ``runs``.
-            name: the new name.
-
-        Raises:
-            InputError: the run does not exist, or the name is blank.
-        """
-        run = self._list.find(number).run
-        self._edit(run, name=check_text("name", name).strip(), renamed=True)
-
-    def hide(self, number: int, hidden: bool = True) -> None:
-        """Leave a run out of the figure, or show it again.
-
-        Args:
-            number: the index of the run in ``runs``.
-            hidden: False shows the run again.
-
-        Raises:
-            InputError: the run does not exist.
-        """
-        self._edit(self._list.find(number).run, hidden=hidden)
-
-    def pin(self, number: int, pinned: bool = True) -> None:
-        """Pin a run: it stays when the others are cleared, and is listed first.
-
-        Args:
-            number: the index of the run in ``runs``.
-            pinned: False lets the run go again.
-
-        Raises:
-            InputError: the run does not exist.
-        """
-        self._edit(self._list.find(number).run, pinned=pinned)
-
-    def delete(self, number: int) -> None:
-        """Remove a run from the lab. A copy in ``store`` stays there. Nothing is removed while something trains.
-
-        Args:
-            number: the index of the run in ``runs``.
-
-        Raises:
-            InputError: the run does not exist.
-        """
-        self._delete(self._list.find(number).run)
-
-    def compare(self, *numbers: int) -> pd.DataFrame:
-        """Return runs side by side.
-
-        Args:
-            *numbers: the indices of the runs in ``runs``. By default all runs.
-
-        Returns:
-            One column per run, one row per setting and result, as in ``Run.summary``.
-
-        Raises:
-            InputError: the run does not exist.
-        """
-        return self._list.compare(numbers)
-
-    def export(self, kind: str, path: str | Path, *numbers: int) -> list[Path]:
-        """Write runs to disk.
-
-        Args:
-            kind: "csv" (losses, one row per step) or "json" (complete records) write the file ``path``. "peft" and
-                "lora" (see ``nl.save_adapter``) write one folder per run below ``path``.
-            path: the file or folder.
-            *numbers: the indices of the runs in ``runs``. By default all runs.
-
-        Returns:
-            The files or folders written.
-
-        Raises:
-            InputError: the kind is not known, the run does not exist, a run cannot be written in this form, or the
-                path cannot be written.
-        """
-        return self._list.export(kind, path, numbers)
-
     def save_page(self, path: str | Path) -> Path:
         """Write the lab into one HTML file: recorded runs as the controls stand now, no kernel, no network.
 
@@ -299,14 +228,24 @@ class FineTuneLab(LivePanel):
         with self._race.lock:
             return self._make_view().drawing
 
+    def picture(self) -> bytes:
+        """Return the figure as PNG bytes."""
+        ready = self._opening if not (self.runs or self.running) else None
+        if ready and ready.settings == {**asdict(self._controls.settings()), "methods": list(self.method.value)}:
+            return ready.picture
+        return super().picture()
+
     def __repr__(self) -> str:
         return f"FineTuneLab: {len(self.runs)} run{'s' * (len(self.runs) != 1)}"
 
     # --- from an event to a view, and from the view to the parts ---
 
+    def _compact(self) -> tuple[dict[str, Any], bytes]:
+        return (self._opening.data, self._opening.curves) if self._opening else recorded_data(self.recordings)
+
     def _make_view(self, status: Message | None = None) -> LabView:
         return make_view(
-            self._controls.settings(), self.recordings, entries=self._list.entries, tab=self._tabs.opened,
+            self._controls.settings(), lambda: self.recordings, entries=self._list.entries, tab=self._tabs.opened,
             training=self._race.curves.values(), running=self.running, progress=self._race.pace.progress,
             status=self._view.status if status is None else status, model=self.model,
         )  # fmt: skip

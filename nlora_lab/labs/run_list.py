@@ -12,7 +12,7 @@ import ipywidgets as widgets
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.formatting import format_bytes, format_rate
-from nlora_lab.core.validation import check_choice, whole_number
+from nlora_lab.core.validation import check_choice, check_text, whole_number
 from nlora_lab.labs.panel import ROW
 from nlora_lab.labs.view import Entry, LabView
 from nlora_lab.methods.table import METHODS
@@ -131,6 +131,94 @@ class RunList:
         places = [self.entries.index(e) + 1 for e in entries]
         folders = [export.free_folder(path, f"{i:02}-{r.config.method}") for i, r in zip(places, runs, strict=True)]
         return [export.save_adapter(run, folder, kind) for run, folder in zip(runs, folders, strict=True)]
+
+
+class RunActions:
+    """What can be done to the runs of a lab, by their numbers."""
+
+    _list: RunList
+    _edit: Edit
+    _delete: Callable[[Run], None]
+
+    def rename(self, number: int, name: str) -> None:
+        """Give a run another name in figures and tables.
+
+        Args:
+            number: the index of the run in ``runs``.
+            name: the new name.
+
+        Raises:
+            InputError: the run does not exist, or the name is blank.
+        """
+        run = self._list.find(number).run
+        self._edit(run, name=check_text("name", name).strip(), renamed=True)
+
+    def hide(self, number: int, hidden: bool = True) -> None:
+        """Leave a run out of the figure, or show it again.
+
+        Args:
+            number: the index of the run in ``runs``.
+            hidden: False shows the run again.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        self._edit(self._list.find(number).run, hidden=hidden)
+
+    def pin(self, number: int, pinned: bool = True) -> None:
+        """Pin a run: it stays when the others are cleared, and is listed first.
+
+        Args:
+            number: the index of the run in ``runs``.
+            pinned: False lets the run go again.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        self._edit(self._list.find(number).run, pinned=pinned)
+
+    def delete(self, number: int) -> None:
+        """Remove a run from the lab. A copy in ``store`` stays there. Nothing is removed while something trains.
+
+        Args:
+            number: the index of the run in ``runs``.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        self._delete(self._list.find(number).run)
+
+    def compare(self, *numbers: int) -> pd.DataFrame:
+        """Return runs side by side.
+
+        Args:
+            *numbers: the indices of the runs in ``runs``. By default all runs.
+
+        Returns:
+            One column per run, one row per setting and result, as in ``Run.summary``.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        return self._list.compare(numbers)
+
+    def export(self, kind: str, path: str | Path, *numbers: int) -> list[Path]:
+        """Write runs to disk.
+
+        Args:
+            kind: "csv" (losses, one row per step) or "json" (complete records) write the file ``path``. "peft" and
+                "lora" (see ``nl.save_adapter``) write one folder per run below ``path``.
+            path: the file or folder.
+            *numbers: the indices of the runs in ``runs``. By default all runs.
+
+        Returns:
+            The files or folders written.
+
+        Raises:
+            InputError: the kind is not known, the run does not exist, a run cannot be written in this form, or the
+                path cannot be written.
+        """
+        return self._list.export(kind, path, numbers)
 
 
 class RunRow(widgets.HBox):

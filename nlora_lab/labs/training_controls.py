@@ -21,11 +21,9 @@ from nlora_lab.labs.panel import Control, flag, one_of, within
 from nlora_lab.labs.view import LabView, Message, Settings
 from nlora_lab.lowrank.slora_init import CORE_INITS
 from nlora_lab.methods.table import METHODS
-from nlora_lab.pages.recorded import recorded_data
 from nlora_lab.pages.scripts import FINE_TUNING, module, style
 from nlora_lab.plots.lab import Curve
 from nlora_lab.runs.config import SHARED_RATE
-from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.shipped import STEPS
 from nlora_lab.tasks.generated import TASKS
 
@@ -41,7 +39,8 @@ class LabWidget(anywidget.AnyWidget):
     """The controls and the figure of the lab in the page. Every view of it shows the same state.
 
     Args:
-        recordings: the recorded runs that the page can look up.
+        recorded: the recorded runs that the page can look up, and
+        curves: their loss curves, as ``recorded_data`` returns them.
         press: called with "run" or "stop" when that button is pressed in the page.
     """
 
@@ -65,9 +64,8 @@ class LabWidget(anywidget.AnyWidget):
     progress = traitlets.List([0, 1]).tag(sync=True)
     status: traitlets.List[Any] = traitlets.List().tag(sync=True)
 
-    def __init__(self, recordings: RecordedRuns, press: Callable[[str], None]) -> None:
-        data, curves = recorded_data(recordings)
-        super().__init__(recorded=data, curves=curves)
+    def __init__(self, recorded: dict[str, Any], curves: bytes, press: Callable[[str], None]) -> None:
+        super().__init__(recorded=recorded, curves=curves)
         self.on_msg(lambda _, content, __: press(content.get("press", "")))
 
 
@@ -93,17 +91,19 @@ class TrainingControls:
 
     Args:
         ticked: the names of the methods ticked at first.
-        recordings: the recorded runs that the page can look up.
+        recorded: the recorded runs that the page can look up, as ``recorded_data`` returns them.
         changed: called when a setting has a new value.
     """
 
     every = 0.1  # seconds between two messages while curves grow
     share = 100  # at most 1 % of the training time goes here; recording what is inside takes another 1 or 2 %
 
-    def __init__(self, ticked: Iterable[str], recordings: RecordedRuns, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, ticked: Iterable[str], recorded: tuple[dict[str, Any], bytes], changed: Callable[[], None]
+    ) -> None:
         names = _method_names(ticked)
         self.run, self.stop = Button(), Button()
-        self.widget = w = LabWidget(recordings, self._press)
+        self.widget = w = LabWidget(*recorded, self._press)
         w.methods = list(names)
         self.method = Control(w, "methods", _method_names)
         self.lr = Control(w, "lr", lambda v: within("lr", v, LOWEST_RATE, HIGHEST_RATE))

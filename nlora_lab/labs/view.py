@@ -6,7 +6,7 @@ read nothing else. While runs are training, a step replaces the growing curves a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -119,7 +119,7 @@ class LabView:
 
     Attributes:
         settings: what the controls are set to.
-        methods: the ticked methods, in the order of the methods table.
+        recordings: returns the recorded runs. It is called when a part of the lab needs them.
         entries: the runs trained here, in the order in which they ended.
         finished: the curves of those runs that are not hidden and are of the chosen task.
         live: the curves of the runs of the chosen task that are training.
@@ -131,7 +131,7 @@ class LabView:
     """
 
     settings: Settings
-    methods: tuple[MethodView, ...]
+    recordings: Callable[[], RecordedRuns]
     entries: tuple[Entry, ...]
     finished: tuple[Curve, ...]
     live: tuple[Curve, ...]
@@ -161,6 +161,11 @@ class LabView:
         return _base_answers(self.settings.task) if self.model == EMBEDDED else None
 
     @cached_property
+    def methods(self) -> tuple[MethodView, ...]:
+        """The ticked methods, in the order of the methods table."""
+        return tuple(method_view(self.settings, self.recordings(), name) for name in self.settings.methods)
+
+    @cached_property
     def drawing(self) -> LabDrawing:
         """The figure."""
         lines = [RecordedLine(m.label, m.method, m.valley, m.point, m.curve) for m in self.methods]
@@ -170,7 +175,7 @@ class LabView:
 
 def make_view(
     settings: Settings,
-    recordings: RecordedRuns,
+    recordings: Callable[[], RecordedRuns],
     *,
     entries: Iterable[Entry] = (),
     training: Iterable[tuple[RunConfig, Sequence[Step]]] = (),
@@ -184,7 +189,7 @@ def make_view(
 
     Args:
         settings: what the controls are set to.
-        recordings: the recorded runs to look up.
+        recordings: returns the recorded runs to look up.
         entries: the runs trained here.
         training: the config and the steps so far of every run that is training.
         running: whether something is training.
@@ -197,14 +202,13 @@ def make_view(
         The view, which does not change any more.
     """
     entries = tuple(entries)
-    methods = tuple(method_view(settings, recordings, name) for name in settings.methods)
     finished = tuple(
         curve(e.run.config, e.run.steps, e.name, e.run.accuracy, e.run.final_loss, e.run.ended)
         for e in entries
         if not e.hidden and e.run.config.task == settings.task
     )
     live = live_curves(entries, training, settings.task)
-    return LabView(settings, methods, entries, finished, live, running, progress, status, tab, model)
+    return LabView(settings, recordings, entries, finished, live, running, progress, status, tab, model)
 
 
 def method_view(settings: Settings, recordings: RecordedRuns, method: str) -> MethodView:

@@ -40,9 +40,7 @@ def recorded_data(recordings: RecordedRuns) -> tuple[dict[str, Any], bytes]:
     indices = [recordings.at_steps(steps) for steps in recordings.budgets]
     cells = [_cell(index, place, grids, curves) for index in indices for place in index.places()]
     data = {
-        "methods": [_method(method) for method in METHODS.values()],
-        "tasks": [{"name": name, "metric": metric(name)} for name in TASKS],
-        "inits": list(CORE_INITS),
+        **menus(),
         "usual_steps": recordings.usual_steps,
         "near_rate": NEAR_RATE,
         "near_rank": NEAR_RANK,
@@ -51,6 +49,15 @@ def recorded_data(recordings: RecordedRuns) -> tuple[dict[str, Any], bytes]:
         "cells": cells,
     }
     return data, np.concatenate([np.zeros(0, np.uint16), *curves]).astype("<u2").tobytes()
+
+
+def menus() -> dict[str, Any]:
+    """Return what the lab can be asked for, recorded or not: methods, tasks, and initialisations of N."""
+    return {
+        "methods": [_method(method) for method in METHODS.values()],
+        "tasks": [{"name": name, "metric": metric(name)} for name in TASKS],
+        "inits": list(CORE_INITS),
+    }
 
 
 def metric(task: str) -> str:

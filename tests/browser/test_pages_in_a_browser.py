@@ -190,3 +190,26 @@ def test_a_second_number_of_steps_and_a_third_measure_get_a_switch(open_page, tm
     page.get_by_label("task").select_option("entailment")
     page.wait_for_timeout(200)
     assert "LoRA · 1e-2 · 250 steps" in page.locator(".figure svg").text_content()  # entailment has no run of 500 steps
+
+
+def test_a_burst_of_events_is_drawn_once_per_frame_so_that_a_drag_leaves_no_backlog(open_page, tmp_path):
+    """Fifty moves of the slider in one task: nothing is drawn before the frame, and the frame shows the last one."""
+    page = open_page(write_lab(tmp_path / "lab.html", recorded_runs(), {"methods": list(nl.METHODS)}))
+    seen = page.evaluate(
+        """async () => {
+          const [slider, figure] = [document.querySelector('input[type=range]'), document.querySelector('.figure svg')];
+          const [ask, asked, drawn] = [window.requestAnimationFrame, [], []];
+          window.requestAnimationFrame = (draw) => asked.push(draw) && ask(draw);
+          const observer = new MutationObserver((records) => drawn.push(records.length));
+          observer.observe(figure, {subtree: true, childList: true, attributes: true, characterData: true});
+          for (let i = 50; i >= 0; i -= 1) {
+            slider.value = -i / 10;
+            slider.dispatchEvent(new Event('input'));
+          }
+          const early = observer.takeRecords().length;
+          window.requestAnimationFrame = ask;
+          for (let frame = 0; frame < 3; frame += 1) await new Promise((next) => ask(next));
+          return {asked: asked.length, early, draws: drawn.length, shown: slider.getAttribute('aria-valuetext')};
+        }"""
+    )
+    assert seen == {"asked": 1, "early": 0, "draws": 1, "shown": "1.0e0"}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
+import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,6 +15,9 @@ from factories import recorded_run as run
 
 import nlora_lab as nl
 from nlora_lab.cli import main as cli
+from nlora_lab.labs import fine_tuning
+from nlora_lab.pages import opening as opening_module
+from nlora_lab.pages.opening import digest_of, shipped_opening
 from nlora_lab.pages.page import Lab, page_html, write_page
 from nlora_lab.pages.recorded import CURVE_POINTS, NO_LOSS, recorded_data
 from nlora_lab.pages.scripts import FINE_TUNING, NYSTROM, SPECTRUM, STATIC, module
@@ -133,3 +139,33 @@ def test_what_cannot_be_written_is_named(tmp_path, capsys):
     ):
         assert cli.main(arguments) == 2
         assert words in capsys.readouterr().err
+
+
+def test_what_the_lab_opens_with_is_made_from_the_shipped_runs(shipped):
+    """If this fails, run ``python -m tools.lab_opening``."""
+    opening, lab = shipped_opening(), nl.FineTuneLab()
+    assert opening is not None
+    data, curves = recorded_data(shipped)
+    assert (opening.data, opening.curves) == (json.loads(json.dumps(data)), curves)
+    assert opening.settings == json.loads(json.dumps(asdict(lab._view.settings)))
+    assert opening.figure == digest_of(lab.drawing().figure())
+    assert opening.picture == lab.picture()
+
+
+def test_the_lab_opens_without_reading_a_record(monkeypatch):
+    monkeypatch.setattr(fine_tuning, "recorded_runs", lambda *_: pytest.fail("the records were read"))
+    lab = nl.FineTuneLab()
+    assert base64.b64decode(lab._repr_mimebundle_()["image/png"]) == lab._opening.picture
+    lab.rank.value, lab.lr.value = 16, 1e-2  # the page looks these up by itself
+    with pytest.raises(pytest.fail.Exception, match="the records were read"):
+        lab.picture()
+
+
+def test_what_was_made_from_other_records_is_not_used(monkeypatch, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(opening_module.shipped_folder("data") / "results", results)
+    monkeypatch.setattr(opening_module, "shipped_folder", lambda _: tmp_path)
+    assert shipped_opening() is not None
+    with next(results.glob("**/*.jsonl")).open("a") as file:
+        file.write("\n")
+    assert shipped_opening() is None

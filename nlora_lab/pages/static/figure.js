@@ -27,6 +27,11 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Set the value of a control, if it differs: the browser lays a control out again even if nothing has changed. */
+function setValue(control, value) {
+  if (control.value !== String(value)) control.value = value;
+}
+
 /** A labelled control. `id` ties the label to it. */
 function field(label, control, { wide = false, short = false, title } = {}) {
   const id = newId("field");
@@ -40,6 +45,7 @@ class Pool {
   constructor(svg, layers) {
     this.turn = 0;
     this.items = new Map();
+    this.made = new Map();
     this.layers = Object.fromEntries(layers.map((name) => [name, svg.appendChild(document.createElementNS(SVG, "g"))]));
   }
 
@@ -62,6 +68,15 @@ class Pool {
     }
     if (text !== undefined && item.text !== text) item.node.textContent = item.text = text;
     item.turn = this.turn;
+  }
+
+  /** Return what `make` makes for a key. It is made again only when a cause differs: most paths stay from key to key. */
+  keep(key, causes, make) {
+    const known = this.made.get(key);
+    if (known?.causes.every((cause, i) => cause === causes[i])) return known.result;
+    const result = make();
+    this.made.set(key, { causes, result });
+    return result;
   }
 
   end() {
@@ -186,9 +201,10 @@ const power = (e) => `10${e < 0 ? "⁻" : ""}${[...String(Math.abs(e))].map((d) 
 const LOSS_TICKS = [-4, -3, -2, -1, 0, 1, 2].flatMap((e) => [1, 2, 5].map((m) => [m * 10 ** e, String(Number((m * 10 ** e).toPrecision(1)))]));
 const RATE_TICKS = [-6, -5, -4, -3, -2, -1, 0, 1].map((e) => [10 ** e, power(e)]);
 
-/** Draw heading, grid and ticks of a panel, and give it the functions `sx` and `sy` from values to pixels. */
+/** Draw heading, grid and ticks of a panel. Give it the functions `sx` and `sy` from values to pixels, and a name of both. */
 function drawAxes(pool, panel) {
   const { key, box: [left, right, top, bottom], x, y } = panel;
+  panel.scales = [...panel.box, ...x.limits, ...y.limits, y.log].join();
   panel.sx = scale(x.limits, [left, right], x.log);
   panel.sy = scale(y.limits, [bottom, top], y.log);
   const within = (axis, v) => v >= axis.limits[0] * (axis.log ? 0.999 : 1) - 1e-12 && v <= axis.limits[1] * (axis.log ? 1.001 : 1) + 1e-12;

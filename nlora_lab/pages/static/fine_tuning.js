@@ -247,19 +247,41 @@ function drawNames(pool, names, kind) {
 }
 
 function drawCurve(pool, panel, m, look) {
-  const { steps, middle, low, high } = m.point.curve;
+  const { curve } = m.point;
+  const { band, line, x, y } = pool.keep(`${m.name}-curve`, [curve, panel.scales], () => curvePaths(panel, curve));
+  pool.put("bands", `${m.name}-band`, "path", { d: band, fill: look.stroke, "fill-opacity": 0.14 });
+  pool.put("lines", `${m.name}-curve`, "path",
+    { d: line, fill: "none", stroke: look.stroke, "stroke-width": 1.7, "stroke-dasharray": look.dash });
+  return { text: m.label, x: x + 6, at: y, fill: look.text };
+}
+
+/** The paths of a recorded curve and of its range, and where the curve ends. */
+function curvePaths(panel, { steps, middle, low, high }) {
   const clip = (v) => panel.sy(Math.min(Math.max(v, panel.y.limits[0]), panel.y.limits[1]));
   const xs = steps.map(panel.sx);
   const [up, down] = [Array.from(high, clip), Array.from(low, clip)];
   const band = `${linePath(xs, up)}${linePath([...xs].reverse(), [...down].reverse()).replace("M", "L")}Z`;
-  pool.put("bands", `${m.name}-band`, "path", { d: band, fill: look.stroke, "fill-opacity": 0.14 });
-  pool.put("lines", `${m.name}-curve`, "path",
-    { d: linePath(xs, Array.from(middle, clip)), fill: "none", stroke: look.stroke, "stroke-width": 1.7, "stroke-dasharray": look.dash });
-  return { text: m.label, x: xs.at(-1) + 6, at: clip(middle.at(-1)), fill: look.text };
+  return { band, line: linePath(xs, Array.from(middle, clip)), x: xs.at(-1), y: clip(middle.at(-1)) };
 }
 
 /** One number against the rate: a whisker per point for the range over seeds. A diverged point is a cross at the top. */
 function drawValley(pool, panel, m, look, spread) {
+  const key = `${panel.key}-${m.name}`;
+  const { line, whiskers, marks, crosses, lowest } = pool.keep(key, [m.valley, m.point, panel.heading, panel.scales],
+    () => valleyPaths(panel, m, spread));
+  pool.put("lines", `${key}-line`, "path", { d: line, fill: "none", stroke: look.stroke, "stroke-width": 1.4, "stroke-dasharray": look.dash });
+  pool.put("lines", `${key}-range`, "path", { d: whiskers, fill: "none", stroke: look.stroke, "stroke-opacity": 0.55, "stroke-width": 1.2 });
+  pool.put("marks", `${key}-dots`, "path", { d: marks, fill: look.stroke });
+  pool.put("marks", `${key}-crosses`, "path", { d: crosses, fill: "none", stroke: look.stroke, "stroke-width": 2 });
+  if (!lowest) return null;
+  const [left, right] = panel.box;
+  const half = 3.2 * m.label.length; // of the name's width: it stays within the panel
+  const x = Math.min(Math.max(lowest.x, left + half), right - half);
+  return { text: m.label, x, at: lowest.y + 13, fill: look.text, middle: true };
+}
+
+/** The paths of a valley, and its lowest point. */
+function valleyPaths(panel, m, spread) {
   const [low, high] = panel.y.limits;
   const clip = (v) => panel.sy(Math.min(Math.max(v, low), high));
   const points = m.valley.map((p) => ({ p, x: panel.sx(p.lr), spread: spread(p) })).filter(({ spread: s }) => !Number.isNaN(s[0]));
@@ -271,18 +293,10 @@ function drawValley(pool, panel, m, look, spread) {
     if (p.loss[0] === Infinity) crosses += cross(x, ys[i], r);
     else marks += dot(x, ys[i], r);
   });
-  const key = `${panel.key}-${m.name}`;
-  pool.put("lines", `${key}-line`, "path", { d: linePath(points.map(({ x }) => x), ys), fill: "none", stroke: look.stroke, "stroke-width": 1.4, "stroke-dasharray": look.dash });
-  pool.put("lines", `${key}-range`, "path", { d: whiskers, fill: "none", stroke: look.stroke, "stroke-opacity": 0.55, "stroke-width": 1.2 });
-  pool.put("marks", `${key}-dots`, "path", { d: marks, fill: look.stroke });
-  pool.put("marks", `${key}-crosses`, "path", { d: crosses, fill: "none", stroke: look.stroke, "stroke-width": 2 });
   const finite = points.map((_, i) => i).filter((i) => points[i].spread[0] < Infinity);
-  if (!finite.length) return null;
-  const i = finite.reduce((a, b) => (points[b].spread[0] < points[a].spread[0] ? b : a));
-  const [left, right] = panel.box;
-  const half = 3.2 * m.label.length; // of the name's width: it stays within the panel
-  const x = Math.min(Math.max(points[i].x, left + half), right - half);
-  return { text: m.label, x, at: ys[i] + 13, fill: look.text, middle: true };
+  const i = finite.length ? finite.reduce((a, b) => (points[b].spread[0] < points[a].spread[0] ? b : a)) : null;
+  const lowest = i === null ? null : { x: points[i].x, y: ys[i] };
+  return { line: linePath(points.map(({ x }) => x), ys), whiskers, marks, crosses, lowest };
 }
 
 function drawLive(pool, panel, c, i, look) {

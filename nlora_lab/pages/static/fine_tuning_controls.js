@@ -97,18 +97,18 @@ class Controls {
     }
     this.slide(this.lr, Math.log10(this.model.get("lr")).toFixed(4), twoDigits(settings.rate));
     this.slide(this.rank, settings.rank, String(settings.rank));
-    for (const name of ["task", "init", "steps", "seed"]) if (this[name] !== document.activeElement || this[name].tagName === "SELECT") this[name].value = settings[name];
+    for (const name of ["task", "init", "steps", "seed"]) if (this[name] !== document.activeElement || this[name].tagName === "SELECT") setValue(this[name], settings[name]);
     this.own.checked = settings.own_rates;
     this.disable(this.lr, settings.own_rates && methods.every((m) => m.best));
     this.disable(this.rank, methods.length > 0 && methods.every((m) => !m.method.ranked));
     this.disable(this.init, !methods.some((m) => m.method.inits.length));
-    for (const [trait, select] of this.menus) select.value = settings[trait]; // other steps than recorded ones: blank
+    for (const [trait, select] of this.menus) setValue(select, settings[trait]); // other steps than recorded ones: blank
     setText(this.note, reasons(view).join(" "));
     if (this.kernel) this.drawRun();
   }
 
   slide(input, value, text) {
-    input.value = value;
+    setValue(input, value);
     input.setAttribute("aria-valuetext", text);
     setText(input.nextSibling, text);
   }
@@ -148,20 +148,27 @@ function groupBy(items, key) {
 
 const COLUMNS = ["recorded", "parameters", "rate", "final loss", "accuracy", "seeds", "best rate", "accuracy at best rate"];
 
-/** The table below the figure: one row per ticked method. */
+/** The table below the figure: one row per ticked method. While the ticks stay, only texts change. */
 function drawTable(table, view, book, dark) {
   const head = book.measures.includes("test_loss") ? [...COLUMNS, "NLL on test answers"] : COLUMNS;
-  const rows = view.methods.map(({ label, method, point, best }) => {
+  const ticked = [dark, ...view.settings.methods].join();
+  if (table.ticked !== ticked) {
+    table.ticked = ticked;
+    const columns = h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text))));
+    const rows = view.methods.map(({ method }) => h("tr", {},
+      h("th", { scope: "row" }, swatch(legible(method.colour, dark, 3), method.dash), h("span")), ...head.slice(1).map(() => h("td"))));
+    table.replaceChildren(columns, h("tbody", {}, ...rows));
+  }
+  view.methods.forEach(({ label, point, best }, i) => {
     const results = point
       ? [point.trainable.toLocaleString("en-US"), formatRate(point.lr), formatSpread(point.loss), formatSpread(point.accuracy, 100, 1, " %"), String(point.seeds)]
       : ["–", view.kernel ? "not recorded: press Run" : "not recorded", "–", "–", "–"];
     const bests = best ? [formatRate(best.lr), formatSpread(best.accuracy, 100, 1, " %")] : ["–", "–"];
-    const name = h("th", { scope: "row" }, swatch(legible(method.colour, dark, 3), method.dash), label);
-    const cells = [...results, ...bests, ...(head.length > COLUMNS.length ? [point ? formatSpread(point.test_loss) : "–"] : [])];
-    return h("tr", {}, name, ...cells.map((text) => h("td", {}, text)));
+    const texts = [...results, ...bests, ...(head.length > COLUMNS.length ? [point ? formatSpread(point.test_loss) : "–"] : [])];
+    const [name, ...cells] = table.tBodies[0].rows[i].cells;
+    setText(name.lastChild, label);
+    cells.forEach((cell, j) => setText(cell, texts[j]));
   });
-  const columns = h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text))));
-  table.replaceChildren(columns, h("tbody", {}, ...rows));
 }
 
 /** The figure of one view: it draws, shows values where the pointer is, and moves the rate where it is dragged. */

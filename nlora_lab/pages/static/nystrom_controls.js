@@ -94,6 +94,11 @@ class Analysis {
     return conditionOf(this.of(o).block(o.rank));
   }
 
+  /** Whether the errors at every rank are known. */
+  complete(o) {
+    return [this.of(o), ...(o.core === "optimal" ? [] : [this.of(o, "optimal")])].every((a) => a.errors.every((e) => !Number.isNaN(e)));
+  }
+
   /** Compute errors at further ranks for some milliseconds. Return whether all are known. */
   advance(o) {
     const end = performance.now() + SLICE;
@@ -180,10 +185,10 @@ class NystromControls {
   draw(o, entry) {
     this.rank.max = entry.max_rank;
     this.oversample.max = Math.min(32, entry.m - entry.max_rank);
-    for (const name of ["matrix", "tolerance", "pivots", "core"]) this[name].value = o[name];
+    for (const name of ["matrix", "tolerance", "pivots", "core"]) setValue(this[name], o[name]);
     for (const name of ["rank", "oversample", "p"]) {
       const text = name === "p" ? o.p.toFixed(1) : String(o[name]);
-      this[name].value = o[name];
+      setValue(this[name], o[name]);
       this[name].setAttribute("aria-valuetext", text);
       setText(this[name].nextSibling, text);
     }
@@ -256,7 +261,7 @@ function render({ model, el }) {
       if (done) show(o, entry, { ...view, condition: analysis.condition(o) });
       else later = setTimeout(finish, 0);
     };
-    later = setTimeout(finish, 60);
+    if (!analysis.complete(o) || view.condition === null) later = setTimeout(finish, 60); // else nothing is left to show
   };
   const schedule = () => (waiting = waiting || requestAnimationFrame(draw));
   model.on(NYSTROM_EVENTS, schedule);
