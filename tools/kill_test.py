@@ -44,7 +44,7 @@ STEPS, ROWS = 8, 4
 CFG = RunConfig(method="nlora", steps=STEPS, batch_size=2, task="entailment", test_rows=ROWS, dropout=0.1)
 WORDS = f"--method nlora --steps {STEPS} --batch-size 2 --task entailment --test-rows {ROWS} --dropout 0.1".split()
 GRID = {"seed": list(range(6)), "steps": 5, "batch_size": 2, "task": "entailment", "test_rows": ROWS}
-LONGEST = 300  # seconds that a command may take
+LONGEST = 1200  # seconds that a command may take on a busy machine
 
 
 class Lost(Exception):

@@ -17,6 +17,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from nlora_lab.core.documents import check_regular, read_json
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_number
 from nlora_lab.models.names import is_pickle
 from nlora_lab.models.safetensors import Header, read_header
 
@@ -61,7 +62,21 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file}: megatron_config asks to import another library, which is never done here")
     for name, pattern in _patterns(settings):
         _check_pattern(f"{file}: {name}", pattern)
+    _check_scale(file, settings)
     return settings
+
+
+def _check_scale(file: Path, settings: dict[str, Any]) -> None:
+    """Check what decides the size of the update: PEFT computes with whatever stands there."""
+    for name in ("lora_alpha", "alpha"):
+        if settings.get(name) is not None:
+            check_number(f"{file}: {name}", settings[name], above=0, below=1e30, remedy="save the adapter again")
+    pattern = settings.get("alpha_pattern")
+    for key, value in pattern.items() if isinstance(pattern, dict) else ():
+        check_number(f"{file}: alpha_pattern[{key!r}]", value, above=0, below=1e30, remedy="save the adapter again")
+    for name in ("use_rslora", "use_dora", "residual", "fold"):
+        if not isinstance(settings.get(name), bool | None):
+            raise InputError(f"{file}: {name}={settings[name]!r} must be true or false; save the adapter again")
 
 
 def read_adapter(folder: Path) -> tuple[Any, Header]:
@@ -144,8 +159,11 @@ def _check_weights(folder: Path) -> Header:
     if not header:
         raise InputError(f"{file} holds no tensor; save the adapter again")
     with safe_open(file, "pt") as tensors:
-        for name in header:
-            if not bool(torch.isfinite(tensors.get_tensor(name)).all()):
+        for name, (dtype, _) in header.items():
+            if dtype not in ("F64", "F32", "F16", "BF16"):
+                raise InputError(f"{name} in {file} is {dtype}, which is not a weight in full; save the adapter again")
+            # in float32, as it is used: a larger number becomes infinite there
+            if not bool(torch.isfinite(tensors.get_tensor(name).float()).all()):
                 raise InputError(f"{name} in {file} holds NaN or infinity; train or save the adapter again")
     return header
 

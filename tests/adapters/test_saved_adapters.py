@@ -128,6 +128,15 @@ DAMAGE = {
         "megatron_config asks to import",
     ),
     "rank of text": (config(r="four"), "r='four'|is damaged|does not fit|rank"),
+    "scale of NaN": (config(lora_alpha=float("nan"), alpha=float("nan")), "alpha|NaN"),
+    "scale of zero": (config(lora_alpha=0, alpha=0), "alpha=0 .*above 0"),
+    "scale beyond float32": (config(lora_alpha=1e39, alpha=1e39), "alpha=1e.39 .*below"),
+    "scale of true": (config(lora_alpha=True, alpha=True), "alpha=True"),
+    "scale of one layer": (config(alpha_pattern={"q_proj": float("inf")}), "alpha_pattern|Infinity"),
+    "a word for true": (config(use_rslora="no"), "use_rslora='no' must be true or false"),
+    "whole numbers": (tensors(lambda w: first(w, lambda t: t.to(torch.int8))), "is I8, which is not a weight"),
+    "eight bits": (tensors(lambda w: first(w, lambda t: t.to(torch.float8_e4m3fn))), "is F8_E4M3, which is not"),
+    "beyond float32": (tensors(lambda w: first(w, lambda t: (t + 1).double() * 1e300)), "holds NaN or infinity"),
     "rank of another file": (config(r=2), "does not fit|rank 2|made for another"),
 }
 
