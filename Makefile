@@ -22,7 +22,7 @@ help:
 	@echo "make quick      set up and run the checks for work in hand, in under two minutes"
 	@echo "make notebooks  run the notebooks and store their outputs"
 	@echo "make site       build the website in build/site, and check it"
-	@echo "make tables     write the tables of the documents again from the recorded runs"
+	@echo "make tables     write what is made from the recorded runs: tables of the documents, the opening of the lab"
 	@echo "make model      pretrain the embedded model again (about a quarter of an hour on two cores)"
 	@echo "make tasks      generate the task files again"
 
@@ -72,6 +72,7 @@ site: $(VENV)/.site
 
 tables: $(VENV)/.test
 	$(BIN)/python -m tools.results_table --write
+	$(BIN)/python -m tools.lab_opening
 
 model: $(VENV)/.test
 	$(BIN)/python -m tools.embedded_model --out data/embedded
