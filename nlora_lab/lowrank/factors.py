@@ -14,6 +14,7 @@ from nlora_lab.core.validation import check_choice
 from nlora_lab.lowrank.checks import check_matrix, check_matrix_form, check_nonzero, rescaled
 
 NORMS = ("frobenius", "spectral")
+PANEL = 4096  # rows in float64 at a time
 
 
 def _no_indices() -> Int64[Tensor, "0"]:
@@ -150,5 +151,7 @@ def _norm(X: Float[Tensor, "*batch m n"], norm: str) -> Float[Tensor, "*batch"]:
         return largest
     # squares of float32 overflow from 2e19 on, so they are summed in float64, which MPS does not have
     wide = torch.float64 if X.device.type != "mps" else None
-    size: Tensor = torch.linalg.vector_norm(X, dim=(-2, -1), dtype=wide)
-    return size
+    # panel by panel: torch would turn all of X into float64, which is two more matrices of its size
+    panels = X.split(PANEL, dim=-2)
+    sizes = torch.stack([torch.linalg.vector_norm(panel, dim=(-2, -1), dtype=wide) for panel in panels])
+    return sizes[0] if len(panels) == 1 else torch.linalg.vector_norm(sizes, dim=0)

@@ -12,6 +12,7 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.svd import truncated_svd
 
 
 def test_the_relative_error_of_the_zero_matrix_is_refused():
@@ -57,3 +58,14 @@ def test_a_residual_needs_a_matrix(bad):
         nystrom(gaussian(6, 5, 0), 2).residual(bad)
     with pytest.raises(InputError, match="f="):
         relative_error(gaussian(6, 5, 0), "f")
+
+
+def test_the_error_of_a_tall_matrix_makes_no_matrix_in_float64():
+    W = torch.randn(16384, 64, generator=torch.Generator().manual_seed(0))
+    f = truncated_svd(W, 4)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        error = relative_error(W, f)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert largest <= 1.1 * W.nbytes  # the difference itself, in the dtype of W
+    expected = (W.double() - f.product().double()).norm() / W.double().norm()
+    assert error == pytest.approx(float(expected), rel=1e-6)
