@@ -152,6 +152,6 @@ def _norm(X: Float[Tensor, "*batch m n"], norm: str) -> Float[Tensor, "*batch"]:
     # squares of float32 overflow from 2e19 on, so they are summed in float64, which MPS does not have
     wide = torch.float64 if X.device.type != "mps" else None
     # panel by panel: torch would turn all of X into float64, which is two more matrices of its size
-    panels = X.split(PANEL, dim=-2)
+    panels = torch.split(X, PANEL, dim=-2)
     sizes = torch.stack([torch.linalg.vector_norm(panel, dim=(-2, -1), dtype=wide) for panel in panels])
     return sizes[0] if len(panels) == 1 else torch.linalg.vector_norm(sizes, dim=0)
