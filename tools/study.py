@@ -150,9 +150,10 @@ def lottery() -> list[RunConfig]:
 
 
 def around_the_choice() -> list[RunConfig]:
-    """Return NLoRA on fresh seeds at the next rate, which all recorded seeds together prefer, and NLoRA balanced."""
-    next_rate = [config("nlora", 2.83e-4, seed, 500) for seed in FRESH_SEEDS]
-    return next_rate + [config("nlora-balanced", lr, seed, 500) for seed in LADDER_SEEDS for lr in BALANCED_RATES]
+    """Return NLoRA on fresh seeds at the next rate, which its first three seeds preferred, and NLoRA balanced."""
+    choosing = [config("nlora-balanced", lr, seed, 500) for seed in LADDER_SEEDS for lr in BALANCED_RATES]
+    fresh = [("nlora", 2.83e-4), ("nlora-balanced", 0.005)]  # 0.005 was the best of the three
+    return choosing + [config(method, lr, seed, 500) for method, lr in fresh for seed in FRESH_SEEDS]
 
 
 def lora_plus() -> list[RunConfig]:

@@ -212,9 +212,8 @@ class RunConfig:
             left out or given.
         """
         values = {name: value for name, value in self.to_dict().items() if name not in NOT_IDENTITY}
-        values |= {
-            name: float(values[name]) + 0.0 for name in _FLOATS if values.get(name) is not None
-        }  # -0.0 becomes 0.0
+        # adding 0.0 turns -0.0 into 0.0
+        values |= {name: float(values[name]) + 0.0 for name in _FLOATS if values.get(name) is not None}
         inits = METHODS[self.method].inits if self.method in METHODS else ()
         defaults = {"alpha": self.rank, "init": inits[0] if inits else None, "difficulty": DEFAULT_DIFFICULTY}
         return {name: None if name in defaults and value == defaults[name] else value for name, value in values.items()}
