@@ -25,5 +25,6 @@ def test_a_guess_is_committed_with_the_keyboard_and_the_measurement_appears(open
     page.get_by_text("0.55").wait_for()  # the keys of a busy page arrive late
     notebook.press("Commit my prediction")
     page.get_by_text("apart on average").wait_for()
+    page.get_by_text("0.55, 0.5, 0.5").wait_for()  # the last move may arrive after the button
     assert notebook.run("print(curve.guess, curve.measured)") == "[0.55, 0.5, 0.5] [0.91, 0.52, 0.23]"
     notebook.screenshot("predictions", 900)

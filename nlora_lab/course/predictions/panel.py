@@ -18,7 +18,7 @@ from nlora_lab.plots.drawings import Picture
 from nlora_lab.plots.figure import Axis, Figure, Line, Panel
 
 GUESS, MEASURED = "#0072b2", "#d55e00"
-LATE = 2.0  # seconds after the button
+LATE = 30.0  # seconds after the button: on a busy machine the last move of a control that is now locked comes late
 WIDE = widgets.Layout(width="min(420px, 95%)")
 
 
