@@ -14,7 +14,7 @@ SOURCES := pyproject.toml constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check lint quick notebooks site model tasks tables clean
+.PHONY: help lab test check lint quick notebooks site models tasks tables clean
 
 help:
 	@echo "make lab        set up and open the lab"
@@ -23,7 +23,7 @@ help:
 	@echo "make notebooks  run the notebooks and store their outputs"
 	@echo "make site       build the website in build/site, and check it"
 	@echo "make tables     write what is made from the recorded runs: tables of the documents, the opening of the lab"
-	@echo "make model      pretrain the embedded model again (about a quarter of an hour on two cores)"
+	@echo "make models     pretrain the two models that ship again (about an hour on two cores)"
 	@echo "make tasks      generate the task files again"
 
 lab: $(VENV)/.lab
@@ -74,8 +74,9 @@ tables: $(VENV)/.test
 	$(BIN)/python -m tools.results_table --write
 	$(BIN)/python -m tools.lab_opening
 
-model: $(VENV)/.test
-	$(BIN)/python -m tools.embedded_model --out data/embedded
+models: $(VENV)/.test
+	$(BIN)/python -m tools.embedded_model embedded
+	$(BIN)/python -m tools.embedded_model larger
 
 tasks: $(VENV)/.test
 	$(BIN)/python -m tools.write_tasks

@@ -18,6 +18,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 from nlora_lab.methods.table import METHODS, get_method
+from nlora_lab.models.names import SHIPPED
 from nlora_lab.runs.config import SHARED_RATE, RunConfig
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.run import KEPT_ANSWERS
@@ -213,20 +214,21 @@ def complete_grid(store: RunStore) -> list[RunConfig]:
     return list(dict.fromkeys([*fixed_grid(), *best_rate_configs(recorded), *other_rank_configs(recorded)]))
 
 
-def record_base_answers(folder: Path) -> Path:
-    """Measure the embedded model before any tuning on every task, and write the result into ``folder``."""
+def record_base_answers(folder: Path, name: str) -> Path:
+    """Measure a model that ships before any tuning on every task, and write the result into ``folder``."""
     from nlora_lab.evaluation.scoring import accuracy, answers
     from nlora_lab.models.loading import load_model
     from nlora_lab.tasks.registry import load_task
 
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(name)
     results = {}
-    for name in TASKS:
-        marked = answers(model, tokenizer, load_task(name))
-        results[name] = {"accuracy": accuracy(marked), "answers": [answer.text for answer in marked[:KEPT_ANSWERS]]}
-    (folder / BEFORE).parent.mkdir(parents=True, exist_ok=True)
-    (folder / BEFORE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return folder / BEFORE
+    for task in TASKS:
+        marked = answers(model, tokenizer, load_task(task))
+        results[task] = {"accuracy": accuracy(marked), "answers": [answer.text for answer in marked[:KEPT_ANSWERS]]}
+    file = folder / BEFORE / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -239,14 +241,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     parser.add_argument("--pack", action="store_true", help="afterwards, write one file per task and method")
     parser.add_argument("--show", action="store_true", help="make nothing; print how much of the grid is recorded")
-    parser.add_argument("--before", action="store_true", help="measure the model before any tuning, and nothing else")
+    parser.add_argument("--before", action="store_true", help="measure the models before any tuning, and nothing else")
     options = parser.parse_args(argv)
     store = shipped_store() if options.store is None else RunStore(options.store)
     if options.show:
         print(coverage(complete_grid(store), store))
         return 0
     if options.before:
-        print(record_base_answers(store.path))
+        for name in SHIPPED:
+            print(record_base_answers(store.path, name))
         return 0
     try:
         for part in grid_parts(store):

@@ -199,26 +199,34 @@ def _figures() -> Iterator[CheckResult]:
 
 
 def _embedded_model() -> Iterator[CheckResult]:
+    return _model("embedded")
+
+
+def _larger_model() -> Iterator[CheckResult]:
+    return _model("larger")
+
+
+def _model(name: str) -> Iterator[CheckResult]:
     from safetensors import safe_open
 
     from nlora_lab.core.files import shipped_folder
 
-    folder = shipped_folder("data") / "embedded"
-    missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
+    folder = shipped_folder("data") / name
+    missing = [file for file in MODEL_FILES if not (folder / file).is_file()]
     if missing:
-        yield _incomplete(f"the embedded model lacks {', '.join(missing)}")
+        yield _incomplete(f"the {name} model lacks {', '.join(missing)}")
         return
-    for name in MODEL_FILES:
-        if name.endswith(".json") and not _is_json(folder / name):
-            yield _incomplete(f"{name} of the embedded model is damaged")
+    for file in MODEL_FILES:
+        if file.endswith(".json") and not _is_json(folder / file):
+            yield _incomplete(f"{file} of the {name} model is damaged")
             return
     try:
         with safe_open(folder / "model.safetensors", "pt") as weights:  # compares its table with the file's size
             tensors = len(list(weights.keys()))
     except Exception as error:  # safetensors raises a class of its own
-        yield _incomplete(f"the embedded model's weights are damaged ({' '.join(str(error).split())[:100]})")
+        yield _incomplete(f"the {name} model's weights are damaged ({' '.join(str(error).split())[:100]})")
         return
-    yield CheckResult("ok", f"the embedded model is complete: {len(MODEL_FILES)} files, {tensors} tensors")
+    yield CheckResult("ok", f"the {name} model is complete: {len(MODEL_FILES)} files, {tensors} tensors")
 
 
 def _tasks() -> Iterator[CheckResult]:
@@ -292,5 +300,5 @@ def _existing(folder: Path) -> Path:
 
 
 CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (
-    _python, _libraries, _extras, _device, _figures, _embedded_model, _tasks, _notebooks, _cache,
+    _python, _libraries, _extras, _device, _figures, _embedded_model, _larger_model, _tasks, _notebooks, _cache,
 )  # fmt: skip

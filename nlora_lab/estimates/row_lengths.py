@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nlora_lab.estimates.shapes import Architecture
-from nlora_lab.models.names import EMBEDDED
+from nlora_lab.models.names import SHIPPED
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.tasks.generated import DEFAULT_DIFFICULTY
 
@@ -90,7 +90,7 @@ def task_rows(cfg: RunConfig) -> TaskRows:
     """
     level = (cfg.task, cfg.difficulty or DEFAULT_DIFFICULTY)
     if cfg.data is None and level in COUNTED:
-        source = "counted" if cfg.model == EMBEDDED else "counted with the embedded tokenizer"
+        source = "counted" if cfg.model in SHIPPED else "counted with the embedded tokenizer"
         return replace(COUNTED[level], source=source)
     if cfg.data is None and cfg.task in ASSUMED:
         return ASSUMED[cfg.task]

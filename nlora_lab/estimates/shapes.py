@@ -11,7 +11,7 @@ from nlora_lab.core.files import shipped_folder
 from nlora_lab.models.hub import check_reachable
 from nlora_lab.models.layers import layer_shape, target_layers
 from nlora_lab.models.loading import meta_body
-from nlora_lab.models.names import EMBEDDED, check_model
+from nlora_lab.models.names import SHIPPED, check_model
 from nlora_lab.runs.resolution import ResolvedRun
 
 LayerShapes = tuple[tuple[str, int, int], ...]
@@ -113,7 +113,7 @@ def _read(model: str, revision: str | None) -> Architecture:
     from transformers import AutoConfig
 
     try:
-        source = shipped_folder("data") / EMBEDDED if model == EMBEDDED else model
+        source = shipped_folder("data") / model if model in SHIPPED else model
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, …
         raise ModelError(f"model={model!r} has no config at revision={revision!r}; check both names") from error

@@ -157,8 +157,8 @@ class LabView:
 
     @property
     def base_answers(self) -> BaseAnswers | None:
-        """The answers of the embedded model before any tuning, or ``None`` for another model."""
-        return _base_answers(self.settings.task) if self.model == EMBEDDED else None
+        """The answers of a model that ships before any tuning, or ``None`` for another model."""
+        return _base_answers(self.settings.task, self.model)
 
     @cached_property
     def methods(self) -> tuple[MethodView, ...]:
@@ -257,5 +257,5 @@ def _first_items(task: str) -> Sequence[Item]:
 
 
 @cache
-def _base_answers(task: str) -> BaseAnswers | None:
-    return base_answers(task)
+def _base_answers(task: str, model: str) -> BaseAnswers | None:
+    return base_answers(task, model)

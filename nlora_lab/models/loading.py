@@ -14,7 +14,7 @@ from nlora_lab.core.files import shipped_folder
 from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.models import hub
 from nlora_lab.models.heads import class_names, order_head
-from nlora_lab.models.names import CONFIG, EMBEDDED, READ, check_file, check_model
+from nlora_lab.models.names import CONFIG, EMBEDDED, READ, SHIPPED, check_file, check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -379,7 +379,7 @@ def meta_body(source: Any) -> Any:
     config = source
     try:
         if not isinstance(source, PretrainedConfig):
-            place = shipped_folder("data") / EMBEDDED if source == EMBEDDED else source
+            place = shipped_folder("data") / str(source) if source in SHIPPED else source
             _check_cached(Path(place) if Path(place).is_dir() else str(place), [CONFIG])
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         with LOADING_LOCK, torch.device("meta"):

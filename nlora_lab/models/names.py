@@ -1,4 +1,4 @@
-"""The names of models and what they mean: the embedded model, a local folder, or an id on the Hugging Face hub."""
+"""The names of models and what they mean: a model that ships, a local folder, or an id on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from nlora_lab.core.errors import ModelError
 from nlora_lab.core.files import shipped_folder
 
 EMBEDDED = "embedded"
-"""The name of the model that ships with the package."""
+"""The name of the model that ships with the package, and that everything uses unless told otherwise."""
+LARGER = "larger"
+"""The name of the second model that ships, with three times the parameters."""
+SHIPPED = (EMBEDDED, LARGER)
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 CONFIG = "config.json"
 SINGLE = "model.safetensors"  # the weight file of a model that is not split
@@ -27,16 +30,16 @@ def check_model(name: str) -> str | Path:
     """Find out what ``name`` means, without loading it.
 
     Args:
-        name: "embedded", a folder in the layout of the hub, or a hub id (``owner/name``).
+        name: "embedded", "larger", a folder in the layout of the hub, or a hub id (``owner/name``).
 
     Returns:
-        The folder of the embedded model, the folder, or the hub id.
+        The folder of the model that ships, the folder, or the hub id.
 
     Raises:
-        ModelError: ``name`` is none of the three, or a folder without a safetensors model.
+        ModelError: ``name`` is none of these, or a folder without a safetensors model.
     """
-    if name == EMBEDDED:
-        return shipped_folder("data") / EMBEDDED
+    if name in SHIPPED:
+        return shipped_folder("data") / name
     try:
         folder = Path(name).expanduser()
         exists = bool(name) and folder.is_dir()
@@ -47,7 +50,7 @@ def check_model(name: str) -> str | Path:
         return folder
     if folder.is_absolute() or not HUB_ID.fullmatch(name):
         raise ModelError(
-            f"model={name!r} is not known: use 'embedded', an existing folder in the Hugging Face layout, "
+            f"model={name!r} is not known: use 'embedded', 'larger', an existing folder in the Hugging Face layout, "
             "or a hub id such as 'HuggingFaceTB/SmolLM2-135M'"
         )
     return name

@@ -13,7 +13,7 @@ from nlora_lab.core.formatting import format_rate
 from nlora_lab.core.validation import check_choice, check_number, check_text, check_whole_number
 from nlora_lab.methods.table import METHODS, check_init, get_method
 from nlora_lab.models.loading import ATTENTIONS
-from nlora_lab.models.names import EMBEDDED, check_model
+from nlora_lab.models.names import EMBEDDED, SHIPPED, check_model
 from nlora_lab.runs.schedule import rate_factor
 from nlora_lab.tasks.generated import DEFAULT_DIFFICULTY
 from nlora_lab.tasks.registry import check_task
@@ -138,7 +138,7 @@ class RunConfig:
             check_number(name, getattr(self, name), low=0.0, below=1.0)
         if self.device is not None:
             check_choice("device", self.device, DEVICES)
-        if check_text("model", self.model, f"give {EMBEDDED!r}, a folder, or a hub id") != EMBEDDED:
+        if check_text("model", self.model, f"give {EMBEDDED!r}, a folder, or a hub id") not in SHIPPED:
             check_model(self.model)
         if get_method(self.method).build is None and self.dropout:
             raise InputError(f"dropout={self.dropout!r}: full fine-tuning has no adapter to apply it to; leave it out")

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from nlora_lab.core.devices import Device, find_device
 from nlora_lab.methods.table import Method, get_method
-from nlora_lab.models.names import EMBEDDED
+from nlora_lab.models.names import SHIPPED
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.tasks.glue import GLUE
 from nlora_lab.tasks.registry import load_task
@@ -103,7 +103,7 @@ def base_dtype(cfg: RunConfig, method: Method, device: Device) -> str:
     """Choose the dtype of the base weights: bfloat16 where they stay frozen and the device computes in it.
 
     Methods that write the base weights (full fine-tuning, PiSSA, OLoRA) keep them in float32: steps and differences
-    would be lost in the eight bits of bfloat16. So does the embedded model, which is small, unless ``precision`` says
+    would be lost in the eight bits of bfloat16. So do the models that ship, which are small, unless ``precision`` says
     otherwise.
 
     Args:
@@ -114,7 +114,7 @@ def base_dtype(cfg: RunConfig, method: Method, device: Device) -> str:
     Returns:
         "float32" or "bfloat16".
     """
-    by_device = cfg.precision is None and cfg.model != EMBEDDED and device.precision == "bf16"
+    by_device = cfg.precision is None and cfg.model not in SHIPPED and device.precision == "bf16"
     return "bfloat16" if method.freezes_base and (cfg.precision == "bf16" or by_device) else "float32"
 
 

@@ -1,4 +1,4 @@
-"""The recorded runs that ship with the package, and the answers of the embedded model before any tuning.
+"""The recorded runs that ship with the package, and the answers of the models that ship before any tuning.
 
 ``tools/record_grid.py`` makes both.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nlora_lab.core.documents import read_json
 from nlora_lab.core.files import shipped_folder
-from nlora_lab.models.names import EMBEDDED
+from nlora_lab.models.names import EMBEDDED, SHIPPED
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.run import Run
 from nlora_lab.runs.store import RunStore
@@ -20,13 +20,13 @@ from nlora_lab.runs.store import RunStore
 RANK, STEPS, BATCH = 8, 250, 16
 """The settings of most recorded runs. Where a comparison names no rank, it is this one."""
 
-BEFORE = "before/embedded.json"
-"""The file of the answers before tuning, in the folder of the shipped runs."""
+BEFORE = "before"
+"""The folder of the answers before tuning, in the folder of the shipped runs: one file per model that ships."""
 
 
 @dataclass(frozen=True)
 class BaseAnswers:
-    """The untouched embedded model on a task.
+    """An untouched model that ships, on a task.
 
     Attributes:
         accuracy: its test accuracy, 0 to 1.
@@ -80,17 +80,20 @@ def runs_of_model(runs: Iterable[Run], model: str) -> RecordedRuns:
     return RecordedRuns((run for run in listed if run.config.model == model), others)
 
 
-def base_answers(task: str) -> BaseAnswers | None:
-    """Return what was recorded of the embedded model before any tuning.
+def base_answers(task: str, model: str = EMBEDDED) -> BaseAnswers | None:
+    """Return what was recorded of a model that ships before any tuning.
 
     Args:
         task: the name of the task.
+        model: the model.
 
     Returns:
         Its accuracy and answers, or ``None`` if nothing was recorded.
     """
+    if model not in SHIPPED:
+        return None
     try:
-        record = read_json(shipped_store().path / BEFORE)[task]
+        record = read_json(shipped_store().path / BEFORE / f"{model}.json")[task]
         return BaseAnswers(record["accuracy"], tuple(record["answers"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

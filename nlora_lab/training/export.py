@@ -19,7 +19,7 @@ from nlora_lab.methods.table import METHODS
 from nlora_lab.models.heads import class_names, name_classes
 from nlora_lab.models.layers import head_modules
 from nlora_lab.models.loading import DTYPES, stored_dtype
-from nlora_lab.models.names import EMBEDDED
+from nlora_lab.models.names import SHIPPED
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Run
 
@@ -190,8 +190,8 @@ def _save_classes(model: Any, folder: Path) -> None:
 
 
 def _portable_name(name: str) -> str:
-    """Return "embedded" for the folder of the embedded model, wherever it was installed, else ``name``."""
-    return EMBEDDED if Path(name).name == EMBEDDED and not Path(name).is_dir() else name
+    """Return the name of a model that ships for its folder, wherever it was installed, else ``name``."""
+    return Path(name).name if Path(name).name in SHIPPED and not Path(name).is_dir() else name
 
 
 def _outputs(adapter: Path) -> int:

@@ -52,6 +52,7 @@ def test_a_healthy_machine_is_ready_without_a_network(capsys, monkeypatch, tmp_p
         "CPU",
         "figures are",
         "embedded model is complete",
+        "larger model is complete",
         "tasks are",
         "notebooks are",
         "cache",
@@ -162,6 +163,7 @@ def test_why_figures_are_live_or_not(monkeypatch):
 
 def test_what_shipped_is_found_whole(shipped):
     assert one(health._embedded_model).startswith("ok       the embedded model is complete: 5 files, 38 tensors")
+    assert one(health._larger_model).startswith("ok       the larger model is complete: 5 files, 38 tensors")
     assert one(health._tasks) == "ok       the tasks are complete: word-problems, entailment"
     assert one(health._notebooks).startswith("ok       the notebooks are complete: ")
 
@@ -202,7 +204,7 @@ def test_missing_tasks_and_notebooks_are_problems(shipped):
 
 def test_no_data_at_all_says_to_install_again(tmp_path, monkeypatch):
     monkeypatch.setattr(nlora_lab.core.files, "_PACKAGE", tmp_path / "nothing")
-    for check in (health._embedded_model, health._tasks, health._notebooks):
+    for check in (health._embedded_model, health._larger_model, health._tasks, health._notebooks):
         assert one(check).startswith("PROBLEM  the ")
         assert "install nlora-lab again" in one(check)
 

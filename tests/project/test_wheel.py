@@ -31,6 +31,7 @@ def test_it_carries_what_it_needs_and_nothing_large(wheel):
     needed = (
         "py.typed", "cli/jupyter/labconfig/page_config.json",
         "_shipped/data/embedded/model.safetensors", "_shipped/data/embedded/tokenizer.json",
+        "_shipped/data/larger/model.safetensors",
         "_shipped/data/tasks/entailment/test.jsonl", "_shipped/notebooks/00_start_here.ipynb",
         "_shipped/notebooks/03_spectra_of_a_transformer.ipynb",
     )  # fmt: skip

@@ -11,6 +11,7 @@ from factories import some_run
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
+from nlora_lab.models.names import SHIPPED
 from nlora_lab.runs.config import SHARED_RATE
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.rate_points import Spread, running_mean
@@ -186,14 +187,15 @@ def test_the_shipped_runs_name_their_origin():
         assert shipped.config.command.startswith("nlora-lab run --method ")
 
 
+@pytest.mark.parametrize("model", SHIPPED)
 @pytest.mark.parametrize("task", list(TASKS))
-def test_what_was_recorded_before_tuning_is_what_the_model_says(task):
+def test_what_was_recorded_before_tuning_is_what_the_model_says(task, model):
     from nlora_lab.evaluation.scoring import answers
     from nlora_lab.models.loading import load_model
     from nlora_lab.tasks.registry import load_task
 
-    known = base_answers(task)
-    marked = answers(*load_model(), load_task(task), "test", len(known.answers))
+    known = base_answers(task, model)
+    marked = answers(*load_model(model), load_task(task), "test", len(known.answers))
     assert tuple(a.text for a in marked) == known.answers
     assert [a.prompt for a in marked] == [item["prompt"] for item in first_items(task, 3)]
 

@@ -1,1 +1,1 @@
-"""How the embedded model is made: its text, its tokenizer and its pretraining (``make model``)."""
+"""How the models that ship are made: their text, their tokenizer and their pretraining (``make models``)."""

@@ -1,7 +1,7 @@
-"""Pretrain the embedded model. It needs nothing but this repository.
+"""Pretrain one of the models that ship, ``embedded`` or ``larger``. It needs nothing but this repository.
 
-The command is ``python -m tools.embedded_model --out data/embedded`` (or ``make model``). If it is interrupted, run the
-same command to resume.
+The command is ``python -m tools.embedded_model`` or ``python -m tools.embedded_model larger`` (``make models``). If it
+is interrupted, run the same command to resume.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HELD_OUT_ROWS = 48
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """Everything that decides the weights of the embedded model.
+    """Everything that decides the weights of a model. The default is the embedded model.
 
     Attributes:
         steps: optimiser steps.
@@ -48,6 +48,8 @@ class PretrainingConfig:
         layers: the number of layers.
         heads: the number of attention heads.
         intermediate: the width of the MLP.
+        bfloat16: whether training multiplies matrices in bfloat16 and the weights are saved in it. A step then takes
+            two thirds of the time, a file half the bytes.
     """
 
     steps: int = 1500
@@ -62,6 +64,13 @@ class PretrainingConfig:
     layers: int = 4
     heads: int = 4
     intermediate: int = 352
+    bfloat16: bool = False
+
+
+RECIPES = {
+    "embedded": PretrainingConfig(),
+    "larger": PretrainingConfig(steps=2000, lr=3e-3, hidden=256, heads=8, intermediate=512, bfloat16=True),
+}
 
 
 def build_model(config: PretrainingConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -145,7 +154,8 @@ def pretrain(
         batch = torch.stack(list(islice(rows, config.batch_size)))  # (B, T)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        loss = model(input_ids=batch, labels=batch).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+            loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -157,8 +167,11 @@ def pretrain(
             log(f"step {step}/{config.steps}  loss {loss.item():.3f}  {rate:,.0f} tokens/s")
         if step % checkpoint_every == 0:
             _save_checkpoint(checkpoint, config, step, seconds, model, optimizer)
+    if config.bfloat16:
+        model.to(torch.bfloat16)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    model.float()  # what is measured are the weights of the file, computed as every run computes with them
     record = {
         "recipe": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()),

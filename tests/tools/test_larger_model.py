@@ -1,0 +1,38 @@
+"""The rule of the grid on the larger model: rates until the best one lies between two others, then fresh seeds."""
+
+import pytest
+from factories import recorded_run
+
+from nlora_lab.runs.store import RunStore
+from tools.larger_model import CHOOSING_SEEDS, COMPARED, FRESH_SEEDS, MOST_RATES, grid, next_rates
+from tools.study import MIDDLE
+
+
+@pytest.mark.parametrize("method", COMPARED)
+def test_a_rate_is_added_beyond_the_edge_until_the_best_one_lies_inside(method):
+    first = next_rates(method, {})
+    assert first == [pytest.approx(MIDDLE[method] / 2, rel=0.01), MIDDLE[method]]
+    low, high = first
+    assert next_rates(method, {low: 1.0, high: 2.0}) == [pytest.approx(low / 2, rel=0.01)]
+    assert next_rates(method, {low: 2.0, high: 1.0}) == [2 * high]
+    assert next_rates(method, {low: 2.0, high: 1.0, 2 * high: float("inf")}) == []
+    assert next_rates(method, {high * 2**k: -k for k in range(MOST_RATES)}) == []
+
+
+def test_the_best_rate_gets_fresh_seeds_once_both_seeds_chose_it(tmp_path):
+    store = RunStore(tmp_path)
+    assert {cfg.seed for cfg in grid(store)} == set(CHOOSING_SEEDS)
+    losses = {0.00352: 0.3, 0.00705: 0.2, 0.0141: 0.5}
+    for rate, loss in losses.items():
+        store.add(recorded_run(rate, 0, validation=loss, model="larger", steps=250, device="cpu"))
+    assert {cfg.seed for cfg in grid(store) if cfg.method == "lora"} == set(CHOOSING_SEEDS)  # one seed chooses nothing
+    for rate, loss in losses.items():
+        store.add(recorded_run(rate, 1, validation=loss, model="larger", steps=250, device="cpu"))
+    of_lora = [cfg for cfg in grid(store) if cfg.method == "lora"]
+    assert {cfg.lr for cfg in of_lora} == set(losses)
+    assert {cfg.seed for cfg in of_lora if cfg.lr == 0.00705} == {*CHOOSING_SEEDS, *FRESH_SEEDS}
+    assert {cfg.model for cfg in grid(store)} == {"larger"}
+
+
+def test_no_rate_is_chosen_on_a_fresh_seed():
+    assert not set(CHOOSING_SEEDS) & set(FRESH_SEEDS)

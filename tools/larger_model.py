@@ -1,0 +1,112 @@
+"""Record the small grid on the larger model that ships: does what holds on the embedded model hold there, too?
+
+    python -m tools.larger_model --show    # print how much of the grid is recorded
+    python -m tools.larger_model           # make the missing runs
+
+Fixed before the first of these runs: the methods are LoRA and the five of the planned comparisons, on word-problems, at
+rank 8, for 250 steps of 16. A method is tried at the middle of its ladder on the embedded model (``tools.study``) and
+at half of it, on the seeds 0 and 1. As long as the rate with the lowest validation loss is at an edge of those tried,
+one further rate beyond this edge is tried, twice as high or half as high, up to six rates. The best rate then gets five
+fresh seeds, 2 to 6. They are compared by ``log_test_loss`` with the test of ``nl.compare`` (Welch, unpaired, in the
+family of the planned comparisons).
+
+You can interrupt the command at any time. Run it again to resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nlora_lab.analysis.comparison import PLANNED
+from nlora_lab.models.names import LARGER
+from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.rate_points import RatePoint, validation_loss
+from nlora_lab.runs.shipped import RANK, STEPS, recorded_runs
+from nlora_lab.runs.store import RunStore, run_key
+from nlora_lab.sweeps.engine import sweep
+from nlora_lab.sweeps.grid import coverage
+from tools.study import MIDDLE, STORE, TASK, config
+
+COMPARED = ("lora", *PLANNED)
+CHOOSING_SEEDS, FRESH_SEEDS = (0, 1), (2, 3, 4, 5, 6)
+MOST_RATES = 6
+
+
+def next_rates(method: str, losses: Mapping[float, float]) -> list[float]:
+    """Return the rates of a method that have to be tried next.
+
+    Args:
+        method: the name of the method.
+        losses: the validation loss at each rate tried so far.
+
+    Returns:
+        The first two rates if none was tried, one rate beyond the edge if the best one is at an edge, or none.
+    """
+    if not losses:
+        return [_rounded(MIDDLE[method] / 2), MIDDLE[method]]
+    tried, best = sorted(losses), min(losses, key=lambda rate: losses[rate])
+    if len(tried) == MOST_RATES or best not in (tried[0], tried[-1]):
+        return []
+    return [_rounded(best / 2 if best == tried[0] else best * 2)]
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
+
+
+def grid(store: RunStore) -> list[RunConfig]:
+    """Return the runs that are known to be needed, as far as those in ``store`` determine them, seed by seed."""
+    configs = [cfg for method in COMPARED for cfg in _of_method(store, method)]
+    return sorted(configs, key=lambda cfg: cfg.seed)
+
+
+def _of_method(store: RunStore, method: str) -> list[RunConfig]:
+    choosing = recorded_runs(store, LARGER).of_seeds(CHOOSING_SEEDS.__contains__, STEPS)
+    points = [point for point in choosing.valley(TASK, method, RANK) if _complete(point)]
+    losses = {point.lr: validation_loss(point) for point in points}
+    asked = next_rates(method, losses)
+    configs = [_config(method, rate, seed) for seed in CHOOSING_SEEDS for rate in [*losses, *asked]]
+    if not asked:
+        best = min(losses, key=lambda rate: losses[rate])
+        configs += [_config(method, best, seed) for seed in FRESH_SEEDS]
+    return configs
+
+
+def _complete(point: RatePoint) -> bool:
+    return {run.config.seed for run in point.runs} >= set(CHOOSING_SEEDS)
+
+
+def _config(method: str, rate: float, seed: int) -> RunConfig:
+    return config(method, rate, seed, STEPS, model=LARGER)
+
+
+def _missing(store: RunStore) -> list[RunConfig]:
+    finished = store.keys()
+    return [cfg for cfg in grid(store) if run_key(cfg) not in finished]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the missing runs of the grid, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.larger_model", description="Record the larger model's grid.")
+    parser.add_argument("--store", type=Path, default=STORE, help="folder of the records (default: data/results)")
+    parser.add_argument("--pack", action="store_true", help="afterwards, write one file per task and method")
+    parser.add_argument("--show", action="store_true", help="make no run; print how much of the grid is recorded")
+    options = parser.parse_args(argv)
+    store = RunStore(options.store)
+    if options.show:
+        print(coverage(grid(store), store))
+        return 0
+    try:
+        while missing := _missing(store):
+            sweep(missing, store)
+    finally:
+        if options.pack:
+            print(f"packed {store.pack()} records", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
