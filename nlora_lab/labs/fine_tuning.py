@@ -68,6 +68,7 @@ class FineTuneLab(LivePanel, RunActions):
         run: the button that starts a race.
         stop: the button that stops it.
         clear: the button that deletes all runs that are not pinned.
+        widget: the controls and the figure as one anywidget, for notebooks that show no ipywidgets, such as marimo.
         inside: the panel of what happens inside the adapters, which can be displayed on its own.
         store: the store of finished runs, or ``None``.
         model: the model that is trained.
@@ -93,10 +94,11 @@ class FineTuneLab(LivePanel, RunActions):
         self._controls = c = TrainingControls(method, self._compact(), self._update)
         self.method, self.lr, self.own_rates, self.rank, self.init = c.method, c.lr, c.own_rates, c.rank, c.init
         self.steps, self.task, self.seed, self.run, self.stop = c.steps, c.task, c.seed, c.run, c.stop
+        self.widget = c.widget
         self._tabs = Tabs(figures, self._edit, self._delete)
         self.inside, self.clear = self._tabs.inside, self._tabs.export_row.clear
         self._view = self._make_view(HINT)
-        self._panel = widgets.VBox([c.widget, self._tabs])
+        self._panel = widgets.VBox([self.widget, self._tabs])
         self._tabs.draw(self._view)
         c.draw(self._view)
         self.run.on_click(lambda _: self._start())

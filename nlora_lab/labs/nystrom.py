@@ -82,6 +82,7 @@ class NystromLab(LivePanel):
         core: the menu of cores.
         tolerance: the menu of ``rtol``, the relative tolerance of the pseudo-inverse. 0 means the default.
         oversample: the slider of the number of extra rows. The core "block" takes none.
+        widget: the lab as one anywidget, for notebooks that show no ipywidgets, such as marimo.
 
     Raises:
         InputError: W is not one finite matrix, or it is zero.
@@ -94,7 +95,7 @@ class NystromLab(LivePanel):
         self._names = {value: label for label, value in _choices(self._custom is not None)}
         allow_custom_widgets()
         choices = [[label, value] for value, label in self._names.items()]
-        self._widget = w = NystromWidget(choices=choices, matrix=next(iter(self._names)))
+        self.widget = w = NystromWidget(choices=choices, matrix=next(iter(self._names)))
         self._panel = widgets.VBox([w])
         self.matrix = Control(w, "matrix", lambda v: one_of("matrix", v, self._names))
         self.p = Control(w, "p", lambda v: round(within("p", v, 0, 3), 1))
@@ -222,7 +223,7 @@ class NystromLab(LivePanel):
         self.rank.value = self.rank.value  # checked again: the new matrix may be smaller
         self.oversample.value = self.oversample.value
         self._send_computed()
-        self._widget.entries = {self._key(): entry}
+        self.widget.entries = {self._key(): entry}
 
     def _send_computed(self) -> None:
         """Send what the page draws of a matrix that is too large to be computed there."""
@@ -241,7 +242,7 @@ class NystromLab(LivePanel):
         ]
         (m, n), condition = drawing.shape, json_number(self.condition)
         images = [{"m": t.shape[0], "n": t.shape[1], "W": t.float().numpy().tobytes()} for t in drawing.matrices]
-        self._widget.computed = {
+        self.widget.computed = {
             "key": self._key(), "m": m, "n": n, "images": images, "top": drawing.scale, "lines": lines,
             "sigma": drawing.sigma, "error": self.error, "condition": condition,
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A separate JupyterLab: on loopback, behind a token, in an empty folder, without the user's settings."""
+"""A separate JupyterLab or Notebook 7: on loopback, behind a token, in an empty folder, without the user's settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python
 class JupyterServer:
     """A running server, as a context manager; ``root`` is the folder its notebooks lie in."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, application: str = "jupyterlab") -> None:
+        self.application = application  # the module that is started: jupyterlab or notebook
         self.root = folder / "root"
         self.token = secrets.token_hex(16)
         self.port = _free_port()
@@ -35,10 +36,9 @@ class JupyterServer:
         self.root.mkdir()
         self._quiet()
         command = [
-            sys.executable, "-m", "jupyterlab", f"--ServerApp.ip={HOST}", f"--ServerApp.port={self.port}",
+            sys.executable, "-m", self.application, f"--ServerApp.ip={HOST}", f"--ServerApp.port={self.port}",
             "--ServerApp.port_retries=0", "--ServerApp.open_browser=False", "--ServerApp.allow_root=True",
-            f"--ServerApp.root_dir={self.root}", "--LabApp.expose_app_in_browser=True",
-            "--LabApp.extension_manager=readonly",
+            f"--ServerApp.root_dir={self.root}", "--expose-app-in-browser", "--LabApp.extension_manager=readonly",
             "--KernelManager.shutdown_wait_time=1",
             # if the tests are killed, the server ends by itself
             "--MappingKernelManager.cull_idle_timeout=600", "--ServerApp.shutdown_no_activity_timeout=900",
@@ -69,6 +69,8 @@ class JupyterServer:
 
     def address(self, name: str) -> str:
         """The address of a notebook's page, laid out as if it were opened for the first time."""
+        if self.application == "notebook":
+            return f"http://{HOST}:{self.port}/notebooks/{name}?token={self.token}"
         return f"http://{HOST}:{self.port}/lab/workspaces/{Path(name).stem}/tree/{name}?reset&token={self.token}"
 
     def write(self, name: str, cells: list[str]) -> None:
@@ -135,7 +137,7 @@ class JupyterServer:
                 time.sleep(0.1)
             else:
                 return
-        raise RuntimeError(f"JupyterLab did not start:\n{self._log.read_text(errors='replace')[-2000:]}")
+        raise RuntimeError(f"{self.application} did not start:\n{self._log.read_text(errors='replace')[-2000:]}")
 
 
 def _free_port() -> int:

@@ -70,7 +70,7 @@ def test_the_figure_follows_every_control(lab):
             lab.core.value = "pinv"
         before = shown()
         getattr(lab, name).value = value
-        assert getattr(lab._widget, name) == value
+        assert getattr(lab.widget, name) == value
         after = shown()
         assert not torch.equal(before[1], after[1]), name
         assert before[2] != after[2], name
@@ -92,14 +92,14 @@ def test_sliders_stay_within_the_matrix():
 
 
 def test_the_page_gets_the_matrix_and_of_a_large_one_what_the_kernel_computed(lab):
-    (entry,) = lab._widget.entries.values()
+    (entry,) = lab.widget.entries.values()
     assert np.array_equal(np.frombuffer(entry["W"], "<f4").reshape(entry["m"], entry["n"]), lab.W)
     assert entry["best"][7] == lab.best
     large = NystromLab(torch.randn(300, 200, generator=torch.Generator().manual_seed(0)))
-    (key, entry), *_ = large._widget.entries.items()
+    (key, entry), *_ = large.widget.entries.items()
     assert "W" not in entry
     large.rank.value = 20
-    computed = large._widget.computed
+    computed = large.widget.computed
     assert (computed["key"], computed["error"]) == (key, large.error)
     assert computed["lines"][-1]["errors"][19] == large.error
     assert [(i["m"], i["n"]) for i in computed["images"]] == [(60, 50)] * 3

@@ -2,9 +2,13 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+// Notebook 7 takes arrow keys for its commands before they reach a control, unless the control itself says no.
+const CONTROLS = ["input", "select", "button"];
+
 /** Make an HTML element. Strings become text, never HTML. */
 function h(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
+  if (CONTROLS.includes(tag)) node.setAttribute("data-lm-suppress-shortcuts", "true");
   for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value === true) node.setAttribute(name, "");
