@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nlora_lab.analysis.comparison import PLANNED
+from nlora_lab.analysis.fresh_seeds import DECLARED
 from nlora_lab.models.names import LARGER
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.rate_points import RatePoint, validation_loss
@@ -31,7 +32,7 @@ from nlora_lab.sweeps.grid import coverage
 from tools.study import MIDDLE, STORE, TASK, config
 
 COMPARED = ("lora", *PLANNED)
-CHOOSING_SEEDS, FRESH_SEEDS = (0, 1), (2, 3, 4, 5, 6)
+CHOOSING_SEEDS, FRESH_SEEDS = DECLARED[LARGER].chosen_on, DECLARED[LARGER].fresh
 MOST_RATES = 6
 
 

@@ -11,17 +11,19 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from nlora_lab.analysis.comparison import compare
-from nlora_lab.analysis.selection import at_best
+from nlora_lab.analysis.comparison import PLANNED, compare
+from nlora_lab.analysis.fresh_seeds import DECLARED, fresh_groups
 from nlora_lab.core.formatting import format_rate
 from nlora_lab.methods.table import METHODS
+from nlora_lab.models.names import EMBEDDED, LARGER
 from nlora_lab.runs.config import SHARED_RATE
 from nlora_lab.runs.index import RecordedRuns
 from nlora_lab.runs.rate_points import RatePoint
 from nlora_lab.runs.shipped import BATCH, RANK, STEPS, recorded_runs
 from nlora_lab.tasks.generated import SIZES
-from tools.study import CHOSEN, FRESH_SEEDS, LADDER_SEEDS
+from tools.study import CHOSEN
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -45,12 +47,20 @@ COLUMNS = (
     f"after {2 * STEPS} steps",
 )
 
-FRESH_CAPTION = (
-    f"The same task with {2 * STEPS} steps, on seeds that took no part in the choice of the rate. Each method has the "
-    "best of three rates, by validation loss on three other seeds. Compared is the loss of the right answers to the "
-    "test items, in nats per token, as a factor with its 95 % interval. Methods, measure and test were fixed before "
-    "these runs."
-)
+FRESH_CAPTIONS = {
+    EMBEDDED: (
+        f"The same task with {DECLARED[EMBEDDED].steps} steps, on seeds that took no part in the choice of the rate. "
+        "Each method has the best of three rates, by validation loss on three other seeds. Compared is the loss of the "
+        "right answers to the test items, in nats per token, as a factor with its 95 % interval. Methods, measure and "
+        "test were fixed before these runs."
+    ),
+    LARGER: (
+        f"The same on the [larger model](data/larger/README.md), after {DECLARED[LARGER].steps} steps. Each rate "
+        "is the best of a ladder of factors of two, by validation loss on two other seeds. Methods, rule, measure and "
+        "test were fixed before these runs."
+    ),
+}
+ON_FRESH_SEEDS = {EMBEDDED: tuple(CHOSEN), LARGER: ("lora", *PLANNED)}
 FRESH_COLUMNS = ("method", "rate", "seeds", "loss, median", "times LoRA's", "against LoRA")
 
 
@@ -76,21 +86,21 @@ def _rows(recorded: RecordedRuns) -> Iterator[str]:
             yield f"| {' | '.join(cells)} |"
 
 
-def fresh_table(recorded: RecordedRuns) -> str:
-    """Return the comparison on fresh seeds in Markdown, with a caption above it: see ``tools.study``."""
-    groups = at_best(recorded, TASK, CHOSEN, RANK, steps=2 * STEPS, fresh=FRESH_SEEDS, chosen_on=LADDER_SEEDS)
-    rows = compare(groups, metric="log_test_loss")
+def fresh_table(recorded: RecordedRuns, model: str = EMBEDDED) -> str:
+    """Return the comparison on fresh seeds in Markdown, with a caption above it: see ``nl.analysis.fresh_groups``."""
+    names = ON_FRESH_SEEDS[model]
+    rows = compare(fresh_groups(names, recorded, model=model), metric="log_test_loss")
     head = [f"| {' | '.join(FRESH_COLUMNS)} |", "|" + "---|" * len(FRESH_COLUMNS)]
     lines = []
-    for name in CHOSEN:
-        row = rows.loc[name]
+    for name in names:
+        row: Any = rows.loc[name]
         ends = [f"{10 ** row[column]:.2g}" for column in ("difference", "difference_low", "difference_high")]
         words = str(row["verdict"]).partition(":")[0].removesuffix(" from LoRA").removesuffix(" than LoRA")
         seen = f" (a factor of {10 ** row['detectable']:.2g} would have been seen)" if words.startswith("not") else ""
         times = "1" if name == "lora" else f"{ends[0]} ({ends[1]} to {ends[2]})"
-        cells = [METHODS[name].label, format_rate(CHOSEN[name]), str(row["seeds"]), f"{10 ** row['median']:.2g}", times]
+        cells = [METHODS[name].label, format_rate(row["rate"]), str(row["seeds"]), f"{10 ** row['median']:.2g}", times]
         lines.append(f"| {' | '.join([*cells, words + seen])} |")
-    return "\n".join([FRESH_CAPTION, "", *head, *lines])
+    return "\n".join([FRESH_CAPTIONS[model], "", *head, *lines])
 
 
 def _verdict(verdict: str, detectable: float) -> str:
@@ -137,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--write", action="store_true", help="replace the table in the Markdown files that carry it")
     options = parser.parse_args(argv)
-    recorded = recorded_runs()
-    table = f"{results_table(recorded)}\n\n{fresh_table(recorded)}"
+    recorded, larger = recorded_runs(), recorded_runs(model=LARGER)
+    table = "\n\n".join([results_table(recorded), fresh_table(recorded), fresh_table(larger, LARGER)])
     print(table)
     if options.write:
         files = write_table(ROOT, table)

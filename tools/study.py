@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from nlora_lab.analysis.fresh_seeds import DECLARED
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.models.symmetry import save_renumbered
 from nlora_lab.runs.config import RunConfig
@@ -47,7 +48,7 @@ MIDDLE = {
     "nlora-balanced": 0.005,
 }
 BUDGET_METHODS = ("lora", "slora", "nlora", "rslora", "pissa")
-LADDER_SEEDS = (0, 1, 2)  # a rate is chosen on these
+LADDER_SEEDS = tuple(DECLARED[EMBEDDED].chosen_on)  # a rate is chosen on these
 FIRST_SEEDS = (0, 1, 2, 3, 4)
 REPLICATES = (1, 2, 3, 4)  # of seeds 0 and 1
 REPEATED = {
@@ -59,7 +60,7 @@ REPEATED = {
 CONTRAST_METHODS = ("lora", "slora", "nlora", "nlora-released")
 COPIES = tuple(f"renumbered-{seed}" for seed in range(1, 6))
 LOTTERY_RATES = {8: (2e-4, 1e-4), 4: (2e-4, 5e-4), 16: (2e-4,), 32: (2e-4,), 2: (2e-4,), 1: (2e-4,)}  # by rank
-FRESH_SEEDS = tuple(range(5, 15))  # no rate was chosen on them
+FRESH_SEEDS = tuple(DECLARED[EMBEDDED].fresh)  # no rate was chosen on them
 LORA_PLUS_A, LORA_PLUS_B = (0.002, 0.005, 0.01, 0.02), (0.005, 0.01, 0.02, 0.05)  # rates of A, rates of B
 BALANCED_RATES = (0.00354, 0.005, 0.00707)
 FIRST_STEPS: tuple[dict[str, Any], ...] = (

@@ -10,6 +10,7 @@ from .curvature import rate_predictors as rate_predictors
 from .first_step_loss import FirstStepLoss as FirstStepLoss
 from .first_step_loss import loss_along_first_step as loss_along_first_step
 from .fitted_valleys import valleys as valleys
+from .fresh_seeds import fresh_groups as fresh_groups
 from .initial_step import first_step as first_step
 from .initial_step import initial_change as initial_change
 from .lottery import start_lottery as start_lottery

@@ -25,7 +25,7 @@ def initial_change(name: str, text: str, rank: int = 8, *, model: str = EMBEDDED
         name: the name of the method.
         text: the text, of at least two tokens.
         rank: the rank of the adapter.
-        model: "embedded", a folder, or a hub id.
+        model: "embedded", "larger", a folder, or a hub id.
         seed: the seed of the start.
 
     Returns:
@@ -53,7 +53,7 @@ def first_step(
         text: the text, of at least two tokens.
         rank: the rank of the adapter.
         lr: the learning rate.
-        model: "embedded", a folder, or a hub id.
+        model: "embedded", "larger", a folder, or a hub id.
         seed: the seed of the start.
 
     Returns:

@@ -50,6 +50,8 @@ def recorded_index(runs: Runs = None, model: str = EMBEDDED, steps: int | None =
 
 def _index(runs: Runs, model: str) -> RecordedRuns:
     if isinstance(runs, RecordedRuns):
+        if model != EMBEDDED and runs.models not in ((), (model,)):
+            raise InputError(f"model={model!r}: the index holds runs of {runs.models[0]!r}; give the store instead")
         return runs
     if runs is None or isinstance(runs, RunStore | str | Path):
         return recorded_runs(open_store(runs), model)

@@ -19,7 +19,7 @@ def add_measure(commands: Any) -> argparse.ArgumentParser:
         _measure,
     )  # fmt: skip
     add = parser.add_argument
-    add("--model", default="embedded", help="embedded, a folder, or a hub id (default: %(default)s)")
+    add("--model", default="embedded", help="embedded, larger, a folder, or a hub id (default: %(default)s)")
     add("--adapter", metavar="FOLDER", help="a saved adapter for the model")
     add("--task", default="word-problems", help="a task, as for run (default: %(default)s)")
     add("--data", metavar="PLACE", help="the rows of the task, as for run")

@@ -21,7 +21,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "batch_size": {"type": int, "help": "number of examples per step, over all processes"},
     "task": {"help": "word-problems, entailment, gsm8k, metamath, a GLUE task such as sst2, or own"},
     "difficulty": {"help": "easy, medium or hard, for word-problems and entailment (default: medium)"},
-    "model": {"help": "embedded, a folder, or a hub id"},
+    "model": {"help": "embedded, larger, a folder, or a hub id"},
     "seed": {"type": int, "help": "seed of the adapter's weights, the order of the data and dropout"},
     "device": {"help": "cuda, mps or cpu (default: the best device of this machine)"},
     "warmup": {"type": float, "help": "share of the steps over which the learning rate rises"},

@@ -91,7 +91,7 @@ def read_architecture(model: str, revision: str | None = None) -> Architecture:
     """Read the architecture of a model from its ``config.json`` alone. The result is cached in this process.
 
     Args:
-        model: "embedded", a folder, or a hub id.
+        model: "embedded", "larger", a folder, or a hub id.
         revision: branch, tag or commit of a model on the hub. Default: its main branch.
 
     Returns:

@@ -34,7 +34,7 @@ def measure_saved(
     """Measure a model, alone or with a saved adapter, on the test rows of a task.
 
     Args:
-        model: "embedded", a folder or a hub id, as for ``nl.load_model``.
+        model: "embedded", "larger", a folder or a hub id, as for ``nl.load_model``.
         task: the task.
         adapter: a folder that ``nl.save_adapter`` or ``save_pretrained`` wrote.
         shots: put this many worked training examples before each prompt.

@@ -51,7 +51,7 @@ class FineTuneLab(LivePanel, RunActions):
 
     Args:
         method: the name of the method ticked at first, or several names.
-        model: "embedded", a folder, or a hub id. The recorded runs that ship are of the embedded model.
+        model: "embedded", "larger", a folder, or a hub id. Recorded runs of the first two ship.
         figures: the kind of figure in the tab "inside": "plotly", "image", or "auto" to choose by the front end.
         recorded: the recorded runs to show, as a store or its folder. By default those that ship.
         store: a store or folder in which every finished run is saved too. By default none.

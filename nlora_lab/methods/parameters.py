@@ -35,7 +35,7 @@ def parameter_table(
     Anything but a model is built on the meta device, without weights and without an output head.
 
     Args:
-        model_or_config: a model, a transformers config, "embedded", a folder with a config.json, or a hub id.
+        model_or_config: a model, a transformers config, "embedded", "larger", a folder with a config.json, or a hub id.
         rank: the rank of the adapters.
         target_modules: the target layers, as PEFT takes them.
         methods: names of methods. ``None`` means all.

@@ -39,7 +39,7 @@ def load_model(
     The model is on the CPU and in evaluation mode. Code from the hub is never run.
 
     Args:
-        name: "embedded", a folder in the layout of the hub, or a hub id.
+        name: "embedded", "larger", a folder in the layout of the hub, or a hub id.
         head: 0 for a causal language model. Any other number gives a classifier with that many outputs, where 1 is a
             regression. Only the head of a classifier may be missing from the weights, or have another size in them. It
             then starts at random, so seed torch before.
@@ -363,7 +363,7 @@ def meta_body(source: Any) -> Any:
     """Build the model of a config without its output head, on the meta device: shapes, but no weights.
 
     Args:
-        source: a transformers config, "embedded", a folder with a config.json, or a hub id.
+        source: a transformers config, "embedded", "larger", a folder with a config.json, or a hub id.
 
     Returns:
         The model.

@@ -173,7 +173,7 @@ def resolve_files(source: str | Path) -> FileTensors | str:
     """Find the weight files of a source.
 
     Args:
-        source: a safetensors file, a folder of them, "embedded", or a hub id.
+        source: a safetensors file, a folder of them, "embedded", "larger", or a hub id.
 
     Returns:
         The files, or the hub id.

@@ -102,7 +102,7 @@ def save_renumbered(folder: str | Path, seed: int, model: str = EMBEDDED) -> Pat
     Args:
         folder: where the copy is saved, in the layout of the hub. It must not exist, or be empty.
         seed: the seed of the new order, from 0.
-        model: "embedded", a folder, or a hub id of a Llama-like model.
+        model: "embedded", "larger", a folder, or a hub id of a Llama-like model.
 
     Returns:
         The folder.

@@ -125,7 +125,7 @@ def list_weights(source: Any, revision: str | None = None, cache: Cache | None =
 
     Args:
         source: an ``nn.Module``, a safetensors file, a folder with one or several of them (and their index),
-            "embedded", or a hub id.
+            "embedded", "larger", or a hub id.
         revision: the branch, tag or commit of a model on the hub. ``None`` means its main branch.
         cache: where the headers are stored for the next time.
 

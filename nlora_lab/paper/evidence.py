@@ -11,12 +11,14 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.analysis.comparison import compare, steps_to
+from nlora_lab.analysis.fresh_seeds import DECLARED, fresh_groups
 from nlora_lab.analysis.noise import welch
 from nlora_lab.analysis.selection import Runs, at_best, at_each_rate, at_rate, best_rates, recorded_index
 from nlora_lab.analysis.statistics import LEAST_SEEDS
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
 from nlora_lab.methods.table import METHODS
+from nlora_lab.models.names import EMBEDDED
 from nlora_lab.paper.verdicts import EDGE, FEW, NEITHER, NO_RUNS, OPPOSITE, OTHERWISE, REPRODUCED, SAME, UNJUDGED
 from nlora_lab.runs.config import SHARED_RATE
 from nlora_lab.runs.index import RecordedRuns
@@ -41,8 +43,6 @@ RATE_COLUMNS = ["rate", "validation_loss", "low", "high", "seeds", "tried", "edg
 FRESH_COLUMNS = [
     "rate", "their_rate", "ratio", "low", "high", "seeds", "their_seeds", "p", "detectable", "verdict",
 ]  # fmt: skip
-LONG = 500  # steps of the comparison on fresh seeds
-CHOOSING_SEEDS, FRESH_SEEDS = range(3), range(5, 15)  # declared in tools/study.py before the runs
 MAIN_METHODS = ["lora", "slora", "nlora"]
 
 
@@ -129,17 +129,20 @@ def claim_verdict(comparison: str) -> str:
     return next(verdict for beginning, verdict in verdicts.items() if comparison.startswith(beginning))
 
 
-def on_fresh_seeds(methods: Sequence[str] = ("slora", "nlora", "nlora-released"), runs: Runs = None) -> pd.DataFrame:
-    """Compare the loss after 500 steps with LoRA's, on seeds on which no rate was chosen. The task is word-problems.
+def on_fresh_seeds(
+    methods: Sequence[str] = ("slora", "nlora", "nlora-released"), runs: Runs = None, *, model: str = EMBEDDED
+) -> pd.DataFrame:
+    """Compare the loss with LoRA's, on seeds on which no rate was chosen: see ``nl.analysis.fresh_groups``.
 
     Args:
         methods: the methods to compare with LoRA.
         runs: a store, its folder, or recorded runs. ``None`` takes the runs that ship.
+        model: "embedded" (500 steps) or "larger" (250 steps).
 
     Returns:
         One row per method that has such runs. Columns:
 
-        - rate and their_rate: chosen on the seeds 0, 1 and 2, by validation loss;
+        - rate and their_rate: chosen on other seeds, by validation loss;
         - ratio, low and high: the geometric mean of the losses of the right answers to the test items, divided by
           LoRA's, and its 95 % interval;
         - seeds and their_seeds; p: the adjusted p-value; detectable: the smallest true ratio above 1 that would have
@@ -147,17 +150,15 @@ def on_fresh_seeds(methods: Sequence[str] = ("slora", "nlora", "nlora-released")
         - verdict: on *ours has the smaller loss*.
 
     Raises:
-        InputError: a method is unknown.
+        InputError: a method or the model is unknown.
     """
     import pandas as pd
 
     for name in methods:
         check_choice("method", name, METHODS)
+    check_choice("model", model, DECLARED)
     try:
-        groups = at_best(
-            recorded_index(runs), "word-problems", ["lora", *methods], steps=LONG,
-            fresh=FRESH_SEEDS, chosen_on=CHOOSING_SEEDS,
-        )  # fmt: skip
+        groups = fresh_groups(["lora", *methods], recorded_index(runs, model), model=model)
     except InputError:  # no method has a run
         groups = {}
     rows = {}

@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 from nlora_lab.analysis.comparison import family_size
+from nlora_lab.analysis.fresh_seeds import DECLARED
 from nlora_lab.analysis.statistics import LEAST_SEEDS
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice
 from nlora_lab.methods.table import METHODS
+from nlora_lab.models.names import EMBEDDED
 from nlora_lab.paper import evidence
 from nlora_lab.paper.reported_figures import ABSTRACT, FIGURE_4_BARS, GSM8K, INTTUNE_TABLE, RELEASED_CODE, SECOND_HAND
 from nlora_lab.paper.start_costs import start_times
@@ -186,11 +188,11 @@ def _claims_on_fresh_seeds() -> Iterator[Claim]:
     for name in ("slora", "nlora", "nlora-released", "nlora-balanced"):
         label = method_label(name)
         says = (
-            f"not a claim of the paper: after {evidence.LONG} steps {label} has the smaller loss, on seeds on which no "
-            "rate was chosen"
+            f"not a claim of the paper: after {DECLARED[EMBEDDED].steps} steps {label} has the smaller loss, on seeds "
+            "on which no rate was chosen"
         )
         check = partial(_check_fresh_seeds, name)
-        title = f"{label} below LoRA, {evidence.LONG} steps, fresh seeds"
+        title = f"{label} below LoRA, {DECLARED[EMBEDDED].steps} steps, fresh seeds"
         yield Claim(title, "runs", says, "our own question, declared in tools/study.py", check, WELCH)
 
 

@@ -43,7 +43,7 @@ class RunConfig:
         steps: the number of optimiser steps.
         batch_size: the examples of one optimiser step, also where it is divided into micro-batches.
         task: the name of the task.
-        model: "embedded", a folder, or a hub id.
+        model: "embedded", "larger", a folder, or a hub id.
         seed: the seed of the adapter, of a new head, of the order of examples and of dropout.
         device: "cpu", "cuda" or "mps". ``None`` means the best one here.
         difficulty: "easy", "medium" or "hard", for generated tasks. ``None`` means "medium".

@@ -72,6 +72,11 @@ class RecordedRuns:
     def __len__(self) -> int:
         return sum(len(runs) for ranks in self._cells.values() for rates in ranks.values() for runs in rates.values())
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of the runs, in alphabetical order."""
+        return tuple(sorted({run.config.model for run in self._comparable}))
+
     def at_steps(self, steps: int) -> RecordedRuns:
         """Index the runs of another number of steps.
 

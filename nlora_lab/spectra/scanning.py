@@ -51,7 +51,7 @@ def scan(
     downloads no weights.
 
     Args:
-        source: a model, a safetensors file, a folder of them (also sharded), "embedded", or a hub id.
+        source: a model, a safetensors file, a folder of them (also sharded), "embedded", "larger", or a hub id.
         ranks: where to measure the approximations.
         device: where to compute ("cuda" or "cpu"). ``None`` takes the best one of this machine.
         cache: store each row when it is ready, by the content of its matrix. A scan that was interrupted resumes, and a

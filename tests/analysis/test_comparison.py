@@ -12,7 +12,9 @@ from factories import recorded_run as run
 from scipy import stats
 
 from nlora_lab.analysis.comparison import METRICS, PLANNED, compare, costs, learning, pareto, seed_pairing, steps_to
-from nlora_lab.analysis.selection import at_best, at_each_rate, at_rate, best_rates, describe_left_out
+from nlora_lab.analysis.fitted_valleys import valleys
+from nlora_lab.analysis.fresh_seeds import fresh_groups
+from nlora_lab.analysis.selection import at_best, at_each_rate, at_rate, best_rates, describe_left_out, recorded_index
 from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.index import RecordedRuns
@@ -24,6 +26,31 @@ LORA = [0.40, 0.70, 0.95, 0.60, 0.80]
 
 def group(accuracies, method="slora", lr=1e-2, **settings):
     return [run(lr, seed, accuracy=a, method=method, **settings) for seed, a in enumerate(accuracies)]
+
+
+@pytest.mark.parametrize("ask", [at_best, best_rates, valleys, fresh_groups])
+def test_an_index_of_another_model_is_no_answer(ask):
+    """An index holds the runs of one model. It was taken for those of any model that was asked for."""
+    index = recorded_index(group(LORA, "lora"))
+    with pytest.raises(InputError, match=r"model='larger': the index holds runs of 'embedded'; give the store instead"):
+        ask(runs=index, model="larger")
+    assert at_best(index, methods="lora")
+
+
+def test_a_declared_comparison_takes_its_own_steps_and_seeds():
+    runs = [
+        run(lr, seed, validation=lr, model="larger", steps=steps, method=method)
+        for method in ("lora", "slora")
+        for steps in (250, 500)
+        for lr in (1e-3, 1e-2)
+        for seed in range(8)
+    ]
+    groups = fresh_groups(["lora", "slora"], runs, model="larger")
+    assert {(r.config.seed, r.config.steps, r.config.lr) for of in groups.values() for r in of} == {
+        (seed, 250, 1e-3) for seed in (2, 3, 4, 5, 6)
+    }
+    with pytest.raises(InputError, match="model='huge' is not known"):
+        fresh_groups(runs=runs, model="huge")
 
 
 def test_the_rate_is_chosen_by_validation_and_an_edge_is_named():

@@ -3,7 +3,8 @@
 import pytest
 from factories import recorded_run
 
-from nlora_lab.runs.store import RunStore
+from nlora_lab.runs.shipped import shipped_store
+from nlora_lab.runs.store import RunStore, run_key
 from tools.larger_model import CHOOSING_SEEDS, COMPARED, FRESH_SEEDS, MOST_RATES, grid, next_rates
 from tools.study import MIDDLE
 
@@ -36,3 +37,8 @@ def test_the_best_rate_gets_fresh_seeds_once_both_seeds_chose_it(tmp_path):
 
 def test_no_rate_is_chosen_on_a_fresh_seed():
     assert not set(CHOOSING_SEEDS) & set(FRESH_SEEDS)
+
+
+def test_the_grid_is_recorded():
+    store = shipped_store()
+    assert {run_key(cfg) for cfg in grid(store)} <= store.keys()

@@ -15,6 +15,7 @@ from nlora_lab.runs.shipped import RANK, recorded_runs
 from tools.results_table import (
     BEGIN,
     END,
+    ON_FRESH_SEEDS,
     SHOWN,
     TASK,
     block_of,
@@ -24,7 +25,6 @@ from tools.results_table import (
     results_table,
     write_table,
 )
-from tools.study import CHOSEN, FRESH_SEEDS, LADDER_SEEDS
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +67,27 @@ def test_the_table_has_the_numbers_of_the_lab(recorded):
         )
 
 
-def test_the_fresh_seeds_are_compared_at_rates_that_other_seeds_chose(recorded):
-    rows = [row.strip("|").split("|") for row in fresh_table(recorded).splitlines()[4:]]
-    assert [row[0].strip() for row in rows] == [METHODS[name].label for name in CHOSEN]
-    index = recorded.at_steps(500)
-    for name, (_, rate, seeds, loss, times, _) in zip(CHOSEN, rows, strict=True):
-        assert float(rate) == pytest.approx(CHOSEN[name], rel=0.05)
-        runs = [r for r in index.at(TASK, name, RANK, CHOSEN[name]).runs if r.config.seed in FRESH_SEEDS]
-        assert int(seeds) == len(runs) >= 5
-        losses = [r.metrics["test_loss"] for r in runs]
-        assert float(loss) == pytest.approx(10 ** median(map(math.log10, losses)), rel=0.06)
-        first = [r for point in index.valley(TASK, name, RANK) for r in point.runs if r.config.seed in LADDER_SEEDS]
+@pytest.mark.parametrize(
+    ("model", "steps", "choosing", "fresh"),
+    [("embedded", 500, range(3), range(5, 15)), ("larger", 250, range(2), range(2, 7))],
+)
+def test_the_fresh_seeds_are_compared_at_rates_that_other_seeds_chose(model, steps, choosing, fresh):
+    recorded = recorded_runs(model=model)
+    rows = [row.strip("|").split("|") for row in fresh_table(recorded, model).splitlines()[4:]]
+    names = ON_FRESH_SEEDS[model]
+    assert [row[0].strip() for row in rows] == [METHODS[name].label for name in names]
+    index = recorded.at_steps(steps)
+    for name, (_, rate, seeds, loss, times, _) in zip(names, rows, strict=True):
+        first = [r for point in index.valley(TASK, name, RANK) for r in point.runs if r.config.seed in choosing]
         by_rate = {
             r.config.lr: [q.metrics["validation_loss"] for q in first if q.config.lr == r.config.lr] for r in first
         }
-        assert min(by_rate, key=lambda lr: median(by_rate[lr])) == CHOSEN[name]
+        chosen = min(by_rate, key=lambda lr: median(by_rate[lr]))
+        assert float(rate) == pytest.approx(chosen, rel=0.05)
+        runs = [r for r in index.at(TASK, name, RANK, chosen).runs if r.config.seed in fresh]
+        assert int(seeds) == len(runs) >= 5
+        losses = [r.metrics["test_loss"] for r in runs]
+        assert float(loss) == pytest.approx(10 ** median(map(math.log10, losses)), rel=0.06)
         assert len({len(losses) for losses in by_rate.values()}) == 1
         if name == "lora":
             base = fmean(map(math.log10, losses))

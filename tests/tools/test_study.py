@@ -2,7 +2,6 @@
 
 import pytest
 
-from nlora_lab.paper import evidence
 from nlora_lab.runs.store import RunStore, run_key
 from tools import study
 
@@ -17,8 +16,6 @@ def test_every_part_asks_for_different_runs_on_the_cpu(part):
 
 def test_no_rate_was_chosen_on_a_fresh_seed():
     assert not set(study.FRESH_SEEDS) & {*study.LADDER_SEEDS, *study.FIRST_SEEDS}
-    assert set(evidence.FRESH_SEEDS) == set(study.FRESH_SEEDS)
-    assert set(evidence.CHOOSING_SEEDS) == set(study.LADDER_SEEDS)
     assert {cfg.lr for cfg in study.fresh_seeds()} == set(study.CHOSEN.values())
 
 
