@@ -10,12 +10,16 @@ one further rate beyond this edge is tried, twice as high or half as high, up to
 fresh seeds, 2 to 6. They are compared by ``log_test_loss`` with the test of ``nl.compare`` (Welch, unpaired, in the
 family of the planned comparisons).
 
+Added while these runs came in: all six methods at the shared rate of 2e-4, three seeds each, so that the lab shows
+there what one rate for all says. These runs take no part in the choice of a rate, except where 2e-4 is on the ladder.
+
 You can interrupt the command at any time. Run it again to resume.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +27,7 @@ from pathlib import Path
 from nlora_lab.analysis.comparison import PLANNED
 from nlora_lab.analysis.fresh_seeds import DECLARED
 from nlora_lab.models.names import LARGER
-from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.config import SHARED_RATE, RunConfig
 from nlora_lab.runs.rate_points import RatePoint, validation_loss
 from nlora_lab.runs.shipped import RANK, STEPS, recorded_runs
 from nlora_lab.runs.store import RunStore, run_key
@@ -33,6 +37,7 @@ from tools.study import MIDDLE, STORE, TASK, config
 
 COMPARED = ("lora", *PLANNED)
 CHOOSING_SEEDS, FRESH_SEEDS = DECLARED[LARGER].chosen_on, DECLARED[LARGER].fresh
+SHARED_SEEDS = range(3)
 MOST_RATES = 6
 
 
@@ -61,12 +66,13 @@ def _rounded(rate: float) -> float:
 def grid(store: RunStore) -> list[RunConfig]:
     """Return the runs that are known to be needed, as far as those in ``store`` determine them, seed by seed."""
     configs = [cfg for method in COMPARED for cfg in _of_method(store, method)]
-    return sorted(configs, key=lambda cfg: cfg.seed)
+    configs += [_config(method, SHARED_RATE, seed) for method in COMPARED for seed in SHARED_SEEDS]
+    return sorted(dict.fromkeys(configs), key=lambda cfg: cfg.seed)
 
 
 def _of_method(store: RunStore, method: str) -> list[RunConfig]:
     choosing = recorded_runs(store, LARGER).of_seeds(CHOOSING_SEEDS.__contains__, STEPS)
-    points = [point for point in choosing.valley(TASK, method, RANK) if _complete(point)]
+    points = [point for point in choosing.valley(TASK, method, RANK) if _complete(point) and _is_rung(method, point.lr)]
     losses = {point.lr: validation_loss(point) for point in points}
     asked = next_rates(method, losses)
     configs = [_config(method, rate, seed) for seed in CHOOSING_SEEDS for rate in [*losses, *asked]]
@@ -74,6 +80,12 @@ def _of_method(store: RunStore, method: str) -> list[RunConfig]:
         best = min(losses, key=lambda rate: losses[rate])
         configs += [_config(method, best, seed) for seed in FRESH_SEEDS]
     return configs
+
+
+def _is_rung(method: str, rate: float) -> bool:
+    """Whether a rate is on the ladder of a method. The shared rate need not be, and then it chooses nothing."""
+    rungs = math.log2(rate / MIDDLE[method])
+    return abs(rungs - round(rungs)) < 0.05
 
 
 def _complete(point: RatePoint) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 from factories import recorded_run
 
+from nlora_lab.runs.config import SHARED_RATE
 from nlora_lab.runs.shipped import shipped_store
 from nlora_lab.runs.store import RunStore, run_key
 from tools.larger_model import CHOOSING_SEEDS, COMPARED, FRESH_SEEDS, MOST_RATES, grid, next_rates
@@ -22,15 +23,18 @@ def test_a_rate_is_added_beyond_the_edge_until_the_best_one_lies_inside(method):
 
 def test_the_best_rate_gets_fresh_seeds_once_both_seeds_chose_it(tmp_path):
     store = RunStore(tmp_path)
-    assert {cfg.seed for cfg in grid(store)} == set(CHOOSING_SEEDS)
+    assert {cfg.seed for cfg in grid(store) if cfg.lr != SHARED_RATE} == set(CHOOSING_SEEDS)
+    store.add(recorded_run(SHARED_RATE, 0, validation=0.1, model="larger", steps=250, device="cpu"))
+    store.add(recorded_run(SHARED_RATE, 1, validation=0.1, model="larger", steps=250, device="cpu"))
     losses = {0.00352: 0.3, 0.00705: 0.2, 0.0141: 0.5}
     for rate, loss in losses.items():
         store.add(recorded_run(rate, 0, validation=loss, model="larger", steps=250, device="cpu"))
-    assert {cfg.seed for cfg in grid(store) if cfg.method == "lora"} == set(CHOOSING_SEEDS)  # one seed chooses nothing
+    of_lora = [cfg for cfg in grid(store) if cfg.method == "lora" and cfg.lr != SHARED_RATE]
+    assert {cfg.seed for cfg in of_lora} == set(CHOOSING_SEEDS)  # one seed chooses nothing
     for rate, loss in losses.items():
         store.add(recorded_run(rate, 1, validation=loss, model="larger", steps=250, device="cpu"))
-    of_lora = [cfg for cfg in grid(store) if cfg.method == "lora"]
-    assert {cfg.lr for cfg in of_lora} == set(losses)
+    of_lora = [cfg for cfg in grid(store) if cfg.method == "lora" and cfg.lr != SHARED_RATE]
+    assert {cfg.lr for cfg in of_lora} == set(losses)  # the shared rate has the lowest loss, and is not on the ladder
     assert {cfg.seed for cfg in of_lora if cfg.lr == 0.00705} == {*CHOOSING_SEEDS, *FRESH_SEEDS}
     assert {cfg.model for cfg in grid(store)} == {"larger"}
 
