@@ -1,8 +1,13 @@
 """The rule of the grid on the larger model: rates until the best one lies between two others, then fresh seeds."""
 
+from statistics import pstdev
+
 import pytest
 from factories import recorded_run
 
+from nlora_lab.analysis.comparison import compare
+from nlora_lab.analysis.fresh_seeds import fresh_groups
+from nlora_lab.analysis.selection import at_best
 from nlora_lab.runs.config import SHARED_RATE
 from nlora_lab.runs.shipped import shipped_store
 from nlora_lab.runs.store import RunStore, run_key
@@ -46,3 +51,20 @@ def test_no_rate_is_chosen_on_a_fresh_seed():
 def test_the_grid_is_recorded():
     store = shipped_store()
     assert {run_key(cfg) for cfg in grid(store)} <= store.keys()
+
+
+def test_what_the_readme_says_of_the_larger_model():
+    groups = fresh_groups(COMPARED, model="larger")
+    for method, runs in groups.items():
+        assert runs[0].config.lr == pytest.approx(MIDDLE[method] / 2, rel=0.01)
+    ends = compare(groups, metric="log_test_loss")
+    verdicts = {name: verdict.split()[0] for name, verdict in ends["verdict"].items()}
+    assert {name for name, verdict in verdicts.items() if verdict == "worse"} == {"nlora", "nlora-balanced"}
+    assert {name for name, verdict in verdicts.items() if verdict == "not"} == {"slora", "nlora-released", "pissa"}
+    assert ends.loc["lora", "median"] < ends.loc["nlora-balanced", "median"] < ends.loc["nlora", "median"]
+
+
+def test_runs_on_the_larger_model_depend_less_on_the_seed():
+    small, large = at_best(methods=COMPARED), fresh_groups(COMPARED, model="larger")
+    spread = {name: [pstdev(run.accuracy for run in groups[name]) for groups in (small, large)] for name in COMPARED}
+    assert all(on_larger < on_embedded for on_embedded, on_larger in spread.values())
