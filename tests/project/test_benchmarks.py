@@ -48,6 +48,11 @@ def test_the_readme_shows_the_record_of_the_slider():
         assert table in text
 
 
+def test_the_readme_shows_the_record_of_the_opening():
+    table = import_module("opening_in_browser").table(record_of("opening")["rows"])
+    assert table in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_readme_shows_the_record_of_the_lab():
     lab_overhead = import_module("lab_overhead")
     for result in record_of("lab_overhead"):

@@ -37,7 +37,7 @@ def test_it_carries_what_it_needs_and_nothing_large(wheel):
     )  # fmt: skip
     assert {f"nlora_lab/{name}" for name in needed} <= files
     assert not any("tests/" in name or name.endswith((".pt", ".part")) for name in files)
-    assert wheel.stat().st_size < 12_000_000
+    assert wheel.stat().st_size < 14_000_000  # of it 5.7 MB are the larger model, 3.7 the embedded one
 
 
 def test_race_works_in_a_clean_environment_outside_the_clone(wheel, tmp_path):
