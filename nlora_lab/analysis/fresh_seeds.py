@@ -50,6 +50,4 @@ def fresh_groups(methods: Methods = None, runs: Runs = None, *, model: str = EMB
     """
     check_choice("model", model, DECLARED)
     plan = DECLARED[model]
-    return at_best(
-        runs, TASK, methods, model=model, steps=plan.steps, fresh=plan.fresh, chosen_on=plan.chosen_on
-    )  # fmt: skip
+    return at_best(runs, TASK, methods, model=model, steps=plan.steps, fresh=plan.fresh, chosen_on=plan.chosen_on)

@@ -150,15 +150,16 @@ def on_fresh_seeds(
         - verdict: on *ours has the smaller loss*.
 
     Raises:
-        InputError: a method or the model is unknown.
+        InputError: a method or the model is unknown, or an index holds the runs of another model.
     """
     import pandas as pd
 
     for name in methods:
         check_choice("method", name, METHODS)
     check_choice("model", model, DECLARED)
+    index = recorded_index(runs, model)
     try:
-        groups = fresh_groups(["lora", *methods], recorded_index(runs, model), model=model)
+        groups = fresh_groups(["lora", *methods], index, model=model)
     except InputError:  # no method has a run
         groups = {}
     rows = {}

@@ -492,5 +492,7 @@ def test_the_comparison_on_fresh_seeds_is_that_of_nl_compare(shipped):
         assert row["low"] < row["ratio"] < row["high"]
         assert (row["p"], row["seeds"]) == (rows.loc[name, "p_adjusted"], rows.loc[name, "seeds"])
     assert paper.on_fresh_seeds(["slora"], RecordedRuns([])).empty
+    with pytest.raises(InputError, match="the index holds runs of 'embedded'"):
+        paper.on_fresh_seeds(["slora"], shipped, model="larger")
     with pytest.raises(InputError, match="'lorra' is not known"):
         paper.on_fresh_seeds(["lorra"], shipped)
