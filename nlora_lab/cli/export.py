@@ -39,7 +39,9 @@ def add_page(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recorded", metavar="FOLDER", help="the fine-tuning lab alone, on the runs of this store (default: all labs)"
     )
-    parser.add_argument("--model", help="for --recorded: the model of the runs (default: the embedded model)")
+    parser.add_argument(
+        "--model", help="the fine-tuning lab alone, on the runs of this model: embedded, larger, or any with --recorded"
+    )
     return parser
 
 
@@ -61,18 +63,18 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _page(options: argparse.Namespace) -> int:
-    from nlora_lab.models.names import EMBEDDED
+    from nlora_lab.models.names import EMBEDDED, SHIPPED
     from nlora_lab.pages.sections import write_lab, write_labs
     from nlora_lab.runs.shipped import recorded_runs
     from nlora_lab.runs.store import open_store
 
     if not options.out.strip():
         raise InputError("OUT '' names no file; for example: nlora-lab page labs.html")
-    if options.recorded is None:
-        if options.model is not None:
-            raise InputError(f"--model {options.model!r} needs --recorded, the store with runs of that model")
+    if options.recorded is None and options.model is None:
         print(write_labs(options.out))
         return 0
+    if options.recorded is None and options.model not in SHIPPED:
+        raise InputError(f"--model {options.model!r} needs --recorded, the store with runs of that model")
     recordings = recorded_runs(open_store(options.recorded), options.model or EMBEDDED)
     print(write_lab(options.out, recordings))
     return 0

@@ -130,6 +130,21 @@ def test_a_page_of_a_store_of_ones_own(tmp_path, capsys):
     assert [c["method"] for c in state["recorded"]["cells"]] == ["lora"]
 
 
+def test_a_page_of_the_larger_model_that_ships(tmp_path):
+    assert cli.main(["page", str(tmp_path / "larger.html"), "--model", "larger"]) == 0
+    text = (tmp_path / "larger.html").read_text()
+    data = json.loads(re.search(r'id="lab1-state">(.*?)</script>', text, re.S)[1])["recorded"]
+    assert {c["method"] for c in data["cells"]} == {
+        "lora",
+        "slora",
+        "nlora",
+        "nlora-released",
+        "nlora-balanced",
+        "pissa",
+    }
+    assert len(text) < 1_500_000
+
+
 def test_what_cannot_be_written_is_named(tmp_path, capsys):
     with pytest.raises(nl.InputError, match="is a folder; name a file in it"):
         write_page(tmp_path, "x", [])
