@@ -18,11 +18,9 @@ You can interrupt the command at any time. Run it again to resume.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 from nlora_lab.analysis.comparison import PLANNED
 from nlora_lab.analysis.fresh_seeds import DECLARED
@@ -31,9 +29,8 @@ from nlora_lab.runs.config import SHARED_RATE, RunConfig
 from nlora_lab.runs.rate_points import RatePoint, validation_loss
 from nlora_lab.runs.shipped import RANK, STEPS, recorded_runs
 from nlora_lab.runs.store import RunStore, run_key
-from nlora_lab.sweeps.engine import sweep
 from nlora_lab.sweeps.grid import coverage
-from tools.study import MIDDLE, STORE, TASK, config
+from tools.study import MIDDLE, TASK, config, record
 
 COMPARED = ("lora", *PLANNED)
 CHOOSING_SEEDS, FRESH_SEEDS = DECLARED[LARGER].chosen_on, DECLARED[LARGER].fresh
@@ -96,29 +93,19 @@ def _config(method: str, rate: float, seed: int) -> RunConfig:
     return config(method, rate, seed, STEPS, model=LARGER)
 
 
-def _missing(store: RunStore) -> list[RunConfig]:
-    finished = store.keys()
-    return [cfg for cfg in grid(store) if run_key(cfg) not in finished]
+def missing(store: RunStore) -> Iterator[list[RunConfig]]:
+    """Yield the runs that the store lacks, until the runs made meanwhile ask for no further ones."""
+    while True:
+        finished = store.keys()  # once: it reads every record
+        configs = [cfg for cfg in grid(store) if run_key(cfg) not in finished]
+        if not configs:
+            return
+        yield configs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the missing runs of the grid, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.larger_model", description="Record the larger model's grid.")
-    parser.add_argument("--store", type=Path, default=STORE, help="folder of the records (default: data/results)")
-    parser.add_argument("--pack", action="store_true", help="afterwards, write one file per task and method")
-    parser.add_argument("--show", action="store_true", help="make no run; print how much of the grid is recorded")
-    options = parser.parse_args(argv)
-    store = RunStore(options.store)
-    if options.show:
-        print(coverage(grid(store), store))
-        return 0
-    try:
-        while missing := _missing(store):
-            sweep(missing, store)
-    finally:
-        if options.pack:
-            print(f"packed {store.pack()} records", file=sys.stderr)
-    return 0
+    return record("larger_model", lambda store: print(coverage(grid(store), store)), missing, argv)
 
 
 if __name__ == "__main__":

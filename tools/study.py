@@ -200,25 +200,38 @@ def missing(store: RunStore) -> Iterator[tuple[str, list[RunConfig]]]:
             yield name, configs
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the missing runs of the study, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.study", description="Record the study of noise and budgets.")
+def record(
+    name: str, show: Callable[[RunStore], None], parts: Callable[[RunStore], Iterator[list[RunConfig]]],
+    argv: Sequence[str] | None,
+) -> int:  # fmt: skip
+    """Run the command of a plan: make its missing runs, or show what is recorded, and return the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m tools.{name}", description="Record the missing runs of a plan.")
     parser.add_argument("--store", type=Path, default=STORE, help="folder of the records (default: data/results)")
     parser.add_argument("--pack", action="store_true", help="afterwards, write one file per task and method")
     parser.add_argument("--show", action="store_true", help="make no run; print how much of the plan is recorded")
     options = parser.parse_args(argv)
     store = RunStore(options.store)
     if options.show:
-        for name, part in PARTS.items():
-            print(f"{name}: {coverage(part(), store)}")
+        show(store)
         return 0
     try:
-        for _, configs in missing(store):
+        for configs in parts(store):
             sweep(configs, store)
     finally:
         if options.pack:
             print(f"packed {store.pack()} records", file=sys.stderr)
     return 0
+
+
+def show_parts(store: RunStore) -> None:
+    """Print how much of each part is recorded."""
+    for name, part in PARTS.items():
+        print(f"{name}: {coverage(part(), store)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the missing runs of the study, and return the exit code."""
+    return record("study", show_parts, lambda store: (configs for _, configs in missing(store)), argv)
 
 
 if __name__ == "__main__":
