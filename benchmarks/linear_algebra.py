@@ -237,7 +237,8 @@ def memory_of_scan(sizes: Sizes, device: str) -> Iterator[Row]:
 
 def slider(sizes: Sizes, device: str) -> Iterator[Row]:
     del device
-    from nlora_lab.labs.nystrom import MAX_RANK, NystromLab
+    from nlora_lab.labs.nystrom import NystromLab
+    from nlora_lab.pages.analysed_matrix import MAX_RANK
 
     largest = max((w for w in list_weights("embedded") if w.place[0] >= 0), key=lambda w: w.shape[0] * w.shape[1])
     lab = NystromLab()

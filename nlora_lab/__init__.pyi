@@ -33,10 +33,10 @@ from .estimates.requirements import estimate as estimate
 from .evaluation.saved import measure_saved as measure_saved
 from .evaluation.scoring import answers as answers
 from .labs.fine_tuning import FineTuneLab as FineTuneLab
+from .labs.matrices import SvdLab as SvdLab
 from .labs.memory import MemoryLab as MemoryLab
 from .labs.nystrom import NystromLab as NystromLab
 from .labs.spectrum import SpectrumLab as SpectrumLab
-from .labs.svd import SvdLab as SvdLab
 from .lowrank.cross import nystrom as nystrom
 from .lowrank.curves import error_curve as error_curve
 from .lowrank.factors import relative_error as relative_error

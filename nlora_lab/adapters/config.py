@@ -13,8 +13,7 @@ from peft.utils.other import get_pattern_key
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice, check_number, check_whole_number
-from nlora_lab.lowrank.cross import CORES
-from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.rules import CORES, PIVOTS
 from nlora_lab.lowrank.slora_init import check_core_init
 
 STARTS = ("random", "nystrom", "svd")

@@ -2,7 +2,6 @@ from .checks import IllConditionedWarning as IllConditionedWarning
 from .checks import SingularBlockError as SingularBlockError
 from .checks import check_matrix as check_matrix
 from .checks import check_rank as check_rank
-from .cross import CORES as CORES
 from .cross import nystrom as nystrom
 from .curves import error_curve as error_curve
 from .factors import LowRank as LowRank
@@ -11,9 +10,10 @@ from .lanczos import Eigenvalue as Eigenvalue
 from .lanczos import largest_eigenvalue as largest_eigenvalue
 from .matrices import landscape as landscape
 from .matrices import with_spectrum as with_spectrum
-from .pivots import PIVOTS as PIVOTS
 from .pivots import choose_pivots as choose_pivots
 from .psd import nystrom_psd as nystrom_psd
+from .rules import CORES as CORES
+from .rules import PIVOTS as PIVOTS
 from .slora_init import CORE_INITS as CORE_INITS
 from .svd import generalized_nystrom as generalized_nystrom
 from .svd import randomized_svd as randomized_svd

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,10 +22,8 @@ from nlora_lab.lowrank.checks import (
 )
 from nlora_lab.lowrank.factors import LowRank, is_leading
 from nlora_lab.lowrank.pivots import Pivots, resolve_pivots
+from nlora_lab.lowrank.rules import CORES, Core
 
-Core = Literal["pinv", "optimal", "block"]
-CORES: tuple[Core, ...] = ("pinv", "optimal", "block")
-"""The cores of a Nyström approximation: the pseudo-inverse of the block, C⁺ W R⁺, and the block itself."""
 WELL_CONDITIONED = 1e-2  # condition number times eps: up to here the block's inverse reproduces rows and columns
 
 

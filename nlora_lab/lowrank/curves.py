@@ -29,9 +29,10 @@ from nlora_lab.lowrank.checks import (
     rescaled,
     to_float64,
 )
-from nlora_lab.lowrank.cross import Core, check_cross_options, nystrom, take_cols, take_rows
+from nlora_lab.lowrank.cross import check_cross_options, nystrom, take_cols, take_rows
 from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.pivots import Pivots, extra_rows, resolve_pivots
+from nlora_lab.lowrank.rules import Core
 from nlora_lab.lowrank.svd import singular_values, truncation_errors
 
 PANEL = 512  # rows in float64 at a time

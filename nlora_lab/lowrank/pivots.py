@@ -7,7 +7,6 @@ the error at every rank (see ``error_curve``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +15,10 @@ from nlora_lab.core.array_types import Float, Int64
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.lowrank.checks import check_generator, check_matrix, check_rank, rescaled
+from nlora_lab.lowrank.rules import PIVOTS, PivotRule
 
 Indices = Tensor | Sequence[int]
-Pivots = Literal["leading", "random", "cross", "qr"] | tuple[Indices, Indices]
-PIVOTS = ("leading", "random", "cross", "qr")
-"""The ways to choose rows and columns: the first ones, random ones, complete pivoting, and pivoted QR."""
+Pivots = PivotRule | tuple[Indices, Indices]
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 

@@ -136,15 +136,13 @@ def list_weights(source: Any, revision: str | None = None, cache: Cache | None =
         InputError: the source has no weight to scan.
         ModelError: a file is missing or damaged, or is a pickle, which can run code when opened.
     """
-    from torch import nn
-
-    if isinstance(source, nn.Module):
+    if isinstance(source, str | Path):
+        listed = _in_source(source, revision, cache)
+        label = str(source)
+    elif _is_module(source):
         check_revision(revision, None)
         listed = _in_model(source)
         label = f"the {type(source).__name__}"
-    elif isinstance(source, str | Path):
-        listed = _in_source(source, revision, cache)
-        label = str(source)
     else:
         raise InputError(
             f"source={source!r} cannot be scanned: give a model, a safetensors file or folder, 'embedded', or a hub id"
@@ -152,6 +150,12 @@ def list_weights(source: Any, revision: str | None = None, cache: Cache | None =
     if not listed:
         raise InputError(f"{label} has no 2-D floating-point weight, so there is nothing to scan; give another source")
     return listed
+
+
+def _is_module(source: Any) -> bool:
+    from torch import nn  # not at the top: names of files and models need no torch
+
+    return isinstance(source, nn.Module)
 
 
 def find_weight(source: Any, name: str, revision: str | None = None) -> Weight:

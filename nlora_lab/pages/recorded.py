@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from nlora_lab.lowrank.slora_init import CORE_INITS
 from nlora_lab.methods.table import METHODS, Method
+from nlora_lab.pages.scripts import json_number
 from nlora_lab.runs.index import NEAR_RANK, NEAR_RATE, RecordedRuns
 from nlora_lab.runs.rate_points import LossCurve, Spread, validation_loss
 from nlora_lab.tasks.generated import TASKS
@@ -129,8 +130,3 @@ def _coded(values: Sequence[float]) -> npt.NDArray[np.uint16]:
 
 def _spread(spread: Spread) -> list[float | str | None]:
     return [json_number(spread.middle), json_number(spread.low), json_number(spread.high)]
-
-
-def json_number(value: float) -> float | str | None:
-    """Return a number as JSON can hold it: NaN is ``None``, and infinity "inf"."""
-    return None if math.isnan(value) else "inf" if math.isinf(value) else value

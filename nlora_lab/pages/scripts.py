@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -21,3 +22,8 @@ def module(names: tuple[str, ...]) -> str:
 def style() -> str:
     """Return the style sheet of the labs."""
     return (STATIC / "lab.css").read_text(encoding="utf-8")
+
+
+def json_number(value: float) -> float | str | None:
+    """Return a number as the scripts read it from JSON: NaN is ``None``, and infinity "inf"."""
+    return None if math.isnan(value) else "inf" if math.isinf(value) else value

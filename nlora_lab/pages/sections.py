@@ -6,17 +6,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nlora_lab.lowrank.curves import error_curve
-from nlora_lab.lowrank.matrices import with_spectrum
-from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.rules import PIVOTS
 from nlora_lab.lowrank.slora_init import CORE_INITS
-from nlora_lab.lowrank.svd import singular_values
 from nlora_lab.models.names import EMBEDDED
 from nlora_lab.models.weights import list_weights, places
-from nlora_lab.pages.matrices import FACTS, entry_of
+from nlora_lab.pages.analysed_matrix import AnalysedMatrix, named_matrix
+from nlora_lab.pages.matrices import FACTS
 from nlora_lab.pages.page import Lab, write_page
 from nlora_lab.pages.recorded import recorded_data
 from nlora_lab.pages.scripts import FINE_TUNING, NYSTROM, SPECTRUM
@@ -28,7 +26,7 @@ from nlora_lab.tasks.generated import TASKS
 
 TITLE = "nlora_lab: low-rank fine-tuning in a page"
 SHOWN = ("self_attn.q_proj", "self_attn.v_proj")  # of every layer: a page of all matrices would take megabytes
-SIZE, MAX_RANK, MAP_RANKS = 128, 96, 64
+MAP_RANKS = 64
 FINE_TUNING_TEXT = (
     "Every point is a run that was recorded. Move the learning rate, or drag in the figure on the right. Curves show "
     "the median over seeds, and bands and whiskers the range."
@@ -93,14 +91,14 @@ def fine_tuning_lab(recordings: RecordedRuns, settings: Mapping[str, Any] | None
 def nystrom_lab() -> Lab:
     """Return the Nyström lab on matrices of the embedded model, Gaussian noise and a decaying spectrum."""
     generated = {
-        "Gaussian": torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0)),
-        "σ ~ 1/k": with_spectrum(1 / torch.arange(1, SIZE + 1, dtype=torch.float32)),
+        "Gaussian": named_matrix("gaussian"),
+        "σ ~ 1/k": named_matrix("power"),
     }
     matrices = {**dict(_embedded_matrices()), **generated}
     state = {
         "facts": FACTS, "choices": [[name, name] for name in matrices], "computed": {},
-        "entries": {name: _entry(W) for name, W in matrices.items()}, "matrix": next(iter(matrices)), "p": 1.0,
-        "rank": 8, "pivots": PIVOTS[0], "core": "pinv", "tolerance": 0.0, "oversample": 0,
+        "entries": {name: AnalysedMatrix(W).entry() for name, W in matrices.items()}, "matrix": next(iter(matrices)),
+        "p": 1.0, "rank": 8, "pivots": PIVOTS[0], "core": "pinv", "tolerance": 0.0, "oversample": 0,
     }  # fmt: skip
     return Lab("Nyström approximations", NYSTROM_TEXT, NYSTROM, state)
 
@@ -122,10 +120,6 @@ def _embedded_matrices() -> Iterable[tuple[str, Tensor]]:
         layer, module = weight.place
         if layer >= 0 and module in SHOWN:
             yield f"layer {layer} {module}", weight.read().float()
-
-
-def _entry(W: Tensor) -> dict[str, Any]:
-    return entry_of(W, MAX_RANK, singular_values(W).tolist(), error_curve(W, MAX_RANK, "svd").tolist())
 
 
 def _errors(W: Tensor) -> list[list[float]]:

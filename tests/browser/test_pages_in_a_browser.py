@@ -175,6 +175,36 @@ def test_all_three_labs_answer_to_the_keyboard(open_page, tmp_path):
     page.locator(".cell").nth(5).and_(page.locator("[aria-pressed=true]")).wait_for()  # drawn in the next frame
 
 
+def heard(page):
+    """What a screen reader is given: the role, name, description and value of every node that it reads."""
+    session = page.context.new_cdp_session(page)
+    nodes = [node for node in session.send("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    session.detach()
+    parts = ("role", "name", "description", "value")
+    return [tuple(str(node.get(part, {}).get("value", "")) for part in parts) for node in nodes]
+
+
+def test_a_screen_reader_is_given_names_values_and_what_the_figures_show(open_page, tmp_path):
+    page = open_page(write_labs(tmp_path / "labs.html"))
+    controls = {"slider", "checkbox", "combobox", "button", "spinbutton", "radio", "image"}
+    before = heard(page)
+    assert [node for node in before if node[0] in controls and not node[1].strip()] == []
+    sliders = [value for role, _, _, value in before if role == "slider"]
+    assert len(sliders) >= 5
+    assert all(sliders)
+    for number, label in ((0, "learning rate"), (1, "rank r"), (2, "rank r")):
+        page.locator(".nlora-lab").nth(number).get_by_label(label, exact=True).press("End")
+    page.wait_for_timeout(300)
+    after = heard(page)
+    for figure in ("loss over steps", "error at every rank"):  # their descriptions are the numbers
+        was, now = (next(n for n in nodes if n[0] == "image" and n[1].startswith(figure)) for nodes in (before, after))
+        assert was[2] != now[2], figure
+        assert any(c.isdigit() for c in now[2]), figure
+    cell = next(i for i, node in enumerate(before) if "relative error" in node[1] and node[0] == "button")
+    assert before[cell][1] != after[cell][1]  # the cells of the map hold the numbers of its figure
+    assert [node[3] for node in after if node[0] == "slider"] != sliders
+
+
 def test_a_second_number_of_steps_and_a_third_measure_get_a_switch(open_page, tmp_path):
     known = recorded_runs()
     best = known.at_steps(500).best("word-problems", "lora", 8)

@@ -12,7 +12,7 @@ import torch
 
 from nlora_lab.core.devices import PeakMemory
 from nlora_lab.lowrank.cross import nystrom
-from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.rules import PIVOTS
 from nlora_lab.lowrank.svd import singular_values
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs.config import RunConfig

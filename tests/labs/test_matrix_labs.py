@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import shutil
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -13,14 +16,15 @@ from safetensors.torch import load_file
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.labs import figures
-from nlora_lab.labs.nystrom import EliminationLab, NystromLab
+from nlora_lab.labs.matrices import EliminationLab, SvdLab
+from nlora_lab.labs.nystrom import NystromLab
 from nlora_lab.labs.panel import format_error
 from nlora_lab.labs.spectrum import SpectrumLab
-from nlora_lab.labs.svd import SvdLab
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.matrices import landscape, with_spectrum
 from nlora_lab.lowrank.svd import truncated_svd
+from nlora_lab.pages.matrices import shipped_matrix
 from nlora_lab.plots.approximations import APPROXIMATIONS
 from nlora_lab.plots.matrices import elimination
 
@@ -76,6 +80,46 @@ def test_the_figure_follows_every_control(lab):
         assert before[2] != after[2], name
 
 
+def test_what_the_lab_opens_with_is_made_from_the_embedded_model(lab):
+    """If this fails, run ``python -m tools.lab_opening``."""
+    shipped, made = shipped_matrix(), lab.opening()
+    assert shipped is not None
+    assert (shipped.settings, shipped.text) == (made.settings, made.text)
+    for name, value in made.entry.items():
+        assert shipped.entry[name] == (pytest.approx(value, rel=1e-4) if name in ("sigma", "best") else value), name
+    drawn, stored = (plt.imread(io.BytesIO(png)) for png in (made.picture, shipped.picture))
+    assert abs(drawn - stored).mean() < 0.01  # another version of matplotlib may set letters a little differently
+
+
+def test_it_opens_with_what_was_made_in_advance_and_computes_everything_else(lab, monkeypatch):
+    monkeypatch.setattr("nlora_lab.labs.nystrom.shipped_matrix", lambda: None)
+    computed = NystromLab()
+    assert repr(lab) == repr(computed)
+    assert lab.widget.entries.keys() == computed.widget.entries.keys()
+    assert lab.picture() == shipped_matrix().picture
+    for control, value in {"rank": 9, "pivots": "qr", "tolerance": 0.1, "matrix": LAYER}.items():
+        getattr(lab, control).value = value
+        assert lab.picture() != shipped_matrix().picture
+        getattr(lab, control).value = getattr(computed, control).value
+        assert lab.picture() == shipped_matrix().picture
+    assert lab.error == computed.error
+
+
+def test_what_was_made_of_another_model_is_not_used(monkeypatch, tmp_path):
+    results, model = tmp_path / "results" / "opening", tmp_path / "embedded"
+    shutil.copytree(ROOT / "data" / "results" / "opening", results)
+    shutil.copytree(ROOT / "data" / "embedded", model)
+    monkeypatch.setattr("nlora_lab.pages.matrices.shipped_folder", lambda _: tmp_path)
+    assert shipped_matrix() is not None
+    (results / "nystrom.png").unlink()
+    assert shipped_matrix() is None
+    shutil.copy(ROOT / "data" / "results" / "opening" / "nystrom.png", results)
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\0")
+    assert shipped_matrix() is None
+
+
 def test_sliders_stay_within_the_matrix():
     lab = NystromLab(torch.randn(12, 9))
     assert lab.matrix.value == "yours"
@@ -94,7 +138,7 @@ def test_sliders_stay_within_the_matrix():
 def test_the_page_gets_the_matrix_and_of_a_large_one_what_the_kernel_computed(lab):
     (entry,) = lab.widget.entries.values()
     assert np.array_equal(np.frombuffer(entry["W"], "<f4").reshape(entry["m"], entry["n"]), lab.W)
-    assert entry["best"][7] == lab.best
+    assert entry["best"][7] == pytest.approx(lab.best, rel=1e-5)
     large = NystromLab(torch.randn(300, 200, generator=torch.Generator().manual_seed(0)))
     (key, entry), *_ = large.widget.entries.items()
     assert "W" not in entry

@@ -13,10 +13,10 @@ from matrices import SHAPES, decaying, gaussian
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.checks import IllConditionedWarning, SingularBlockError
-from nlora_lab.lowrank.cross import CORES, nystrom
+from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.curves import error_curve
 from nlora_lab.lowrank.factors import LowRank, relative_error
-from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.rules import CORES, PIVOTS
 from nlora_lab.lowrank.svd import generalized_nystrom, randomized_svd, truncated_svd
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from matrices import gaussian
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.lowrank.cross import CORES, nystrom
+from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.curves import error_curve, lu_without_pivoting
 from nlora_lab.lowrank.factors import relative_error
-from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.rules import CORES, PIVOTS
 from nlora_lab.lowrank.svd import truncated_svd
 
 

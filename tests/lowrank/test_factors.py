@@ -11,7 +11,7 @@ from matrices import SHAPES, gaussian
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import relative_error
-from nlora_lab.lowrank.pivots import PIVOTS
+from nlora_lab.lowrank.rules import PIVOTS
 from nlora_lab.lowrank.svd import truncated_svd
 
 

@@ -12,7 +12,8 @@ from matrices import SHAPES, gaussian
 
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.cross import nystrom
-from nlora_lab.lowrank.pivots import PIVOTS, choose_pivots
+from nlora_lab.lowrank.pivots import choose_pivots
+from nlora_lab.lowrank.rules import PIVOTS
 
 
 @settings(deadline=None, max_examples=30)

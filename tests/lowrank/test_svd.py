@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import SHAPES, decaying, gaussian
 
-from nlora_lab.lowrank.cross import CORES, nystrom
+from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.curves import error_curve
 from nlora_lab.lowrank.factors import relative_error
-from nlora_lab.lowrank.pivots import PIVOTS, choose_pivots
+from nlora_lab.lowrank.pivots import choose_pivots
+from nlora_lab.lowrank.rules import CORES, PIVOTS
 from nlora_lab.lowrank.svd import generalized_nystrom, randomized_svd, singular_values, truncated_svd
 
 

@@ -35,6 +35,12 @@ def test_nothing_below_plots_imports_plotly_or_widgets_and_the_algebra_no_transf
     assert not imported_by("import nlora_lab as nl; nl.nystrom") & {"transformers", "peft", "plotly"}
 
 
+@pytest.mark.parametrize("lab", ["nl.FineTuneLab()", "nl.NystromLab()"])
+def test_a_lab_opens_and_its_sliders_move_without_what_takes_a_second_to_import(lab):
+    code = f"import nlora_lab as nl; lab = {lab}; lab._repr_mimebundle_(); lab.rank.value = 16"
+    assert not imported_by(code) & {"torch", "transformers", "matplotlib", "plotly", "pandas"}
+
+
 PACKAGES = sorted(path.parent.name for path in (ROOT / "nlora_lab").glob("*/__init__.py"))
 
 

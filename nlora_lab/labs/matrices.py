@@ -1,4 +1,4 @@
-"""``SvdLab``: a picture and a weight matrix, compressed by the same slider."""
+"""``SvdLab`` compresses a picture and a weight matrix; ``EliminationLab`` shows an elimination in single steps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import ipywidgets as widgets
 from torch import Tensor
 
 from nlora_lab.labs.figures import Figures
-from nlora_lab.labs.nystrom import AnalysedMatrix, check_one_matrix, embedded_layers, gaussian, read_embedded
 from nlora_lab.labs.panel import LABEL_STYLE, FigurePanel, format_error
 from nlora_lab.lowrank.matrices import landscape
+from nlora_lab.lowrank.pivots import Pivots
 from nlora_lab.lowrank.svd import truncated_svd
+from nlora_lab.pages.analysed_matrix import AnalysedMatrix, check_one_matrix, named_matrix
+from nlora_lab.pages.matrices import embedded_layers
 from nlora_lab.plots.approximations import APPROXIMATIONS, ErrorLine
-from nlora_lab.plots.matrices import NystromDrawing, thumbnail
+from nlora_lab.plots.drawings import Picture
+from nlora_lab.plots.matrices import NystromDrawing, elimination, elimination_step, elimination_steps, thumbnail
 
 PICTURE = "a picture"
 
@@ -90,13 +93,62 @@ class SvdLab(FigurePanel):
         if choice == "picture":
             return self._picture
         if choice not in self._analysed:
-            if choice == "yours" and self._custom is not None:
-                W = self._custom
-            else:
-                W = gaussian(128, 128, 0) if choice == "gaussian" else read_embedded(choice)
-            self._analysed[choice] = AnalysedMatrix(W)
+            custom = self._custom if choice == "yours" else None
+            self._analysed[choice] = AnalysedMatrix(named_matrix(choice) if custom is None else custom)
         return self._analysed[choice]
 
     def _matrix_changed(self) -> None:
         with self._one_redraw():
             self.rank.max = self._current().max_rank
+
+
+class EliminationLab(FigurePanel):
+    """An elimination of a small matrix: one step at a time, with a slider and a button that plays all steps.
+
+    Nothing moves until you press the button. A page without a kernel shows all steps side by side.
+
+    Args:
+        W: the matrix, at most 12 × 12.
+        steps: how many steps, from 1 to 4 and to min(m, n).
+        pivots: the order of the pivots, as for ``nl.nystrom``.
+        figures: "plotly", "image", or "auto" to choose by where the notebook runs.
+
+    Attributes:
+        step: the slider of the step.
+        play: the button that moves the slider from the first step to the last.
+
+    Raises:
+        InputError: the matrix is zero or too large, an option is out of range, or a pivot is zero.
+    """
+
+    def __init__(self, W: Tensor, steps: int = 3, *, pivots: Pivots = "leading", figures: Figures = "auto") -> None:
+        self._all = elimination(W, steps, pivots=pivots)
+        self._steps = elimination_steps(W, steps, pivots)
+        self.step = widgets.IntSlider(1, 1, steps, description="step", style=LABEL_STYLE)
+        self.play = widgets.Play(value=1, min=1, max=steps, interval=2000, show_repeat=False)
+        widgets.jslink((self.play, "value"), (self.step, "value"))
+        self._controls = [[self.play, self.step]]
+        self._open(figures)
+        self._follow(self.step)
+
+    def summary(self) -> str:
+        """Return the pivot of the step and, as an example, the entry that the step changes most."""
+        now = self._steps[self.step.value - 1]
+        (i, j), S = now.pivot, now.before
+        rest = now.subtracted.abs()
+        rest[i], rest[:, j] = 0, 0
+        k, q = divmod(int(rest.argmax()), S.shape[1])
+        numbers = S[k, q], S[k, j], S[i, q], S[i, j], now.after[k, q]
+        a, b, c, p, left = (f"{float(v):.3g}".replace("-", "−") for v in numbers)
+        return (
+            f"step {self.step.value} of {len(self._steps)}: the pivot is {p}, in row {i + 1} and column {j + 1}. "
+            f"Row {k + 1}, column {q + 1} changes most: {a} − ({b}) · ({c}) / ({p}) = {left}"
+        )
+
+    def drawing(self) -> Picture:
+        """Return the figure that the controls select."""
+        return elimination_step(self._steps, self.step.value)
+
+    def picture(self) -> bytes:
+        """Return all steps as PNG bytes."""
+        return self._all.png()
