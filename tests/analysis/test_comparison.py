@@ -364,3 +364,30 @@ def test_every_measure_knows_which_direction_is_better(metric):
     rows = compare({"lora": group("lora", 0.3, 2.0, 30), "nlora": group("nlora", 0.9, 0.2, 10)}, metric=metric)
     assert list(rows.index) == ["nlora", "lora"]
     assert rows.loc["nlora", "verdict"].startswith("better than LoRA")
+
+
+@pytest.mark.parametrize("metric", [name for name, m in METRICS.items() if m.sign < 0 and name != "steps_to_90"])
+def test_less_of_a_loss_is_better_and_is_printed_as_it_is(metric):
+    def losing(seed, loss, method):
+        made = run(1e-2, seed, loss=loss, method=method)
+        return replace(made, metrics={**made.metrics, "validation_loss": loss, "test_loss": loss})
+
+    low = [losing(seed, 0.1 + 0.002 * seed, "slora") for seed in range(5)]
+    high = [losing(seed, 1.0 + 0.02 * seed, "lora") for seed in range(5)]
+    rows = compare({"lora": high, "slora": low}, metric=metric)
+    difference, unit = (-1.0, "powers of ten") if metric == "log_test_loss" else (-0.936, "nats")
+    assert rows.loc["slora", "difference"] == pytest.approx(difference)
+    assert rows.loc["slora", "verdict"].startswith(f"better than LoRA: {difference:+.3g} {unit} (")
+
+
+def test_one_run_is_a_group_too():
+    rows = compare({"lora": group([0.5], "lora"), "mine": group([0.7])})
+    assert rows["rate"].tolist() == [1e-2, 1e-2]
+    assert rows.loc["mine", "verdict"].startswith("too few seeds to tell")
+
+
+def test_the_time_to_a_loss_is_the_share_of_the_steps():
+    runs = [replace(falling(seed, lambda i: 1 / i), seconds=seconds) for seed, seconds in enumerate((10.0, 30.0, 20.0))]
+    row = learning({"lora": runs}, target=0.05).loc["lora"]
+    assert row["steps"] == steps_to(runs[0], 0.05)
+    assert row["seconds"] == pytest.approx(20.0 * row["steps"] / 100)

@@ -324,3 +324,30 @@ def test_a_retry_drops_the_failed_records_that_it_was_asked_for_and_no_others(st
         store.pack()
     store.drop_failed({run_key(run.config) for run in (runs[0], runs[2])})
     assert sorted(run.config.seed for run in RunStore(store.path)) == [1, 2]
+
+
+@pytest.mark.parametrize("store", ["no such folder", "", "  ", 5, ("runs",)])
+def test_only_a_store_or_a_folder_that_is_there_can_be_opened(store):
+    with pytest.raises(InputError, match="is not a folder; give one that holds runs"):
+        open_store(store)
+
+
+def test_the_copies_of_a_run_are_numbered(store):
+    names = [store.add(some_run(seconds=seconds)).name for seconds in (1.0, 2.0, 3.0)]
+    key = run_key(some_run().config)
+    assert names == [f"{key}.json", f"{key}~2.json", f"{key}~3.json"]
+
+
+def test_a_file_that_another_process_has_moved_meanwhile_is_no_error(store, monkeypatch):
+    """Two who pack one folder, and a part that has been published by its new name."""
+    store.add(some_run())
+    store.add(some_run(config=replace(CFG, seed=1), error="killed"))
+
+    def gone(path, missing_ok=False):
+        if not missing_ok:
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "unlink", gone)
+    assert store.pack() == 2
+    store.drop_failed({run_key(replace(CFG, seed=1))})
+    store.add(some_run(config=replace(CFG, seed=2)))
