@@ -193,7 +193,8 @@ class Run:
         The history leaves out what follows from the config: the numbers of the steps, and their rates.
 
         Args:
-            digits: round the history to this many significant digits. ``None`` rounds nothing.
+            digits: round the losses of the history to this many significant digits, and the gradient norms to two
+                fewer: they are half of a record, and are drawn, not compared. ``None`` rounds nothing.
 
         Returns:
             One line, with its line break.
@@ -201,7 +202,9 @@ class Run:
         names = list(Step._fields)
         if [(s.step, s.lr) for s in self.steps] == [(i + 1, self.config.rate_at(i)) for i in range(len(self.steps))]:
             names = ["loss", "grad_norm"]
-        columns = {name: [_rounded(getattr(s, name), digits) for s in self.steps] for name in names}
+        fewer = None if digits is None else max(1, digits - 2)
+        kept = {name: fewer if name == "grad_norm" else digits for name in names}
+        columns = {name: [_rounded(getattr(s, name), kept[name]) for s in self.steps] for name in names}
         record = {
             "format": FORMAT,
             "config": self.config.to_dict(),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PART_LIFE = 3600.0  # seconds after which a half-written file is left over: it lives milliseconds, but clocks differ
-DIGITS = 5  # of the history's numbers in a packed record
+DIGITS = 5  # of the losses in a packed record; gradient norms have two fewer
 
 
 def run_key(cfg: RunConfig) -> str:
@@ -175,8 +175,9 @@ class RunStore:
         return place
 
     def pack(self) -> int:
-        """Move the single records into one file per task and method, with the history rounded to five digits.
+        """Move the single records into one file per task and method.
 
+        The losses of the steps are rounded to five digits, and the gradient norms to three.
         This is safe at any moment: the packed file is replaced completely before the single files are removed. Lines
         that this version cannot read stay as they are. Nothing is done while another process packs.
 
@@ -310,7 +311,7 @@ def read_records(file: Path) -> tuple[list[Run], list[str]] | None:
 
 
 def write_packed(file: Path, runs: Iterable[Run], others: Iterable[str]) -> None:
-    """Write a packed file: the runs in a fixed order with the history rounded to five digits, then the other lines.
+    """Write a packed file: the runs in a fixed order, rounded as ``RunStore.pack`` says, then the other lines.
 
     Args:
         file: the file.

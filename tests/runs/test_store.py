@@ -17,7 +17,7 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.methods.table import METHODS
 from nlora_lab.runs import store as stores
 from nlora_lab.runs.config import NOT_IDENTITY, RunConfig
-from nlora_lab.runs.run import Run
+from nlora_lab.runs.run import Run, Step
 from nlora_lab.runs.store import RunStore, gather, open_store, run_key
 
 CFG = RunConfig(method="slora", init="identity")
@@ -203,7 +203,9 @@ def test_a_record_edited_by_hand_is_named_and_left_out(store):
 
 
 def test_packing_keeps_every_run_and_rounds_the_history(store):
-    runs = [some_run(config=RunConfig(method=m, lr=lr)) for m in ("lora", "nlora") for lr in (1e-3, 1e-2)]
+    steps = tuple(Step(i, 1 / i, 1e-3, 0.123456) for i in range(1, 41))
+    configs = [RunConfig(method=m, lr=lr) for m in ("lora", "nlora") for lr in (1e-3, 1e-2)]
+    runs = [some_run(config=config, steps=steps) for config in configs]
     for run in runs:
         store.add(run)
     assert store.pack() == 4
@@ -215,6 +217,7 @@ def test_packing_keeps_every_run_and_rounds_the_history(store):
     assert first.metrics == runs[0].metrics
     assert first.steps[2].loss == 0.33333
     assert first.steps[2].step == 3
+    assert first.steps[2].grad_norm == 0.123
     assert again.pack() == 0
 
 
