@@ -66,6 +66,16 @@ BALANCED_RATES = (0.00354, 0.005, 0.00707)
 FIRST_STEPS: tuple[dict[str, Any], ...] = (
     {"warmup": 0.1}, {"clip_norm": 1.0}, {"warmup": 0.0}, {"warmup": 0.2}, {"batch_size": 8},
 )  # fmt: skip
+LARGE_BATCH = 64
+# LoRA's scales s = alpha / r at other ranks than 8, where s is 1: alpha held fixed gives s = 8 / r, alpha / √r √(8 / r)
+SCALED_RATES = {
+    (2, 4.0): (0.0025, 0.005, 0.01, 0.02),
+    (2, 2.0): (0.0025, 0.005, 0.01, 0.02),
+    (32, 0.5): (0.005, 0.01, 0.02, 0.04),
+    (32, 0.25): (0.01, 0.02, 0.04, 0.08),
+}
+# N A has the size of A / √3, so with this scale the first step of B changes the model as much as LoRA's does
+FIRST_STEP_OF_LORA = 3**0.5
 CHOSEN = {"lora": 0.00997, "slora": 0.0141, "nlora": 2e-4, "nlora-released": 0.02}  # on LADDER_SEEDS, at 500 steps
 
 
@@ -173,6 +183,32 @@ def first_steps() -> list[RunConfig]:
     ]
 
 
+def large_batches() -> list[RunConfig]:
+    """Return NLoRA at three rates with batches of 64 instead of 16, and the same number of steps."""
+    return [
+        config("nlora", lr, seed, 250, batch_size=LARGE_BATCH) for seed in LADDER_SEEDS for lr in (2e-4, 5e-4, 1e-3)
+    ]
+
+
+def rank_transfer() -> list[RunConfig]:
+    """Return LoRA at ranks 2 and 32 with alpha / r and alpha / √r: under which scale does the best rate stay?"""
+    return [
+        config("lora", lr, seed, 250, rank=rank, alpha=rank * scale)
+        for seed in (0, 1)
+        for (rank, scale), rates in SCALED_RATES.items()
+        for lr in rates
+    ]
+
+
+def scaled_slora() -> list[RunConfig]:
+    """Return SLoRA with a scale that gives it LoRA's first step, at LoRA's best rate and around it."""
+    return [
+        config("slora", lr, seed, 250, alpha=8 * FIRST_STEP_OF_LORA)
+        for seed in LADDER_SEEDS
+        for lr in (0.005, 0.00707, 0.01, 0.0141)
+    ]
+
+
 PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "budgets of 250 and 500 steps": lambda: budgets((250, 500)),
     "NLoRA as released, 500 steps": lambda: budgets((500,), ("nlora-released",)),
@@ -183,6 +219,9 @@ PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "LoRA+": lora_plus,
     "repetitions of random records": repeated_records,
     "NLoRA with other first steps": first_steps,
+    "SLoRA with LoRA's first step": scaled_slora,
+    "rates at other ranks": rank_transfer,
+    "NLoRA with large batches": large_batches,
     "replicates": replicates,
     "budgets of 125 and 1000 steps": lambda: budgets((125, 1000)),
     "ladders at 500 steps": lambda: ladders((500,), BUDGET_METHODS),
