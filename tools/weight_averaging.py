@@ -77,7 +77,8 @@ def rows_of(cfg: RunConfig) -> Iterator[dict[str, Any]]:
     session.callbacks = (averages, *session.callbacks)
     train(session)
     session.stop_clock()
-    for share, (total, count) in averages.sums.items():
+    for share in SHARES:
+        total, count = averages.sums[share]
         with torch.no_grad():
             for name, parameter in session.model.named_parameters():
                 if name in total:
@@ -89,7 +90,8 @@ def rows_of(cfg: RunConfig) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Make the missing runs."""
-    known = list(csv.DictReader(FILE.open(encoding="utf-8"))) if FILE.exists() else []
+    text = FILE.read_text(encoding="utf-8") if FILE.exists() else ""
+    known = list(csv.DictReader(text.splitlines()))
     done = {(row["method"], float(row["rate"]), int(row["seed"])) for row in known}
     with FILE.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -24,4 +24,5 @@ from .selection import at_best as at_best
 from .selection import at_each_rate as at_each_rate
 from .selection import at_rate as at_rate
 from .selection import best_rates as best_rates
+from .variations import averaged_weights as averaged_weights
 from .variations import by_settings as by_settings

@@ -1,4 +1,4 @@
-"""Runs that differ from the usual ones in a few named settings, such as the warm-up or the rate of the factors B."""
+"""Runs that differ from the usual ones in a few settings, such as the warm-up, the rate of B, or averaged weights."""
 
 from __future__ import annotations
 
@@ -64,6 +64,22 @@ def by_settings(
     columns = [*settings, "rate", "rate_of_b"]
     rows = [dict(zip(columns, key, strict=True)) | _summary(rate_point(key[-2], of)) for key, of in groups.items()]
     return pd.DataFrame(rows).sort_values(columns, ignore_index=True)
+
+
+def averaged_weights() -> pd.DataFrame:
+    """Read what averaging the weights over the last steps changed in recorded runs.
+
+    ``python -m tools.weight_averaging`` makes the runs, with 250 steps on word problems at rank 8. Every run was
+    measured several times, so its rows share its course.
+
+    Returns:
+        One row per run and ``share``, the share of the steps, at the end, over which the weights were averaged (0 is
+        the last step alone). Columns: ``method``, ``rate``, ``seed``, ``share``, ``accuracy``, 0 to 1, and
+        ``validation_loss`` and ``test_loss``, nats per target token.
+    """
+    import pandas as pd
+
+    return pd.read_csv(shipped_store().path / "averaging.csv")
 
 
 def _rest(config: RunConfig, settings: Iterable[str]) -> dict[str, Any]:

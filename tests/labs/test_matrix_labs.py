@@ -200,8 +200,17 @@ def test_what_is_not_a_matrix_is_refused(bad):
 
 
 @pytest.fixture(scope="module")
-def map_lab():
+def shared_map():
     return SpectrumLab(figures="plotly")
+
+
+@pytest.fixture
+def map_lab(shared_map):
+    """The lab as it opens: it takes a second to make, and a test may leave its controls elsewhere."""
+    for control in (shared_map.layer, shared_map.module, shared_map.approximation, shared_map.shown):
+        control.index = 0
+    shared_map.rank.value = 8
+    return shared_map
 
 
 def test_the_map_holds_the_error_of_every_layer(map_lab):
@@ -239,6 +248,7 @@ def test_a_click_chooses_the_cell_once(map_lab, monkeypatch):
 
 
 def test_fresh_weights_are_noise_of_the_same_size(map_lab):
+    map_lab.layer.value, map_lab.module.value = 3, "self_attn.v_proj"
     spectra = map_lab.drawing().spectra
     sizes = [math.sqrt(sum(s * s for s in values)) for values in spectra.values()]
     assert sizes == pytest.approx([sizes[0]] * 3, rel=0.02)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -44,64 +44,34 @@ def first_step(A: Tensor, G: Tensor, eta: float, s: float) -> Tensor:
     return size
 
 
-def _line_fits() -> list[tuple[Any, ...]]:
-    trials = []
-    for rows, columns, seed, eta, steps in ((20, 3, 1, 0.05, 8), (12, 2, 2, 0.1, 5)):
-        X = normal_matrix(rows, columns, seed)
-        y = X @ normal_matrix(columns, 1, seed + 10).flatten() + 0.1 * normal_matrix(rows, 1, seed + 20).flatten()
-        trials.append((torch.zeros(columns, dtype=torch.float64), X, y, eta, steps))
-    return trials
+def _factor_fits() -> list[tuple[Any, ...]]:
+    sizes = ((6, 5, 2, 1, 0.02, 5), (4, 7, 3, 2, 0.015, 4))
+    return [
+        (normal_matrix(m, r, seed), normal_matrix(r, n, seed + 10), normal_matrix(m, n, seed + 20), eta, steps)
+        for m, n, r, seed, eta, steps in sizes
+    ]
 
 
-def fit(w: Tensor, X: Tensor, y: Tensor, eta: float, steps: int) -> Tensor:
-    """Fit y ≈ X w by gradient descent, and delete the gradient after each step."""
-    w = w.clone().requires_grad_()
+def fit(B: Tensor, A: Tensor, W: Tensor, eta: float, steps: int) -> Tensor:
+    """Fit B A ≈ W by gradient descent on ½‖W − B A‖². Both factors move at once."""
+    return _descend(B, A, W, eta, steps)
+
+
+def _descend(
+    B: Tensor, A: Tensor, W: Tensor, eta: float, steps: int, new_B: bool = False, new_residual: bool = False,
+    factor: float = 1.0, only_B: bool = False,
+) -> Tensor:  # fmt: skip
+    """The loop, or one that takes the second gradient with the new B, with the new residual, or not at all."""
     losses = []
     for _ in range(steps):
-        loss = (X @ w - y).square().mean()
-        losses.append(loss.item())
-        loss.backward()
-        assert w.grad is not None
-        with torch.no_grad():
-            w -= eta * w.grad
-        w.grad = None
-    return torch.tensor(losses)
-
-
-def _fit(after: Callable[[Tensor], None], before: Callable[[Tensor], None] = lambda w: None, sign: float = 1) -> Any:
-    """The loop with something else done to the gradient before and after the update, or with another sign."""
-
-    def run(w: Tensor, X: Tensor, y: Tensor, eta: float, steps: int) -> Tensor:
-        w = w.clone().requires_grad_()
-        losses = []
-        for _ in range(steps):
-            loss = (X @ w - y).square().mean()
-            losses.append(loss.item())
-            loss.backward()
-            before(w)
-            assert w.grad is not None
-            with torch.no_grad():
-                w -= sign * eta * w.grad
-            after(w)
-        return torch.tensor(losses)
-
-    return run
-
-
-def _zero(w: Tensor) -> None:
-    assert w.grad is not None
-    w.grad.zero_()
-
-
-def _rebind(w: Tensor, X: Tensor, y: Tensor, eta: float, steps: int) -> Tensor:
-    w = w.clone().requires_grad_()
-    losses = []
-    for _ in range(steps):
-        loss = (X @ w - y).square().mean()
-        losses.append(loss.item())
-        loss.backward()
-        with torch.no_grad():
-            w = w - eta * w.grad  # type: ignore[operator]
+        E = B @ A - W
+        losses.append(E.square().sum().item() / 2)
+        moved = B - factor * eta * (E @ A.T)
+        if new_residual:
+            E = moved @ A - W
+        if not only_B:
+            A = A - factor * eta * ((moved if new_B or new_residual else B).T @ E)
+        B = moved
     return torch.tensor(losses)
 
 
@@ -219,37 +189,39 @@ EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "5.4",
         "a bug in a training loop",
-        "This loop should fit y ≈ X w by gradient descent. It runs, but its loss soon rises again. One thing\n"
-        "is wrong:\n\n"
-        "    w, losses = w.clone().requires_grad_(), []\n"
+        "This loop should fit W ≈ B A by gradient descent on ½‖W − B A‖², with the gradients written out. Autograd\n"
+        "takes another course. One thing is wrong:\n\n"
+        "    losses = []\n"
         "    for _ in range(steps):\n"
-        "        loss = (X @ w - y).square().mean()\n"
-        "        losses.append(loss.item())\n"
-        "        loss.backward()\n"
-        "        with torch.no_grad():\n"
-        "            w -= eta * w.grad\n"
+        "        E = B @ A - W\n"
+        "        losses.append(E.square().sum().item() / 2)\n"
+        "        B = B - eta * E @ A.T\n"
+        "        A = A - eta * B.T @ E\n"
         "    return torch.tensor(losses)\n\n"
-        "Write fit(w, X, y, eta, steps): the same loop without the bug (about 9 lines). Return the losses, one per "
+        "Write fit(B, A, W, eta, steps): the same loop without the bug (about 8 lines). Return the losses, one per "
         "step.",
         fit,
-        "backward ADDS to the gradient. Without the deletion, each step also repeats all earlier ones. The loop of "
-        "notebook 4 does this with optimizer.zero_grad().",
+        "All gradients of a step belong to one point. The gradient of A has to use the B from before the step. No "
+        "error tells you, and the loss falls all the same.",
         (
-            Mistake(_fit(lambda w: None),
-                "the loop still has the bug. Print w.grad in each step: backward adds to what is already there."),
-            Mistake(_fit(lambda w: None, before=_zero),
-                "the gradient is deleted between backward and the update, so w never moves. Delete it after the "
-                "update, or before backward."),
-            Mistake(_fit(_zero, sign=-1), "the sign is wrong: this climbs. Subtract the gradient."),
-            Mistake(_fit(_zero, sign=2), "the step is twice as long as asked. It is eta times the gradient."),
-            Mistake(_rebind,
-                "w = w − … makes a new tensor, and backward gives that one no gradient. Change w in place: w −= …"),
-            Mistake(lambda w, X, y, eta, steps: fit(w, X, y, eta, steps + 1)[1:],
+            Mistake(lambda B, A, W, eta, steps: _descend(B, A, W, eta, steps, new_B=True),
+                "the loop still has the bug. At which B is the gradient of A taken, and at which the one of B?"),
+            Mistake(lambda B, A, W, eta, steps: _descend(B, A, W, eta, steps, new_residual=True),
+                "E is computed again between the two updates. Then A takes a step from another point than B."),
+            Mistake(lambda B, A, W, eta, steps: _descend(B, A, W, eta, steps, factor=2.0),
+                "the steps are twice as long as asked. The gradient of ½‖W − B A‖² has no factor 2."),
+            Mistake(lambda B, A, W, eta, steps: _descend(B, A, W, eta, steps, factor=-1.0),
+                "the sign is wrong: this climbs. Subtract the gradient."),
+            Mistake(lambda B, A, W, eta, steps: _descend(B, A, W, eta, steps, only_B=True),
+                "A does not move. Both factors are trained."),
+            Mistake(lambda B, A, W, eta, steps: 2 * fit(B, A, W, eta, steps),
+                "the losses are twice as large. The loss has a factor ½."),
+            Mistake(lambda B, A, W, eta, steps: fit(B, A, W, eta, steps + 1)[1:],
                 "the losses are those after the updates. Record each loss before its update."),
-            Mistake(lambda w, X, y, eta, steps: fit(w, X, y, eta, steps)[-1],
+            Mistake(lambda B, A, W, eta, steps: fit(B, A, W, eta, steps)[-1],
                 "that is the last loss. Return all of them, one per step."),
         ),
-        inputs=_line_fits,
+        inputs=_factor_fits,
         level="build",
     ),
     Exercise(
