@@ -21,6 +21,7 @@ from nlora_lab.methods.table import METHODS, get_method
 from nlora_lab.models.names import SHIPPED
 from nlora_lab.runs.config import SHARED_RATE, RunConfig
 from nlora_lab.runs.index import RecordedRuns
+from nlora_lab.runs.rate_points import validation_loss
 from nlora_lab.runs.run import KEPT_ANSWERS
 from nlora_lab.runs.shipped import BATCH, BEFORE, RANK, STEPS, recorded_runs, shipped_store
 from nlora_lab.runs.store import RunStore, run_key
@@ -167,16 +168,24 @@ def _other_ranks_and_starts(recorded: RecordedRuns) -> list[RunConfig]:
 def other_rank_configs(recorded: RecordedRuns) -> list[RunConfig]:
     """Return one config for each further method at each rank other than 8.
 
-    The rate is the method's best rate at rank 8, moved by ``RANK_SHIFTS``. With a scale of 1 every trained number moves
-    the weights, so the more numbers there are, the lower the rate that is too high.
+    The rate is the method's best rung of the ladder at rank 8, moved by ``RANK_SHIFTS``. With a scale of 1 every
+    trained number moves the weights, so the more numbers there are, the lower the rate that is too high.
     """
     others = [name for name in RATE_RANGES if name not in MAIN_METHODS and get_method(name).build is not None]
-    best = {name: point.lr for name in others if (point := recorded.best(MAIN_TASK, name, RANK)) is not None}
+    best = {name: lr for name in others if (lr := _best_rung(recorded, name)) is not None}
     return [
         _config(MAIN_TASK, name, _ladder_rate(lr, RANK_SHIFTS[rank]), 0, rank)
         for rank in OTHER_RANKS
         for name, lr in best.items()
     ]
+
+
+def _best_rung(recorded: RecordedRuns, method: str) -> float | None:
+    """The rung of the ladder with the lowest validation loss, without the finer rates of other plans, if there is one."""
+    losses = {point.lr: validation_loss(point) for point in recorded.valley(MAIN_TASK, method, RANK)}
+    finite = {lr: loss for lr, loss in losses.items() if math.isfinite(loss)}
+    rungs = finite.keys() & set(RATE_LADDER) or finite.keys()
+    return min(sorted(rungs), key=lambda lr: finite[lr], default=None)
 
 
 def _ladder_rate(rate: float, steps: int) -> float:

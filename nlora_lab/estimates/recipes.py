@@ -192,7 +192,7 @@ def _paper_recipe(name: str, batch: int, reading: str) -> Recipe:
 
 
 BEST_RECORDED_RATES = {
-    "full": 2e-3, "lora": 0.0141, "rslora": 5e-3, "dora": 2e-2, "pissa": 1e-2, "olora": 5e-3, "lora-xs": 5e-2,
+    "full": 2e-3, "lora": 0.0141, "rslora": 7.07e-3, "dora": 2e-2, "pissa": 7.07e-3, "olora": 5e-3, "lora-xs": 5e-2,
     "slora": 1e-2, "nlora": 2e-4, "nlora-pivoted": 5e-3, "nlora-core": 2e-2, "nlora-balanced": 5e-3,
     "nlora-released": 2e-2, "inttune": 2e-1,
 }  # fmt: skip

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.formatting import format_rate
 from nlora_lab.core.validation import check_choice
 from nlora_lab.labs.figures import Figures, allow_custom_widgets, in_colab
 from nlora_lab.labs.live import Ended, Event, Finished, LiveRace, Loading, Started, Stepped
@@ -238,7 +239,11 @@ class FineTuneLab(LivePanel, RunActions):
         return super().picture()
 
     def __repr__(self) -> str:
-        return f"FineTuneLab: {len(self.runs)} run{'s' * (len(self.runs) != 1)}"
+        s, trained = self._view.settings, len(self.runs)
+        names = ", ".join(METHODS[name].label for name in s.methods) or "no method"
+        at = "each at its own best rate" if s.own_rates else f"at the rate {format_rate(s.rate)}"
+        runs = f"{trained} run{'s' * (trained != 1)} trained here"
+        return f"FineTuneLab: {names} on {s.task}, rank {s.rank}, {at}: the recorded runs, and {runs}"
 
     # --- from an event to a view, and from the view to the parts ---
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
+import re
 import threading
 import time
 from dataclasses import FrozenInstanceError
@@ -43,7 +44,7 @@ def test_run_trains_what_the_controls_say(lab):
     assert not lab.clear.disabled
     assert all("SLoRA" in row.children[2].value or "NLoRA" in row.children[2].value for row in lab._tabs.rows.children)
     assert list(lab.table()["method"]) == ["slora", "nlora"]
-    assert repr(lab) == "FineTuneLab: 2 runs"
+    assert repr(lab).endswith("the recorded runs, and 2 runs trained here")
 
 
 def test_the_same_as_without_a_lab(lab):
@@ -61,7 +62,7 @@ def test_runs_stay_until_cleared(lab):
     assert len(lab.runs) == 2
     lab.clear.click()
     assert lab.runs == []
-    assert repr(lab) == "FineTuneLab: 0 runs"
+    assert repr(lab).endswith("and 0 runs trained here")
 
 
 def test_stop_is_obeyed_and_keeps_the_partial_run():
@@ -264,13 +265,16 @@ def test_only_what_differs_is_sent_and_the_figure_is_the_drawing_after_every_cha
 def test_it_shows_a_panel_a_picture_and_a_line(lab):
     bundle = lab._repr_mimebundle_()
     assert set(bundle) == {"application/vnd.jupyter.widget-view+json", "text/plain", "image/png"}
-    assert bundle["text/plain"] == "FineTuneLab: 0 runs"
+    assert re.fullmatch(
+        r"FineTuneLab: LoRA, SLoRA, NLoRA on \S+, rank \d+, at the rate \S+: the recorded runs, and 0 runs trained.*",
+        bundle["text/plain"],
+    )
     lab.method.value = "lora"
     lab.run.click()
     lab.wait()
     bundle = lab._repr_mimebundle_()
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
-    assert bundle["text/plain"] == "FineTuneLab: 1 run"
+    assert bundle["text/plain"].endswith("and 1 run trained here")
 
 
 def test_the_figure_grows_while_training():
