@@ -181,7 +181,7 @@ def other_rank_configs(recorded: RecordedRuns) -> list[RunConfig]:
 
 
 def _best_rung(recorded: RecordedRuns, method: str) -> float | None:
-    """The rung of the ladder with the lowest validation loss, without the finer rates of other plans, if there is one."""
+    """The rung of the ladder with the lowest validation loss. The finer rates of other plans count if there is none."""
     losses = {point.lr: validation_loss(point) for point in recorded.valley(MAIN_TASK, method, RANK)}
     finite = {lr: loss for lr, loss in losses.items() if math.isfinite(loss)}
     rungs = finite.keys() & set(RATE_LADDER) or finite.keys()
