@@ -29,7 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {
     "lowrank": ("nlora_lab/lowrank/*.py", ["tests/lowrank"]),
     "adapters": ("nlora_lab/adapters/*.py", ["tests/adapters"]),
-    "methods": ("nlora_lab/methods/*.py", ["tests/methods", "tests/adapters/test_contract.py"]),
+    "methods": (
+        "nlora_lab/methods/*.py",
+        ["tests/methods", "tests/adapters/test_contract.py", "tests/training/test_run_export.py"],
+    ),
     "comparison": ("nlora_lab/analysis/comparison.py", ["tests/analysis/test_comparison.py"]),
     "store": ("nlora_lab/runs/store.py", ["tests/runs/test_store.py"]),
 }

@@ -74,7 +74,7 @@ SCALED_RATES = {
     (2, 4.0): (0.0025, 0.005, 0.01, 0.02),
     (2, 2.0): (0.0025, 0.005, 0.01, 0.02),
     (32, 0.5): (0.005, 0.01, 0.02, 0.04),
-    (32, 0.25): (0.01, 0.02, 0.04, 0.08),
+    (32, 0.25): (0.005, 0.01, 0.02, 0.04, 0.08),  # 0.005 was added: 0.01 was the best and the lowest
 }
 # N A has the size of A / √3, so with this scale the first step of B changes the model as much as LoRA's does
 FIRST_STEP_OF_LORA = 3**0.5
