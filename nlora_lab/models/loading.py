@@ -14,12 +14,11 @@ from nlora_lab.core.files import shipped_folder
 from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.models import hub
 from nlora_lab.models.heads import class_names, order_head
-from nlora_lab.models.names import CONFIG, EMBEDDED, READ, SHIPPED, check_file, check_model
+from nlora_lab.models.names import ATTENTIONS, CONFIG, EMBEDDED, READ, SHIPPED, check_file, check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 DTYPES = ("float32", "bfloat16")
 LOADING_LOCK = threading.RLock()
 """Held while a model is built: transformers then switches global state, and two models at once would break both."""

@@ -21,6 +21,7 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"  # the weight file of a model that is not split
 INDEX = "*.safetensors.index.json"  # the list of the weight files of a model that is split
 DOCUMENTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 READ = (CONFIG, *DOCUMENTS, "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "chat_template.jinja")
 """The files that are read with the weights of a model."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -143,3 +144,26 @@ def _check_folder(folder: Path) -> None:
             "convert it with save_pretrained, which writes safetensors"
         )
     raise ModelError(f"the folder {folder} holds no weights: no .safetensors file; save the model with save_pretrained")
+
+
+def split_name(name: str) -> tuple[int, str]:
+    """Split the name of a weight into layer and module.
+
+    For example, ``encoder.layer.3.intermediate.dense.weight`` is ``(3, "intermediate.dense")``.
+
+    Args:
+        name: the name. A final ``.weight`` is left out.
+
+    Returns:
+        The first number in the name and the part after it; without a number, −1 and the complete name.
+    """
+    parts = name.removesuffix(".weight").split(".")
+    at = next((i for i, part in enumerate(parts) if is_layer_number(part)), None)
+    if at is None or at + 1 == len(parts):
+        return -1, ".".join(parts)
+    return int(parts[at]), ".".join(parts[at + 1 :])
+
+
+def is_layer_number(part: str) -> bool:
+    """Whether a part of a name is the number of a layer. "²" is a digit in Unicode and no number."""
+    return part.isascii() and part.isdigit() and len(part) < 10

@@ -12,7 +12,7 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.models.hub import cached_file, check_revision
 from nlora_lab.models.layers import Shape, fused_weights, is_conv1d
 from nlora_lab.models.layouts import check_plain, check_plain_model
-from nlora_lab.models.names import CONFIG
+from nlora_lab.models.names import CONFIG, is_layer_number, split_name
 from nlora_lab.models.safetensors import (
     Header,
     files_in_folder,
@@ -90,31 +90,8 @@ def places(matrices: list[Weight]) -> list[tuple[int, str]]:
 
 def _with_prefix(name: str) -> str:
     parts = name.removesuffix(".weight").split(".")
-    at = next(i for i, part in enumerate(parts) if _is_number(part))
+    at = next(i for i, part in enumerate(parts) if is_layer_number(part))
     return ".".join(parts[:at] + parts[at + 1 :])
-
-
-def split_name(name: str) -> tuple[int, str]:
-    """Split the name of a weight into layer and module.
-
-    For example, ``encoder.layer.3.intermediate.dense.weight`` is ``(3, "intermediate.dense")``.
-
-    Args:
-        name: the name. A final ``.weight`` is left out.
-
-    Returns:
-        The first number in the name and the part after it; without a number, −1 and the complete name.
-    """
-    parts = name.removesuffix(".weight").split(".")
-    at = next((i for i, part in enumerate(parts) if _is_number(part)), None)
-    if at is None or at + 1 == len(parts):
-        return -1, ".".join(parts)
-    return int(parts[at]), ".".join(parts[at + 1 :])
-
-
-def _is_number(part: str) -> bool:
-    """Whether a part of a name is the number of a layer. "²" is a digit in Unicode and no number."""
-    return part.isascii() and part.isdigit() and len(part) < 10
 
 
 def list_weights(source: Any, revision: str | None = None, cache: Cache | None = None) -> list[Weight]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nlora_lab.lowrank.slora_init import CORE_INITS
 from nlora_lab.methods.table import METHODS, Method
@@ -18,6 +17,9 @@ from nlora_lab.pages.scripts import json_number
 from nlora_lab.runs.index import NEAR_RANK, NEAR_RATE, RecordedRuns
 from nlora_lab.runs.rate_points import LossCurve, Spread, validation_loss
 from nlora_lab.tasks.generated import TASKS
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 CURVE_POINTS = 64  # of a curve as it is sent: one every six pixels
 CURVE_RANGE = (1e-4, 1e2)  # losses beyond are sent as the end of this range, and drawn at the edge of the figure

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from nlora_lab.core.formatting import format_rate
 from nlora_lab.methods.table import METHODS
-from nlora_lab.models.weights import split_name
+from nlora_lab.models.names import split_name
 from nlora_lab.plots.drawings import Described
 from nlora_lab.plots.figure import Axis, Figure, Label, Limits, Line, Panel, apart, round_ticks
 from nlora_lab.runs.config import RunConfig

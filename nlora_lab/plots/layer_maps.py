@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from nlora_lab.core.formatting import format_rate
-from nlora_lab.models.weights import split_name
+from nlora_lab.models.names import split_name
 from nlora_lab.plots.approximations import ErrorLine, error_panel, spectrum_panel
 from nlora_lab.plots.drawings import Described
 from nlora_lab.plots.figure import INK, Axis, Figure, Heatmap, Line, Panel

@@ -12,8 +12,7 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.core.formatting import format_rate
 from nlora_lab.core.validation import check_choice, check_number, check_text, check_whole_number
 from nlora_lab.methods.table import METHODS, check_init, get_method
-from nlora_lab.models.loading import ATTENTIONS
-from nlora_lab.models.names import EMBEDDED, SHIPPED, check_model
+from nlora_lab.models.names import ATTENTIONS, EMBEDDED, SHIPPED, check_model
 from nlora_lab.runs.schedule import rate_factor
 from nlora_lab.tasks.generated import DEFAULT_DIFFICULTY
 from nlora_lab.tasks.registry import check_task

@@ -11,8 +11,8 @@ from nlora_lab.core.cache import Cache
 from nlora_lab.core.documents import parse_json, read_json
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.loading import load_model, meta_body
+from nlora_lab.models.names import split_name
 from nlora_lab.models.safetensors import read_header, read_index
-from nlora_lab.models.weights import split_name
 from nlora_lab.runs.run import Run
 from nlora_lab.tasks.registry import load_task
 

@@ -19,7 +19,8 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.factors import relative_error
 from nlora_lab.lowrank.svd import truncated_svd
-from nlora_lab.models.weights import find_weight, list_weights, split_name
+from nlora_lab.models.names import split_name
+from nlora_lab.models.weights import find_weight, list_weights
 from nlora_lab.spectra import scanning as spectra
 from nlora_lab.spectra.matrix_numbers import measure
 from nlora_lab.spectra.scan_cache import content_digest
