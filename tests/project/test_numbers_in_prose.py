@@ -26,7 +26,7 @@ def prose(source: str) -> str:
     """The text of a cell without quotations, code, formulas, links, headings and stated times."""
     for pattern in (r"(?m)^>.*$", r"(?s)```.*?```", r"`[^`]*`", r"\$[^$]*\$", r"\]\([^)]*\)", r"(?m)^#.*$"):
         source = re.sub(pattern, " ", source)
-    return re.sub(r"(?s)\*\*Time\*\*.*?\n\n", " ", source)
+    return re.sub(r"(?s)\*\*Time\.\*\*.*?\n\n", " ", source)
 
 
 def shown(notebook: dict) -> list[float]:
