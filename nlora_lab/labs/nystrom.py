@@ -146,7 +146,7 @@ class NystromLab(LivePanel):
         return ready.picture if ready else super().picture()
 
     def opening(self) -> MatrixOpening:
-        """Return the lab as it stands, in the form in which ``shipped_matrix`` ships it."""
+        """Return what the controls select now, in the form that ``shipped_matrix`` reads."""
         text = f"NystromLab: {self.summary()}"
         return MatrixOpening(self._settings(), self._current().entry(), text, self.drawing().png())
 
