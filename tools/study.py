@@ -10,6 +10,10 @@ The contrasts on fresh seeds were fixed before the first of these runs: SLoRA, N
 LoRA, at 500 steps, each at the best of three rates by validation loss on seeds 0, 1 and 2. Primary measure:
 ``log_test_loss``. Test: that of ``nl.compare`` (Welch, unpaired, in the family of the planned comparisons).
 
+The same comparison on ten seeds more (15 to 24) was fixed after the first one had been read, and before its own first
+run: the same methods and NLoRA balanced, the same rates, measure and test. Its question is whether the verdicts come out
+again. All twenty seeds together give the interval.
+
 You can interrupt the command at any time. Run it again to resume. The middles of the ladders are the best rates of the
 grid that was recorded before. The order of the parts, and the part of NLoRA as released, were settled while runs of the
 first part came in.
@@ -61,6 +65,7 @@ CONTRAST_METHODS = ("lora", "slora", "nlora", "nlora-released")
 COPIES = tuple(f"renumbered-{seed}" for seed in range(1, 6))
 LOTTERY_RATES = {8: (2e-4, 1e-4), 4: (2e-4, 5e-4), 16: (2e-4,), 32: (2e-4,), 2: (2e-4,), 1: (2e-4,)}  # by rank
 FRESH_SEEDS = tuple(DECLARED[EMBEDDED].fresh)  # no rate was chosen on them
+SECOND_SEEDS = range(15, 25)  # the comparison on fresh seeds again
 LORA_PLUS_A, LORA_PLUS_B = (0.002, 0.005, 0.01, 0.02), (0.005, 0.01, 0.02, 0.05)  # rates of A, rates of B
 BALANCED_RATES = (0.00354, 0.005, 0.00707)
 FIRST_STEPS: tuple[dict[str, Any], ...] = (
@@ -149,6 +154,12 @@ def fresh_seeds() -> list[RunConfig]:
     return [config(method, lr, seed, 500) for seed in FRESH_SEEDS for method, lr in CHOSEN.items()]
 
 
+def fresh_seeds_again() -> list[RunConfig]:
+    """Return a second ten seeds of the same methods, and of NLoRA balanced, at the same rates."""
+    chosen = {**CHOSEN, "nlora-balanced": 0.005}
+    return [config(method, lr, seed, 500) for seed in SECOND_SEEDS for method, lr in chosen.items()]
+
+
 def lottery() -> list[RunConfig]:
     """Return NLoRA on the model and on five renumbered copies, six ranks. Write the copies first."""
     for name in COPIES:
@@ -234,8 +245,10 @@ PARTS: dict[str, Callable[[], list[RunConfig]]] = {
     "SLoRA with LoRA's first step": scaled_slora,
     "rates at other ranks": rank_transfer,
     "NLoRA with large batches": large_batches,
-    "replicates": replicates,
     "budgets of 125 and 1000 steps": lambda: budgets((125, 1000)),
+    "NLoRA as released, 125 and 1000 steps": lambda: budgets((125, 1000), ("nlora-released",)),
+    "fresh seeds again": fresh_seeds_again,
+    "replicates": replicates,
     "ladders at 500 steps": lambda: ladders((500,), BUDGET_METHODS),
     "ladders at 250 steps": lambda: ladders((250,), BUDGET_METHODS),
     "ladders of the variants": lambda: ladders((500, 250), tuple(m for m in MIDDLE if m not in BUDGET_METHODS)),
