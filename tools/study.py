@@ -11,8 +11,8 @@ LoRA, at 500 steps, each at the best of three rates by validation loss on seeds 
 ``log_test_loss``. Test: that of ``nl.compare`` (Welch, unpaired, in the family of the planned comparisons).
 
 The same comparison on ten seeds more (15 to 24) was fixed after the first one had been read, and before its own first
-run: the same methods and NLoRA balanced, the same rates, measure and test. Its question is whether the verdicts come out
-again. All twenty seeds together give the interval.
+run: the same methods and NLoRA balanced, the same rates, measure and test. Its question is whether the verdicts come
+out again. All twenty seeds together give the interval.
 
 You can interrupt the command at any time. Run it again to resume. The middles of the ladders are the best rates of the
 grid that was recorded before. The order of the parts, and the part of NLoRA as released, were settled while runs of the
