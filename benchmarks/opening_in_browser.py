@@ -25,10 +25,12 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "results" / "opening.json"
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
-from browser.page import SIZE, Notebook, open_browser, why_no_browser  # noqa: E402
+from browser.page import SIZE, Notebook  # noqa: E402
 from browser.server import JupyterServer  # noqa: E402
+
+from tools.browser import open_browser, why_no_browser  # noqa: E402
 
 ROUNDS, TARGET = 7, 500  # milliseconds
 VERSIONS = ("jupyterlab", "ipykernel", "ipywidgets", "plotly", "anywidget", "nlora-lab")

@@ -28,10 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "results" / "slider.json"
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
-from browser.page import SIZE, Notebook, open_browser, why_no_browser  # noqa: E402
+from browser.page import SIZE, Notebook  # noqa: E402
 from browser.server import JupyterServer  # noqa: E402
+
+from tools.browser import open_browser, why_no_browser  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Locator

@@ -28,8 +28,8 @@ TITLE = "nlora_lab: low-rank fine-tuning in a page"
 SHOWN = ("self_attn.q_proj", "self_attn.v_proj")  # of every layer: a page of all matrices would take megabytes
 MAP_RANKS = 64
 FINE_TUNING_TEXT = (
-    "Every point is a run that was recorded. Move the learning rate, or drag in the figure on the right. Curves show "
-    "the median over seeds, and bands and whiskers the range."
+    "Every point is a run that was recorded. Move the learning rate, or drag in a figure that has it below. Curves "
+    "show the median over seeds, and bands and whiskers the range."
 )
 NYSTROM_TEXT = "A matrix approximated by a few of its rows and columns. This page computes every approximation itself."
 MAP_TEXT = (

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from browser.page import SIZE, Notebook, open_browser, why_no_browser
+from browser.page import SIZE, Notebook
 from browser.server import JupyterServer
+from tools.browser import open_browser, why_no_browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext

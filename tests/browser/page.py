@@ -8,10 +8,8 @@ ready.
 from __future__ import annotations
 
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,15 +17,10 @@ from urllib.parse import urlsplit
 from browser.server import HOST, JupyterServer
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Locator, Page
+    from playwright.sync_api import BrowserContext, Locator, Page
 
 ARTEFACTS = Path(__file__).resolve().parents[2] / ".ci-artefacts"
 SIZE = {"width": 1300, "height": 900}
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 T = TypeVar("T")
 
 # Functions for the scripts below: the shown notebook, its kernel, its cells, and running a command.
@@ -41,33 +34,6 @@ const run = command => {
   window.jupyterapp.commands.execute(command).then(() => ran.done = true, () => ran.done = true);
 };
 """
-
-
-def why_no_browser() -> str | None:
-    """Say what is missing to open a page, or return None."""
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "the Python package playwright is not installed"
-    return None if find_browser() else f"no browser: none of {', '.join(BROWSERS)} is on the path"
-
-
-def find_browser() -> str | None:
-    """The path of an installed Chromium or Chrome."""
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
-
-
-@contextmanager
-def open_browser() -> Iterator[Browser]:
-    """The installed browser, without a window."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 class Notebook:

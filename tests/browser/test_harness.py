@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from browser.conftest import give_up
-from browser.page import Notebook, why_no_browser
+from browser.page import Notebook
+from tools.browser import why_no_browser
 
 
 def test_what_is_missing_is_named(monkeypatch):

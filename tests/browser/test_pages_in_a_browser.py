@@ -205,6 +205,33 @@ def test_a_screen_reader_is_given_names_values_and_what_the_figures_show(open_pa
     assert [node[3] for node in after if node[0] == "slider"] != sliders
 
 
+# Every text and picture beyond the edge of its lab, and every pair of neighbours that cover each other.
+MISPLACED = """
+() => [...document.querySelectorAll('.nlora-lab')].flatMap(lab => {
+  const box = node => node.getBoundingClientRect();
+  const edge = box(lab).right;
+  const shown = [...lab.querySelectorAll('svg text, canvas, select, .figure')].filter(e => !e.closest('.wide-table'));
+  const beyond = shown.filter(e => box(e).right > edge + 2).map(e => `beyond the edge: ${e.textContent || e.tagName}`);
+  const parts = [...lab.querySelectorAll('.maps > *, .figure')].filter(e => !e.querySelector('.figure'));
+  const meet = (a, b) => a.left < b.right - 2 && b.left < a.right - 2 && a.top < b.bottom - 2 && b.top < a.bottom - 2;
+  const covered = parts.flatMap((a, i) =>
+    parts.slice(i + 1).filter(b => meet(box(a), box(b))).map(b => `a ${a.className} on a ${b.className}`));
+  const wide = [...lab.querySelectorAll('.maps > *')].filter(e => e.scrollWidth > e.clientWidth + 2
+    && getComputedStyle(e).overflowX === 'visible').map(e => `wider than its place: ${e.textContent.slice(0, 40)}`);
+  return [...beyond, ...covered, ...wide];
+})
+"""
+
+
+@pytest.mark.parametrize("width", [360, 390, 560, 760, 1240])
+def test_on_a_phone_and_on_a_desk_nothing_is_cut_off_or_covered(open_page, tmp_path, width):
+    page = open_page(write_labs(tmp_path / "labs.html"))
+    page.set_viewport_size({"width": width, "height": 844})
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(MISPLACED) == []
+
+
 def test_a_second_number_of_steps_and_a_third_measure_get_a_switch(open_page, tmp_path):
     known = recorded_runs()
     best = known.at_steps(500).best("word-problems", "lora", 8)

@@ -6,14 +6,19 @@ Sphinx itself runs with ``make site`` only.
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 
 import pytest
+from docutils.utils.math import MathError
 from factories import ROOT
 
+from tools.browser import why_no_browser
 from tools.website import reference, sources
 from tools.website.checks import broken_links, loads_from_elsewhere, missing_names, pictures_without_text, read_site
+from tools.website.mathml import to_mathml
+from tools.website.width import wider_than_a_phone
 
 SETTINGS = ROOT / "docs" / "site" / "conf.py"
 
@@ -142,6 +147,20 @@ def test_every_fault_of_a_site_is_found(tmp_path, text, style, check, line):
     assert found[check][0].startswith(line)
 
 
+@pytest.mark.skipif(why_no_browser() is not None and os.environ.get("CI") != "true", reason=str(why_no_browser()))
+def test_a_page_that_is_wider_than_a_phone_is_found(tmp_path):
+    pages = {
+        "fits": "<p>" + "word " * 400 + "</p>",
+        "scrolls": '<div style="overflow-x: auto"><pre>' + "x" * 200 + "</pre></div>",
+        "wide": '<p>text</p><table class="data"><td>' + "x" * 200 + "</table>",
+    }
+    for name, text in pages.items():
+        (tmp_path / f"{name}.html").write_text(f'<meta name="viewport" content="width=device-width">{text}')
+    (line,) = wider_than_a_phone(tmp_path, sorted(tmp_path.glob("*.html")))
+    assert line.startswith("wide.html: ")
+    assert line.endswith("because of td")
+
+
 def test_a_name_without_an_entry_is_found(tmp_path):
     (tmp_path / "api.html").write_text('<dt id="nlora_lab.lowrank.nystrom">')
     pages = read_site(tmp_path)
@@ -158,9 +177,27 @@ def test_the_settings_execute_nothing_and_load_nothing():
 
 
 def test_formulas_become_elements_that_need_no_script():
-    pytest.importorskip("docutils")
-    from tools.website.mathml import to_mathml
-
     element = to_mathml(r"W \approx C\,A^{+} R", block=True)
     assert element.startswith('<math alttext="W \\approx C\\,A^{+} R"')
     assert "<mi>W</mi>" in element
+
+
+def formulas(text):
+    """Yield the formulas of a Markdown text that Sphinx would find, outside code."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+    for block, inline in re.findall(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)([^$]+?)(?<!\s)\$(?!\d)", text, flags=re.DOTALL):
+        yield block or inline
+
+
+def test_every_formula_can_be_converted(assembled):
+    texts = {path.name: path.read_text(encoding="utf-8") for path in assembled.rglob("*.md")}
+    for path in assembled.rglob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts[path.name] = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    found = {(name, formula) for name, text in texts.items() for formula in formulas(text)}
+    assert len(found) > 300
+    for name, formula in sorted(found):
+        try:
+            to_mathml(formula, block=False)
+        except MathError as error:
+            pytest.fail(f"{name}: {formula}: {error}")

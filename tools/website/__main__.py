@@ -10,9 +10,11 @@ from pathlib import Path
 
 from nlora_lab.core.formatting import format_bytes
 from nlora_lab.pages.sections import write_labs
+from tools.browser import why_no_browser
 from tools.website.checks import broken_links, loads_from_elsewhere, missing_names, pictures_without_text, read_site
 from tools.website.reference import entries, undocumented, write_reference
 from tools.website.sources import ROOT, assemble
+from tools.website.width import wider_than_a_phone
 
 
 def main() -> int:
@@ -44,6 +46,10 @@ def report(site: Path) -> int:
         *pictures_without_text(site, pages),
         *missing_names(pages, names),
     ]
+    if missing := why_no_browser():
+        print(f"the pages were not opened at the width of a phone: {missing}")
+    else:
+        problems += wider_than_a_phone(site, pages)
     print("\n".join(problems))
     size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
     print(f"{len(pages)} pages, {len(names)} public names, {format_bytes(size)}: {site / 'index.html'}")

@@ -6,6 +6,7 @@ const OPTIONS = ["matrix", "p", "rank", "pivots", "core", "tolerance", "oversamp
 const NYSTROM_EVENTS = [...OPTIONS, "entries", "computed"].map((name) => `change:${name}`).join(" ");
 const [CELLS, ERROR_FLOOR, ERROR_CEILING] = [64, 1e-3, 1e3];
 const ERROR_TICKS = [-3, -2, -1, 0, 1, 2, 3].map((e) => [10 ** e, `${e === -3 ? "≤ " : e === 3 ? "≥ " : ""}${Number((10 ** e).toPrecision(1))}`]);
+const NARROW = 560; // pixels
 const SLICE = 10; // milliseconds of computing between two frames
 
 /** The entries of a matrix as the kernel sends them: single or double precision. */
@@ -119,16 +120,17 @@ function computedView(computed, rank) {
 
 function drawCurves(pool, view, width, dark) {
   pool.begin();
-  const height = 236;
+  const narrow = width < NARROW; // then the two panels stand one above the other
+  const [height, right] = [236, narrow ? width - 10 : Math.round(0.6 * width)];
   const values = view.lines.flatMap((l) => Array.from(l.errors, cutError)).filter((e) => e > 0).map(Math.log10);
   const [low, high] = [Math.min(-0.35, ...values), Math.max(0.35, ...values)];
   const ranks = view.lines[0].errors.length;
-  const split = Math.round(0.6 * width);
-  const errors = { key: "e", box: [54, split, 22, height - 34], heading: "error at every rank",
-    x: { limits: [0, ranks * 1.3], ticks: roundTicks(0, ranks), title: "rank", titleAt: ranks },
+  const errors = { key: "e", box: [54, right, 22, height - 34], heading: "error at every rank",
+    x: { limits: [0, ranks * (narrow ? 1.5 : 1.3)], ticks: roundTicks(0, ranks), title: "rank", titleAt: ranks },
     y: { limits: [10 ** (low - 0.1 * (high - low)), 10 ** (high + 0.05 * (high - low))], log: true, ticks: ERROR_TICKS } };
   const top = 1.05 * Math.max(...view.sigma);
-  const spectrum = { key: "s", box: [split + 54, width - 10, 22, height - 34], heading: "singular values of W",
+  const [left, down] = narrow ? [54, height] : [right + 54, 0];
+  const spectrum = { key: "s", box: [left, width - 10, down + 22, down + height - 34], heading: "singular values of W",
     x: { limits: [0, 1.03 * view.sigma.length], ticks: roundTicks(0, view.sigma.length), title: "k" }, y: { limits: [0, top], ticks: roundTicks(0, top, 4) } };
   for (const panel of [errors, spectrum]) {
     drawAxes(pool, panel);
@@ -146,7 +148,7 @@ function drawCurves(pool, view, width, dark) {
   const s = view.sigma.map((v) => spectrum.sy(v));
   pool.put("lines", "sigma", "path", { d: linePath(s.map((_, i) => spectrum.sx(i + 1)), s), fill: "none", stroke: "currentColor", "stroke-width": 1.6 });
   pool.end();
-  return height;
+  return down + height;
 }
 
 class NystromControls {

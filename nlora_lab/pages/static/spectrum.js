@@ -3,6 +3,7 @@
 const MAP_EVENTS = ["rank", "approximation", "chosen"].map((name) => `change:${name}`).join(" ");
 const SPAN = 1.5; // colours end at errors of 10^±1.5; 1, as bad as approximating by zero, is white
 const [LEAST, MOST] = [1e-3, 1e3];
+const NAMES = 110; // pixels for the names of the lines
 const MAP_TICKS = [-3, -2, -1, 0, 1, 2, 3].map((e) => [10 ** e, String(Number((10 ** e).toPrecision(1)))]);
 
 /** The colour of an error: blue is better than zero, red is worse. The text on it is dark or light. */
@@ -19,7 +20,7 @@ function drawErrors(pool, approximations, curves, rank, width, dark) {
   const cut = (e) => Math.min(Math.max(e, LEAST), MOST);
   const all = curves.flat().map((e) => Math.log10(cut(e)));
   const panel = { key: "e", box: [46, width - 8, 22, height - 34], heading: "error at every rank",
-    x: { limits: [0, ranks * 1.45], ticks: roundTicks(0, ranks), title: "rank", titleAt: ranks },
+    x: { limits: [0, (ranks * (width - 54)) / (width - 54 - NAMES)], ticks: roundTicks(0, ranks), title: "rank", titleAt: ranks },
     y: { limits: [10 ** (Math.min(-0.35, ...all) - 0.1), 10 ** (Math.max(0.35, ...all) + 0.1)], log: true, ticks: MAP_TICKS } };
   pool.begin();
   drawAxes(pool, panel);
@@ -55,7 +56,7 @@ function render({ model, el }) {
   const pool = new Pool(svg, ["grid", "lines", "marks", "names"]);
   const figure = h("div", { class: "figure" }, svg);
   const root = h("div", { class: "nlora-lab", onkeydown: keepKey }, h("div", { class: "row" }, field("rank r", rank, { wide: true }), field("approximation", menu)), line,
-    h("div", { class: "maps" }, h("figure", {}, h("table", { class: "map" }, head, body)), h("figure", {}, figure)));
+    h("div", { class: "maps beside" }, h("figure", { class: "wide-table" }, h("table", { class: "map" }, head, body)), h("figure", {}, figure)));
   el.append(root);
   let waiting = 0;
   const draw = () => {
