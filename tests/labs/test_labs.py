@@ -176,13 +176,19 @@ class Slow:
         return str(self.number).encode()
 
 
+async def rested(figure):
+    """Wait until a figure draws at once again. Its rest is as long as its last picture took."""
+    while figure._waiting is not None or not figure._hold.due():
+        await asyncio.sleep(0.01)
+
+
 def test_of_many_events_an_image_draws_the_first_and_the_latest():
     async def drag(figure, drawn):
-        await asyncio.sleep(0.2)
+        await rested(figure)
         for number in range(40):
             figure.draw(Slow(number, drawn))
         assert drawn == [-1, 0]
-        await asyncio.sleep(0.5)
+        await rested(figure)
         figure.draw(Slow(40, drawn))  # one alone is drawn at once
         assert drawn[-1] == 40
 
@@ -197,7 +203,7 @@ def test_what_another_thread_draws_is_not_drawn_over_by_something_older():
         thread = threading.Thread(target=figure.draw, args=(Slow(2, drawn),))
         thread.start()
         thread.join()
-        await asyncio.sleep(0.5)
+        await rested(figure)
 
     drawn = []
     figure = figures.ImageFigure(Slow(0, drawn))
