@@ -96,6 +96,18 @@ def test_a_singular_leading_minor_does_not_end_the_elimination():
     assert torch.allclose(L @ U, W, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("block", "rtol"),
+    [([[1.0, 0.0], [0.0, 1e-4]], 1e-3), ([[1.0, 1.0], [1000.0, 1001.0]], 1e-5)],  # U, then L, has a large inverse
+)
+def test_a_singular_value_below_the_tolerance_is_dropped_in_the_curve_too(block, rtol):
+    W = gaussian(9, 7, 4)
+    W[:2, :2] = torch.tensor(block, dtype=W.dtype)
+    curve = error_curve(W, 3, rtol=rtol)
+    assert torch.allclose(curve, one_by_one(W, 3, rtol=rtol), rtol=1e-7)
+    assert not torch.allclose(curve[1], error_curve(W, 3, rtol=1e-9)[1], rtol=0.1)  # so it was dropped
+
+
 def test_the_best_possible_curve_is_that_of_the_svd():
     W = gaussian(25, 18, 0)
     expected = [relative_error(W, truncated_svd(W, r)) for r in range(1, 19)]

@@ -37,6 +37,12 @@ def test_pivoted_cholesky_takes_the_largest_variance_of_the_residual():
         assert index[k] == int(variance.argmax())
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_size_of_a_kernel_does_not_change_its_pivots(scale):
+    K = kernel(12, 0)
+    assert nystrom_psd(scale * K, 5, pivots="cross").rows.tolist() == nystrom_psd(K, 5, pivots="cross").rows.tolist()
+
+
 @pytest.mark.parametrize(
     ("K", "options", "names"),
     [
