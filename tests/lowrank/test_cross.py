@@ -187,6 +187,14 @@ def test_a_nearly_singular_block_warns_and_its_small_values_are_dropped():
     assert relative_error(W, nystrom(W, 4, rtol=1e-3)) < 1e-10
 
 
+def test_the_warning_of_a_batch_is_about_its_worst_block():
+    W = torch.stack([gaussian(6, 6, seed) for seed in range(3)])
+    for k, diagonal in enumerate([[1.0, 1.0, 1.0], [1.0, 1.0, 1e-17], [1.0, 1e-3, 1e-3]]):
+        W[k, :3, :3] = torch.diag(torch.tensor(diagonal))
+    with pytest.warns(IllConditionedWarning, match=r"condition number 1\.0e\+17: 1 of its 3"):
+        nystrom(W, 3)
+
+
 def test_a_pseudo_inverse_too_large_for_the_dtype_is_an_error():
     W = gaussian(8, 8, 0)
     with pytest.raises(SingularBlockError, match=r"float32.*scale W up"):
