@@ -62,7 +62,8 @@ def test_every_init_of_n_is_what_its_name_says(init):
     for layer in layers(model):
         A, N, B = (f.detach() for f in layer.factors("default"))
         assert not B.any()
-        assert A.any()
+        bound_of_a = 1 / math.sqrt(A.shape[1])  # that of LoRA's A in PEFT
+        assert 0.98 * bound_of_a < float(A.abs().max()) <= bound_of_a
         shape, scaled = split_init(init)
         if scaled:
             assert float(torch.linalg.matrix_norm(N)) == pytest.approx(math.sqrt(8 / 3))
@@ -77,6 +78,24 @@ def test_every_init_of_n_is_what_its_name_says(init):
             assert 0.8 * bound < float(N.abs().max()) <= bound
         if scaled and shape in ("identity", "orthogonal"):
             assert torch.allclose(N @ N.T, torch.eye(8) / 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("with_core", [True, False])
+@pytest.mark.parametrize("start_of", ["nothing", "N", "all"])
+def test_an_update_is_the_product_of_its_pair_at_every_scale(scale, with_core, start_of):
+    torch.manual_seed(0)
+    (A, N, B), (A0, N0, B0) = [
+        (torch.randn(3, 6), torch.randn(3, 3) if with_core else None, torch.randn(5, 3)) for _ in range(2)
+    ]
+    known = {"nothing": (None, None, None), "N": (None, N0, None), "all": (A0, N0, B0)}[start_of]
+    left, right = update_pair((A, N, B), known, scale)
+
+    def product(B, N, A):
+        return B @ A if N is None else B @ N @ A
+
+    subtracted = {"nothing": 0, "N": product(B, N0, A) if with_core else 0, "all": product(B0, N0, A0)}[start_of]
+    assert torch.allclose(left @ right, scale * (product(B, N, A) - subtracted), atol=1e-5)
 
 
 def test_kaiming_is_of_the_size_that_the_scaled_starts_are_brought_to():
