@@ -14,7 +14,15 @@ from nlora_lab.adapters.factors import FactorLayer
 from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError
-from nlora_lab.models.layers import HEADS, PEFT_PREFIX, check_called, check_selection, is_linear, read_by_parent
+from nlora_lab.models.layers import (
+    HEADS,
+    PEFT_PREFIX,
+    check_called,
+    check_selection,
+    is_linear,
+    read_by_parent,
+    shares_its_weight,
+)
 from nlora_lab.models.layouts import PACKED
 
 
@@ -66,10 +74,7 @@ def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.M
         _check_plain(layer_name, base)
         others = [name for name in shared[id(base.weight)] if not _is_within(name, layer_name)]
         if others:
-            raise InputError(
-                f"{layer_name} shares its weight with {others[0]}, and merging would change both; leave {layer_name} "
-                "out of target_modules, or untie the weights (tie_word_embeddings=False)"
-            )
+            raise InputError(shares_its_weight(layer_name, others[0]))
         rank, limit = config.rank_of(layer_name), min(base.weight.shape)
         if rank > limit:
             raise InputError(

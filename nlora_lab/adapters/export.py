@@ -27,7 +27,7 @@ from nlora_lab.adapters.saved import WEIGHTS, read_adapter, read_settings
 from nlora_lab.core.array_types import Float
 from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.core.files import atomic_folder, expand_path
-from nlora_lab.models.layers import PEFT_PREFIX, linear_layers
+from nlora_lab.models.layers import HEADS, PEFT_PREFIX, linear_layers
 from nlora_lab.models.loading import meta_body
 
 COPIED_FIELDS = (
@@ -102,6 +102,21 @@ def _check_complete(folder: Path, config: NLoraConfig, state: dict[str, Tensor])
             f"{folder} has no factors of {missing[0]}, which its config selects ({len(missing)} layers are missing); "
             "save the adapter again"
         )
+    _check_nothing_else(folder, config, state, layers)
+
+
+def _check_nothing_else(folder: Path, config: NLoraConfig, state: dict[str, Tensor], layers: set[str]) -> None:
+    """Check that a config speaks of every layer in its file, and the file of every module that the config trains."""
+    for layer in sorted(layers):
+        name = layer.removeprefix(PEFT_PREFIX)
+        if config.target_modules != "all-linear" and not check_target_module_exists(config, name):
+            raise InputError(
+                f"{folder} has factors of {layer}, which its config does not select; save the adapter again"
+            )
+    heads = HEADS if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else ()  # PEFT lists more than a model has
+    for name in sorted(set(config.modules_to_save or ()).difference(heads)):
+        if not any(f".{name}." in key for key in state):
+            raise InputError(f"{folder} lacks {name}, which its config trains in full; save the adapter again")
 
 
 def _selected_layers(config: NLoraConfig, layers: set[str]) -> set[str]:

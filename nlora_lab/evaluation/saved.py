@@ -7,13 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nlora_lab.core.devices import find_device
+from nlora_lab.core.documents import read_json
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import expand_path
 from nlora_lab.core.validation import check_choice
 from nlora_lab.evaluation.generation import longest_answer
 from nlora_lab.evaluation.scoring import Answer, accuracy, mark_answers, measure, task_prompt_ids
 from nlora_lab.evaluation.vllm_engine import generate_texts
-from nlora_lab.models.heads import class_names, class_order, order_head
+from nlora_lab.models.heads import class_names, class_order, order_logits
 from nlora_lab.models.loading import config_limit, load_model, position_limit
 from nlora_lab.models.names import CONFIG, check_config, check_model
 from nlora_lab.tasks.task import Task
@@ -64,31 +65,33 @@ def measure_saved(
         return _measure_with_vllm(model, task, folder, shots, revision)
     dtype = "bfloat16" if target.precision == "bf16" else None
     labels = task.labels if task.kind == "classes" else ()
-    loaded, tokenizer = load_model(model, head=task.head, labels=labels, revision=revision, dtype=dtype)
-    stored = loaded._stored_classes
+    saved = () if folder is None else saved_classes(folder)
+    # an adapter was trained on outputs in the order that stands beside it, or in the model's own
+    in_order = labels if folder is None else saved if len(saved) == task.head else ()
+    loaded, tokenizer = load_model(model, head=task.head, labels=in_order, revision=revision, dtype=dtype)
+    names = saved or loaded._stored_classes
+    order = class_order(names, labels) if names else None
+    if labels and names and order is None:
+        raise InputError(
+            f"model={model!r} tells apart {', '.join(names)}, and the task {task.name!r} asks for "
+            f"{', '.join(labels)}; give a model that was trained for this task, or an adapter"
+        )
     if folder is not None:
         from nlora_lab.adapters.saved import load_adapter
 
         loaded = load_adapter(loaded, folder)
-        if labels and any(".modules_to_save." in name for name, _ in loaded.named_parameters()):
-            order_head(loaded, saved_classes(folder) or stored, labels)
-    elif labels and stored and class_order(stored, labels) is None:
-        raise InputError(
-            f"model={model!r} tells apart {', '.join(stored)}, and the task {task.name!r} asks for "
-            f"{', '.join(labels)}; give a model that was trained for this task, or an adapter"
-        )
+        if order is not None:
+            order_logits(loaded, order)
     positions = position_limit(loaded, tokenizer)  # as a run measures itself
     return measure(loaded.to(target.kind).eval(), tokenizer, task, shots=shots, max_length=positions)
 
 
 def saved_classes(adapter: Path) -> tuple[str, ...]:
     """Return the classes of the head that was saved with an adapter, by the config beside it. Empty without one."""
-    from transformers import AutoConfig
-
     if not os.path.lexists(adapter / CONFIG):
         return ()
     check_config(adapter / CONFIG)
-    return class_names(AutoConfig.from_pretrained(str(adapter), trust_remote_code=False))
+    return class_names(read_json(adapter / CONFIG))
 
 
 def _measure_with_vllm(

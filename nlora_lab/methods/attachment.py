@@ -10,12 +10,14 @@ from nlora_lab.core.validation import check_number, check_whole_number
 from nlora_lab.methods.table import Method, check_init, get_method
 from nlora_lab.models.layers import (
     HEADS,
+    PEFT_PREFIX,
     check_selection,
     fused_weights,
     head_modules,
     is_conv1d,
     linear_layers,
     read_by_parent,
+    shares_its_weight,
     target_layers,
 )
 
@@ -44,7 +46,8 @@ def attach(
 
     Raises:
         InputError: the method or the init is unknown, alpha is not above 0, the rank is above the smaller side of a
-            layer, or the model has no layer for the adapter.
+            layer, or the model has no layer for the adapter. Or PEFT refuses the options, or a target shares its
+            weight with another module.
     """
     entry = method if isinstance(method, Method) else get_method(method)
     check_init(entry, init)
@@ -58,8 +61,9 @@ def attach(
     layers = check_rank(model, rank, options["target_modules"])
     if options["target_modules"] == "all-linear":
         _say_what_is_left_out(model)
-        if head or read_by_parent(model):
-            options["target_modules"] = list(layers)  # PEFT would take some heads for targets, and layers never called
+        if head or read_by_parent(model) or fused_weights(model):
+            # PEFT would take some heads for targets, layers that are never called, and experts in one tensor
+            options["target_modules"] = list(layers)
     unknown_heads = [name for name in head if not name.endswith(HEADS)]
     if unknown_heads:
         options.setdefault("modules_to_save", unknown_heads)  # PEFT trains only the heads it knows by name
@@ -72,7 +76,51 @@ def attach(
         config = entry.build(int(rank), alpha, init, **options)
         if getattr(config, "init_lora_weights", None) == "olora":
             _check_olora(layers)
-        return get_peft_model(model, config)
+        try:
+            adapted = get_peft_model(model, config)
+        except InputError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"PEFT cannot put {entry.label} on this {type(model).__name__} ({reason}); change the options, or "
+                "choose another method or model"
+            ) from error
+    _check_parameters(adapted)
+    if not getattr(config, "layer_replication", None):  # its copies of a layer share one weight on purpose
+        check_unshared(adapted)
+    return adapted
+
+
+def _check_parameters(model: Any) -> None:
+    """Refuse adapters on parameters that are not layers: PEFT makes them of the names of fused experts."""
+    if parameters := getattr(model.peft_config["default"], "target_parameters", None):
+        raise InputError(
+            f"target_modules leads to parameters that are not linear layers ({', '.join(sorted(parameters))}), and "
+            "the lab trains linear layers only; leave them out"
+        )
+
+
+def check_unshared(model: Any) -> None:
+    """Check that no weight with an adapter belongs to another module too: merging would change both.
+
+    Args:
+        model: a ``PeftModel``.
+
+    Raises:
+        InputError: a weight is shared. The message names both modules.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(name.removeprefix(PEFT_PREFIX))
+    for name, module in model.named_modules():
+        has_factors = hasattr(module, "lora_A") or hasattr(module, "update_factors")
+        weight = getattr(module.get_base_layer(), "weight", None) if has_factors else None
+        layer = name.removeprefix(PEFT_PREFIX)
+        others = [] if weight is None else [o for o in owners[id(weight)] if not f"{o}.".startswith(f"{layer}.")]
+        if others:
+            raise InputError(shares_its_weight(layer, others[0]))
 
 
 def _say_what_is_left_out(model: Any) -> None:
@@ -106,6 +154,8 @@ def check_rank(model: nn.Module, rank: int, target_modules: Any = "all-linear") 
     if target_modules == "all-linear" and not linear_layers(model):
         raise InputError("the model has no linear layer to put an adapter on; choose another model")
     layers = target_layers(model, target_modules)
+    if not layers:
+        raise InputError(f"target_modules={target_modules!r} selects no linear layer; name layers, such as q_proj")
     narrowest, layer = min(layers.items(), key=lambda item: min(item[1].weight.shape))
     limit = min(layer.weight.shape)
     if check_whole_number("rank", rank) > limit:

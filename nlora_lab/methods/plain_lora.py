@@ -39,7 +39,8 @@ def check_plain(config: Any, label: str) -> None:
     default = type(config)()
     for option in fields(config):
         value = getattr(config, option.name)
-        if option.name not in PLAIN_FIELDS and value != getattr(default, option.name):
+        is_given = value not in (getattr(default, option.name), set(), [], {})  # PEFT turns some None into empty ones
+        if option.name not in PLAIN_FIELDS and is_given:
             raise InputError(
                 f"{label} cannot be written as a plain LoRA adapter, because of {option.name}={value!r}; "
                 "choose form='peft'"

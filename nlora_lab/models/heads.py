@@ -12,21 +12,37 @@ from typing import Any
 from nlora_lab.core.errors import ModelError
 from nlora_lab.models.layers import head_modules
 
-PLACEHOLDER = re.compile(r"LABEL_\d+")  # what transformers writes where nobody has named the classes
 
-
-def class_names(config: Any) -> tuple[str, ...]:
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names that a config gives to the outputs of a head.
 
     Args:
-        config: a transformers config.
+        config: the fields of a ``config.json``. (A transformers config has lost a ``label2id`` that stood alone.)
 
     Returns:
         The names in the order of the outputs. Empty if the config names none.
+
+    Raises:
+        ModelError: ``id2label`` and ``label2id`` are no tables of outputs and names, or contradict each other.
     """
-    names = getattr(config, "id2label", None) or {}
-    listed = tuple(str(names[index]) for index in sorted(names))
-    return () if all(PLACEHOLDER.fullmatch(name) for name in listed) else listed
+    try:
+        listed = _in_order({str(name): int(number) for number, name in (config.get("id2label") or {}).items()})
+        by_name = {str(name): int(number) for name, number in (config.get("label2id") or {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelError(f"id2label or label2id in the config is no table of outputs and names ({error})") from error
+    inverse = _in_order(by_name)
+    if listed and inverse and any(by_name.get(name, number) != number for number, name in enumerate(listed)):
+        raise ModelError(
+            f"the config says in id2label that the outputs are {', '.join(listed)}, and in label2id another order "
+            f"({', '.join(inverse)}); correct the one that is wrong"
+        )
+    return listed or inverse
+
+
+def _in_order(outputs: Mapping[str, int]) -> tuple[str, ...]:
+    """The names by their outputs. None if they are LABEL_0, LABEL_1 and so on: nobody has named the classes."""
+    names = tuple(sorted(outputs, key=outputs.__getitem__))
+    return () if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
 
 
 def class_order(stored: Sequence[str], labels: Sequence[str]) -> list[int] | None:
@@ -58,7 +74,7 @@ def order_head(model: Any, stored: Sequence[str], labels: Sequence[str]) -> None
     Where ``stored`` is empty or names other classes, the outputs stay in their order.
 
     Args:
-        model: a sequence classifier, with or without an adapter that has a trained head. It is changed.
+        model: a sequence classifier without adapters. It is changed.
         stored: the names of the outputs of its head, in order.
         labels: the names of the classes in the order wanted.
 
@@ -69,6 +85,23 @@ def order_head(model: Any, stored: Sequence[str], labels: Sequence[str]) -> None
     if order is not None and order != list(range(len(labels))):
         _move_outputs(_output_layer(model, len(labels)), order)
     name_classes(model, labels)
+
+
+def order_logits(model: Any, order: Sequence[int]) -> None:
+    """Let a classifier give its logits in another order, whatever an adapter does to its head.
+
+    Args:
+        model: a sequence classifier with an adapter. It is for measuring: an export does not carry the order.
+        order: the output that comes first, second, and so on.
+    """
+    if list(order) == list(range(len(order))):
+        return
+
+    def reordered(_module: Any, _inputs: Any, output: Any) -> Any:
+        output["logits"] = output["logits"][..., list(order)]
+        return output
+
+    model.get_base_model().register_forward_hook(reordered)
 
 
 def check_end_tokens(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -102,24 +135,21 @@ def check_end_tokens(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any
 
 
 def _output_layer(model: Any, outputs: int) -> Any:
-    """The last layer of the head with that many outputs: that of an adapter, if it has trained one."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    heads = tuple(f"{name}." for name in head_modules(base))
-    layers = {
-        name: module
-        for name, module in base.named_modules()
+    """The last layer of the head with that many outputs."""
+    heads = tuple(f"{name}." for name in head_modules(model))
+    layers = [
+        module
+        for name, module in model.named_modules()
         if f"{name}.".startswith(heads)
         and getattr(module, "weight", None) is not None
         and len(module.weight) == outputs
-    }
-    trained = [module for name, module in layers.items() if ".modules_to_save." in name]
-    layer = next(iter(reversed(trained or list(layers.values()))), None)
-    if layer is None:
+    ]
+    if not layers:
         raise ModelError(
-            f"the head of a {type(base).__name__} has no layer with {outputs} outputs, so its classes cannot be "
+            f"the head of a {type(model).__name__} has no layer with {outputs} outputs, so its classes cannot be "
             "mapped to those of the task; choose another model"
         )
-    return layer
+    return layers[-1]
 
 
 def _move_outputs(layer: Any, order: list[int]) -> None:

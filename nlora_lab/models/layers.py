@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.validation import check_number, check_whole_number
 from nlora_lab.models.layouts import is_computed
 
 if TYPE_CHECKING:
@@ -192,9 +193,12 @@ def check_selection(model: Any, **options: Any) -> None:
             ``layers_to_transform``, ``rank_pattern`` and ``alpha_pattern``. Other fields are not looked at.
 
     Raises:
-        InputError: an entry matches nothing. The message names it.
+        InputError: an entry matches nothing, or cannot be what it stands for. The message names it.
     """
     names = [name for name, _ in model.named_modules() if name]
+    saved = options.get("modules_to_save")
+    if isinstance(saved, str):  # PEFT would take each of its letters for the end of a name
+        raise InputError(f"modules_to_save={saved!r} must be a list of names, such as [{saved!r}]")
     for field in ("target_modules", "exclude_modules", "modules_to_save"):
         entries = options.get(field)
         for entry in [] if entries is None or isinstance(entries, str) else sorted(entries):
@@ -203,12 +207,24 @@ def check_selection(model: Any, **options: Any) -> None:
     numbers = {int(part) for name in names for part in name.split(".") if part.isdecimal() and len(part) < 10}
     layers = options.get("layers_to_transform")
     for number in [layers] if isinstance(layers, int) else layers or []:
-        if number not in numbers:
+        if isinstance(number, bool) or number not in numbers:
             raise InputError(f"layers_to_transform: the model has no layer {number}; its layers have numbers from 0")
     for field in ("rank_pattern", "alpha_pattern"):
-        for pattern in options.get(field) or {}:
+        for pattern, value in (options.get(field) or {}).items():
+            if field == "rank_pattern":
+                check_whole_number(f"rank_pattern[{pattern!r}]", value)
+            else:
+                check_number(f"alpha_pattern[{pattern!r}]", value, above=0.0)
             if not any(_matches(pattern, name, field) for name in names):
                 raise InputError(f"{field}: {pattern!r} matches no module of this model; correct it, or leave it out")
+
+
+def shares_its_weight(layer: str, other: str) -> str:
+    """Return the message for a layer that cannot get an adapter, because another module has its weight too."""
+    return (
+        f"{layer} shares its weight with {other}, and merging would change both; leave {layer} out of target_modules, "
+        "or untie the weights (tie_word_embeddings=False)"
+    )
 
 
 def _matches(pattern: str, name: str, field: str) -> bool:

@@ -207,13 +207,20 @@ def _find_commit(source: str | Path, revision: str | None) -> str:
 
 def _load(name: str, source: str | Path, head: int, *, revision: str | None, **options: Any) -> tuple[Any, Any, Any]:
     """The model, its tokenizer, and what transformers reports about the weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        PreTrainedConfig,
+    )  # fmt: skip
 
     # False, not the default, which asks on stdin whether to run the model's own code
     safe = {"trust_remote_code": False, "revision": revision}
     _check_cached(source, READ, revision)
     config = AutoConfig.from_pretrained(source, **safe)
-    stored, classes = config.dtype, class_names(config)  # which loading overwrites
+    fields, _ = PreTrainedConfig.get_config_dict(source, **safe)
+    stored, classes = config.dtype, class_names(fields) if head else ()  # which loading overwrites
     _check_type(name, config, head)
     tokenizer = AutoTokenizer.from_pretrained(source, **safe)
     if head:

@@ -24,10 +24,10 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # None stands for NaN; an integer of any size would not fit into a float
-    return (
-        value is None or isinstance(value, float) or _is_count(value) or (isinstance(value, int) and _is_count(-value))
-    )
+    # None stands for NaN and infinity, which JSON lacks; an integer of any size would not fit into a float
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or _is_count(value) or (isinstance(value, int) and _is_count(-value))
 
 
 def _list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -52,6 +52,12 @@ NUMBERS_BY_NAME: Kind = (
 SECONDS: Kind = ("a number of at least 0", lambda value: value is not None and _is_number(value) and value >= 0)
 NUMBER: Kind = ("a number or null", _is_number)
 NUMBERS: Kind = ("a list of numbers and nulls", _list_of(_is_number))
+LOSSES: Kind = (
+    "a list of numbers of at least 0 and nulls", _list_of(lambda value: _is_number(value) and (value or 0) >= 0)
+)  # fmt: skip
+SHARE: Kind = ("a number from 0 to 1, or null", lambda value: _is_number(value) and 0 <= (value or 0) <= 1)
+SHARES = ("accuracy", "f1")
+"""The metrics that are parts of a whole."""
 
 FIELDS = {
     "trainable": COUNT, "seconds": SECONDS, "peak_memory": COUNT, "diverged": FLAG, "stopped": FLAG, "device": TEXT,
@@ -81,6 +87,8 @@ def check_record(record: Any) -> None:
         TypeError: the record is not made of objects as a record is.
         AttributeError: likewise.
     """
+    if not _is_count(record["format"]):
+        raise InputError(f"format={record['format']!r} in the record must be a whole number; make the run again")
     if record["format"] > FORMAT:
         raise InputError(f"the record has format {record['format']}, newer than {FORMAT}; update nlora-lab")
     for name, value, (words, is_right) in _values(record):
@@ -88,6 +96,20 @@ def check_record(record: Any) -> None:
             raise InputError(
                 f"{name}={repr(value)[:80]} in the record must be {words}; correct it, or make the run again"
             )
+    _check_steps(record)
+
+
+def _check_steps(record: Any) -> None:
+    """Check that a run has its steps in order, and no more than its config asks for."""
+    history, wanted = record["history"], record["config"]["steps"]
+    count = len(history["loss"])
+    numbers = history.get("step", [])
+    if len(numbers) == count and numbers != list(range(1, count + 1)):  # a shorter list is found later
+        raise InputError("history.step in the record must be 1, 2, 3 and so on; correct it, or make the run again")
+    if count > wanted:
+        raise InputError(
+            f"the record of a run of {wanted} steps has {count} in its history; correct it, or make the run again"
+        )
 
 
 def _values(record: Any) -> Iterator[tuple[str, Any, Kind]]:
@@ -99,11 +121,11 @@ def _values(record: Any) -> Iterator[tuple[str, Any, Kind]]:
         if name in record:
             yield name, record[name], kind
     for name, value in record["metrics"].items():
-        yield f"metrics.{name}", value, NUMBER
+        yield f"metrics.{name}", value, SHARE if name in SHARES else NUMBER
     yield LABELS, record.get(LABELS, []), TEXTS
     yield HELD_OUT, record.get(HELD_OUT, {}), NUMBERS_BY_NAME
     for name, column in record["history"].items():
-        yield f"history.{name}", column, COUNTS if name == "step" else NUMBERS
+        yield f"history.{name}", column, COUNTS if name == "step" else LOSSES if name == "loss" else NUMBERS
 
 
 def number_or_null(value: float) -> float | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.errors import InputError
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label that cross-entropy leaves out
 OPEN_ROWS = 64  # packed rows that still take examples: with more of them, packing many examples takes minutes
+MARKER = "Vq7xT3kWz9LpB2"  # a prompt that no chat template contains
+PRINTED_PART = re.compile(rf"""["']text["']\s*:\s*["']{MARKER}""")
+SHORT_TEXTS = ("a", "0", "a 0")
 
 
 @dataclass(frozen=True)
@@ -74,22 +80,43 @@ def prompt_texts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, cha
     Raises:
         InputError: the chat template cannot be applied, or it loses the prompt.
     """
-    return [_with_template(prompt, tokenizer) for prompt in prompts] if chat else list(prompts)
+    if not chat:
+        return list(prompts)
+    # a prompt may occur in the words of the template itself, and the marker cannot
+    form, _ = _with_template(MARKER, tokenizer, (_as_text, _as_parts))
+    return [_with_template(prompt, tokenizer, (form,))[1] for prompt in prompts]
 
 
-def _with_template(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Apply a chat template to one prompt. Some templates take a message as text, and others as a list of parts."""
+def _as_text(prompt: str) -> str:
+    return prompt
+
+
+def _as_parts(prompt: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": prompt}]
+
+
+def _with_template(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, forms: Sequence[Callable[[str], Any]]
+) -> tuple[Callable[[str], Any], str]:
+    """Apply a chat template to a prompt. Some templates take a message as text, and others as a list of parts.
+
+    Returns:
+        The first of the forms in which the prompt comes through, and the text.
+    """
     reason = "it leaves out the prompt"
-    for content in (prompt, [{"type": "text", "text": prompt}]):
+    for form in forms:
         try:
             text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+                [{"role": "user", "content": form(prompt)}], add_generation_prompt=True, tokenize=False
             )
         except Exception as error:  # a template is a program, and raises what it likes
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
             continue
-        if isinstance(text, str) and prompt.strip() in text:
-            return text
+        if not isinstance(text, str) or prompt.strip() not in text:
+            continue
+        if form is _as_text or not PRINTED_PART.search(html.unescape(text)):
+            return form, text
+        reason = "it prints a list of parts as it stands"
     raise InputError(
         f"the chat template of the tokenizer cannot be used ({reason}); correct chat_template, or remove it to use "
         "plain prompts"
@@ -112,17 +139,29 @@ def prompt_ids(
     """
     # a template writes <s> itself, and the tokenizer would put another before it
     ids = tokenizer(prompt_texts(prompts, tokenizer, chat), add_special_tokens=not chat)["input_ids"]
-    after = 0 if chat else _tokens_after_a_text(tokenizer)
+    after = 0 if chat else _tokens_after_a_text(prompts, ids, tokenizer)
     ids = [list(prompt[: len(prompt) - after]) for prompt in ids]
     return [prompt if limit is None else last_tokens(prompt, limit, tokenizer) for prompt in ids]
 
 
-def _tokens_after_a_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many special tokens the tokenizer puts after a text. After a prompt they would end the answer."""
-    alone = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    ids = list(tokenizer("a")["input_ids"])
-    starts = range(len(ids) - len(alone) + 1) if alone else ()
-    return next((len(ids) - start - len(alone) for start in starts if ids[start : start + len(alone)] == alone), 0)
+def _tokens_after_a_text(
+    prompts: Sequence[str], ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Return how many special tokens the tokenizer puts after a text. After a prompt they would end the answer.
+
+    The tokens of a prompt without special tokens show which of its ``ids`` are special. Usually the first prompt is
+    enough. A prompt such as "<s>" leaves it open, and one without tokens too. Then the next one is asked.
+    """
+    more = ((text, tokenizer(text)["input_ids"]) for text in SHORT_TEXTS)
+    possible: set[int] = set()
+    for text, whole in chain(zip(prompts, ids, strict=True), more):
+        alone = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        added = len(whole) - len(alone)
+        after = {added - start for start in range(added + 1) if list(whole[start : start + len(alone)]) == alone}
+        possible = possible & after or possible or after
+        if len(possible) == 1:
+            break
+    return min(possible, default=0)
 
 
 def last_tokens(ids: list[int], n: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -99,7 +99,8 @@ def read_label(where: str, row: int, cell: Any, labels: Sequence[str]) -> int | 
     if isinstance(cell, str) and cell.strip() in labels:
         return labels.index(cell.strip())
     try:
-        number = math.nan if isinstance(cell, bool) else float(cell)
+        # float() reads "0_4" as 4
+        number = math.nan if isinstance(cell, bool) or "_" in str(cell) else float(cell)
     except (TypeError, ValueError):
         number = math.nan
     if not labels and 0 <= number <= HIGHEST_SCORE:

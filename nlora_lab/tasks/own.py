@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +66,13 @@ def _input_text(part: Part, row: int, cell: Any) -> str:
     """The text of a cell of ``input``. A missing cell is "", and a number counts as its digits."""
     if cell is None or isinstance(cell, str):
         return cell or ""
+    if isinstance(cell, float) and math.isnan(cell):  # what pandas writes for a missing cell
+        return ""
+    if isinstance(cell, float) and math.isinf(cell):
+        raise InputError(
+            f"{part.where}, row {row}: input={cell!r} must be text, a finite number, or left out; "
+            "write a number larger than 1e308 as text"
+        )
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         raise InputError(f"{part.where}, row {row}: input={cell!r} must be text, a number, or left out")
     return str(cell)

@@ -345,8 +345,7 @@ def _table_columns(path: Path, text: str, tabs: bool) -> dict[str, list[Any]]:
     reader = csv.reader(StringIO(text), **style)
     try:
         header = next(reader, [])
-        if len(set(header)) != len(header):
-            raise InputError(f"{path}, line 1 names a column twice ({', '.join(header)}); rename one")
+        _check_names(f"{path}, line 1", header)
         columns: dict[str, list[Any]] = {name: [] for name in header}
         for row in reader:
             if not row:
@@ -363,12 +362,21 @@ def _table_columns(path: Path, text: str, tabs: bool) -> dict[str, list[Any]]:
     return columns
 
 
+def _check_names(where: str, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise InputError(f"{where} names a column twice ({', '.join(names)}); rename one")
+
+
 def _parquet_columns(path: Path) -> dict[str, list[Any]]:
     from pyarrow import ArrowException, parquet
 
     try:
         documents.check_regular(path)
-        columns: dict[str, list[Any]] = parquet.ParquetFile(path).read().to_pydict()
+        table = parquet.ParquetFile(path).read()
+        _check_names(str(path), table.column_names)
+        columns: dict[str, list[Any]] = table.to_pydict()
+    except InputError:
+        raise
     except (ArrowException, OSError, ValueError) as error:
         reason = _reason(error)[:150]
         raise InputError(f"{path} is truncated or is not a Parquet file ({reason}); {DOWNLOAD_AGAIN}") from error

@@ -40,7 +40,7 @@ KEPT = 2  # checkpoints: the newest, and the one before it
 LOOKS = 20  # for checkpoints that another run does not remove meanwhile
 CHECKPOINT_EVERY = 100  # steps, unless something else is asked for
 DIGESTS, ROWS, RUN = "digests.json", "rows.txt", "run.json"
-STATE, OPTIMIZER = "state.safetensors", "optimizer.json"
+STATE, OPTIMIZER, RANDOM = "state.safetensors", "optimizer.json", "random-0.safetensors"
 PICKLE = "state.pt"  # of the first versions
 Shapes = Mapping[str, tuple[int, ...]]
 """The shapes of the trained parameters by name."""
@@ -357,7 +357,7 @@ def _read_run(folder: Path, shapes: Shapes | None) -> Run:
         digests = read_json(file)
         if not isinstance(digests, dict):
             raise ValueError("it is not an object")
-        for file in (folder / name for name in (STATE, OPTIMIZER, RUN, ROWS)):
+        for file in (folder / name for name in dict.fromkeys([STATE, OPTIMIZER, RUN, ROWS, RANDOM, *digests])):
             if digests.get(file.name) != _digest(file):
                 raise ValueError("it is not as it was written")
         file = folder / OPTIMIZER

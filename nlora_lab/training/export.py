@@ -14,9 +14,10 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import atomic_folder, expand_path, write_atomically
 from nlora_lab.core.validation import check_choice
 from nlora_lab.evaluation.saved import saved_classes
+from nlora_lab.methods.attachment import check_unshared
 from nlora_lab.methods.plain_lora import check_plain, subtracts_start, with_twice_the_rank
 from nlora_lab.methods.table import METHODS
-from nlora_lab.models.heads import class_names, name_classes
+from nlora_lab.models.heads import name_classes
 from nlora_lab.models.layers import head_modules
 from nlora_lab.models.loading import DTYPES, stored_dtype
 from nlora_lab.models.names import SHIPPED
@@ -126,6 +127,9 @@ def write_adapter(run: Run, path: str | Path, form: str = "peft", tuned: tuple[A
                 _save_classes(model, part)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be written ({error}); choose another folder") from error
+    except RuntimeError as error:  # PEFT cannot merge every adapter that it trains
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{kind.label} cannot be written as {form!r} ({reason}); choose form='peft'") from error
     return folder
 
 
@@ -159,12 +163,18 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None,
     if not name:
         raise InputError(f"{str(adapter)!r} does not name its base model; set model='…'")
     head = _outputs(source) if config.task_type == "SEQ_CLS" else 0
-    base, tokenizer = load_model(_portable_name(name), head=head, revision=None if model else config.revision)
-    if head > 1 and (labels := saved_classes(source) or class_names(base.config)):
+    saved = saved_classes(source) if head > 1 else ()
+    base, tokenizer = load_model(
+        _portable_name(name), head=head, labels=saved if len(saved) == head else (),
+        revision=None if model else config.revision,
+    )  # fmt: skip
+    if head > 1 and (labels := saved or base._stored_classes):
         name_classes(base, labels)
     folder = expand_path(path)
     try:
-        merged = load_adapter(base, source).merge_and_unload()
+        adapted = load_adapter(base, source)
+        check_unshared(adapted)
+        merged = adapted.merge_and_unload()
         with atomic_folder(folder) as part:
             _save_whole(merged, tokenizer, part, dtype)
     except InputError:

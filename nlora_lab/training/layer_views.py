@@ -17,7 +17,7 @@ from torch import Tensor
 from nlora_lab.adapters.products import Start, update_pair
 from nlora_lab.core.errors import InputError
 from nlora_lab.lowrank.checks import to_float64
-from nlora_lab.models.layers import PEFT_PREFIX, full_tensor, is_conv1d, linear_layers, weight_matrix
+from nlora_lab.models.layers import PEFT_PREFIX, full_tensor, is_conv1d, is_linear, linear_layers, weight_matrix
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,9 @@ def _gathered(view: LayerView) -> LayerView:
 
 
 def _adapted_layers(model: Any) -> dict[str, Any]:
-    layers = ((n.removeprefix(PEFT_PREFIX), m) for n, m in model.named_modules() if hasattr(m, "get_base_layer"))
-    return {name: module for name, module in layers if hasattr(module, "active_adapters")}
+    """The linear layers with an adapter. PEFT also wraps embeddings, some rows of them, and single parameters."""
+    layers = ((n.removeprefix(PEFT_PREFIX), m) for n, m in model.named_modules() if hasattr(m, "active_adapters"))
+    return {name: m for name, m in layers if hasattr(m, "get_base_layer") and is_linear(m.get_base_layer())}
 
 
 def _lora_start(layer: Any) -> Start:

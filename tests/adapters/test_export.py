@@ -283,3 +283,23 @@ def test_the_rank_of_one_layer_is_not_that_of_another_whose_name_ends_alike(tmp_
     folder = save_as_lora(model, tmp_path / "lora")
     loaded = PeftModel.from_pretrained(Twins(), folder)
     assert apart(loaded(x).detach(), model(x).detach()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"target_modules": ["q_proj"]}, r"has factors of .*, which its config does not select"),
+        ({"exclude_modules": ["v_proj"]}, r"has factors of .*v_proj, which its config does not select"),
+        ({"layers_to_transform": [0]}, r"has factors of .*layers\.1.*, which its config does not select"),
+        ({"modules_to_save": ["lm_head"]}, "lacks lm_head, which its config trains in full"),
+    ],
+)
+def test_a_file_and_a_config_that_speak_of_other_layers_are_not_exported(tmp_path, changes, named):
+    """Other libraries load the layers that the config selects, and leave the others out without a word."""
+    model = get_peft_model(base_model("llama"), slora(4, target_modules=["q_proj", "v_proj"]))
+    model.save_pretrained(tmp_path / "saved")
+    file = tmp_path / "saved" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(InputError, match=named):
+        save_as_lora(tmp_path / "saved", tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from factories import folder_of, pairs, save_model, word_pieces, write_lines
 
 import nlora_lab as nl
 from nlora_lab.evaluation.scoring import measure
-from nlora_lab.models.heads import class_order
+from nlora_lab.models.heads import class_names, class_order
 from nlora_lab.models.loading import load_model
 from nlora_lab.training.export import save_merged, tuned_model
 
@@ -41,6 +43,37 @@ def save_classifier(name, folder, classes, **changes):
 )
 def test_classes_are_found_by_name(stored, labels, order):
     assert class_order(stored, labels) == order
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({}, ()),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}, ()),
+        ({"id2label": {"1": "yes", "0": "no"}}, ("no", "yes")),
+        ({"label2id": {"yes": 1, "no": 0}}, ("no", "yes")),
+        ({"label2id": {"yes": "1", "no": "0"}}, ("no", "yes")),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"yes": 1, "no": 0}}, ("no", "yes")),
+        ({"id2label": {"0": "LABEL_1", "1": "LABEL_0"}}, ("LABEL_1", "LABEL_0")),  # names that say another order
+    ],
+)
+def test_names_are_read_wherever_a_config_has_them(config, names):
+    assert class_names(config) == names
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 1, "yes": 0}},
+        {"id2label": ["no", "yes"]},
+        {"id2label": {"first": "no"}},
+        {"label2id": {"no": "first"}},
+        {"label2id": {"no": None}},
+    ],
+)
+def test_names_that_contradict_each_other_are_refused(config):
+    with pytest.raises(nl.InputError, match="id2label"):
+        class_names(config)
 
 
 @pytest.mark.parametrize("name", ["Bert", "Roberta", "DebertaV2", "Llama"])
@@ -107,15 +140,45 @@ def test_every_export_and_record_names_the_classes(mnli, tmp_path, method):
             assert nl.measure_saved(str(merged), task)[1] == expected
 
 
-def test_the_head_of_a_foreign_adapter_has_the_order_of_its_base_model(mnli, tmp_path):
+FOREIGN = {
+    "its own head": {"task_type": "SEQ_CLS", "target_modules": ["query"]},
+    "the head of the base model": {"target_modules": ["query"]},
+    "another module beside it": {"target_modules": ["query"], "modules_to_save": ["pooler"]},
+    "biases": {"target_modules": ["query", "classifier"], "bias": "all"},
+    "an update of the head": {"target_modules": ["classifier"]},
+}
+
+
+@pytest.mark.parametrize("what", list(FOREIGN))
+def test_the_outputs_of_a_foreign_adapter_have_the_order_of_its_base_model(mnli, tmp_path, what):
+    """Whatever an adapter does to the head, the measured class is that of the live model, by its config's names."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
     folder, data = mnli
     base = AutoModelForSequenceClassification.from_pretrained(folder)
-    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2)
-    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
-    assert nl.measure_saved(folder, nl.load_task("mnli", data), tmp_path / "adapter")[1]["accuracy"] == 1.0
+    model = get_peft_model(base, LoraConfig(r=2, **FOREIGN[what])).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path / "adapter")
+    answers, _ = nl.measure_saved(folder, nl.load_task("mnli", data), tmp_path / "adapter")
+    rows = (tmp_path / "data" / "validation_matched.jsonl").read_text().splitlines()
+    tokenizer = word_pieces()
+    for answer, row in zip(answers, map(json.loads, rows), strict=True):
+        inputs = tokenizer(row["premise"], row["hypothesis"], return_tensors="pt")
+        assert answer.text == NAMES[int(model(**inputs).logits.argmax())].lower()
+
+
+@pytest.mark.parametrize("own_head", [True, False])
+def test_an_adapter_does_not_hide_that_the_classes_are_other_ones(mnli, tmp_path, own_head):
+    from peft import LoraConfig, get_peft_model
+
+    other, model = save_classifier("Bert", tmp_path / "other", ("good", "bad", "so so"))
+    config = LoraConfig(task_type="SEQ_CLS" if own_head else None, target_modules=["query"], r=2)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(nl.InputError, match="tells apart good, bad, so so"):
+        nl.measure_saved(other, nl.load_task("mnli", mnli[1]), tmp_path / "adapter")
 
 
 SEQ2SEQ = {

@@ -63,14 +63,32 @@ def test_a_damaged_record_is_refused(tmp_path, text):
         ("error", 3), ("metrics.accuracy", "high"), ("metrics.accuracy", True), ("metrics.accuracy", [0.5]),
         ("metrics.accuracy", 10**400), ("config.model", 3), ("config.model", None), ("history.loss", ["low"] * 40),
         ("history.loss", "l" * 40), ("history.loss", 1.0), ("history.grad_norm", [True] * 40),
-        ("history.step", [0.5] * 40), ("history.lr", {}),
+        ("history.step", [0.5] * 40), ("history.lr", {}), ("metrics.accuracy", 7), ("metrics.accuracy", -0.1),
+        ("metrics.f1", 1.5), ("metrics.accuracy", math.inf), ("metrics.validation_loss", math.nan),
+        ("history.loss", [-1.0] * 40), ("history.loss", [math.inf] * 40), ("history.grad_norm", [math.nan] * 40),
+        ("format", True), ("format", 1.5), ("format", -1),
     ],
 )  # fmt: skip
 def test_a_field_of_another_kind_is_named(field, value):
     record = json.loads(some_run().to_json())
     *inner, last = field.split(".")
     (record[inner[0]] if inner else record)[last] = value
-    with pytest.raises(InputError, match=rf"^{field}=.* in the record must be .*; correct it, or make the run again"):
+    with pytest.raises(InputError, match=rf"^{field}=.* in the record must be .*make the run again"):
+        Run.from_json(json.dumps(record))
+
+
+@pytest.mark.parametrize("numbers", [list(range(40, 0, -1)), [1] * 40, list(range(2, 42))])
+def test_steps_in_another_order_are_refused(numbers):
+    record = json.loads(some_run().to_json())
+    record["history"]["step"] = numbers
+    with pytest.raises(InputError, match=r"history\.step in the record must be 1, 2, 3"):
+        Run.from_json(json.dumps(record))
+
+
+def test_more_steps_than_the_config_asks_for_are_refused():
+    record = json.loads(some_run().to_json())
+    record["config"]["steps"] = 39
+    with pytest.raises(InputError, match="a run of 39 steps has 40 in its history"):
         Run.from_json(json.dumps(record))
 
 

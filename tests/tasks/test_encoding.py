@@ -342,6 +342,36 @@ def test_a_prompt_is_the_same_whatever_the_tokenizer_puts_after_a_text(llama, te
             assert row["input_ids"].count(2) == 1
 
 
+@pytest.mark.parametrize("template", ["$A", "<s> $A </s>", "$A </s>", "<s> $A", "<s> <s> $A </s> </s>"])
+@pytest.mark.parametrize("unknown", [None, "<s>", "</s>"])
+@pytest.mark.parametrize("letters", ["0123456789+=", "٠١٢٣٤٥٦٧٨٩+="])
+def test_the_end_of_a_prompt_is_found_without_the_letters_of_english(template, unknown, letters):
+    """A tokenizer of an alphabet of its own has no token for the letter a, or an ``<s>`` in its place."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<pad>", *letters]
+    tokens = Tokenizer(BPE({word: i for i, word in enumerate(words)}, [], unk_token=unknown))
+    tokens.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    start = [0] * template.count("<s>")
+    for texts in ([letters[1:4] + "+"], ["", letters[:2]], ["<s>", "</s>", letters[3] * 5], ["<s></s>", letters[4]]):
+        plain = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        assert prompt_ids(texts, tokenizer) == [start + ids for ids in plain]
+
+
+@pytest.mark.parametrize("prompt", ["<s>", "</s>", "<s> </s>", "a", "aaaa", ""])
+def test_one_prompt_alone_keeps_its_tokens(llama, prompt):
+    from tokenizers.processors import TemplateProcessing
+
+    llama._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )  # fmt: skip
+    assert prompt_ids([prompt], llama) == [[1, *llama(prompt, add_special_tokens=False)["input_ids"]]]
+
+
 PARTS = (
     "{{ bos_token }}{% for m in messages %}Q: {% for part in m['content'] %}{% if part is mapping and "
     "part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{{ '\\n' }}{% endfor %}A:"
@@ -373,6 +403,32 @@ def test_a_chat_template_that_loses_the_prompt_is_an_input_error(llama, template
     llama.chat_template = template
     with pytest.raises(InputError, match=r"the chat template of the tokenizer cannot be used \(.*remove it"):
         prompt_texts(["Question: Ana has 3 pears.\nAnswer:"], llama, True)
+
+
+@pytest.mark.parametrize("prompt", ["user", "You are", "a", " help ", "text"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "You are a user helper, text in, text out", "{{ messages[0]['content'][:4] }} You are a user helper, text",
+        "You are a user helper{% if messages[0]['content'] is not string %}{{ messages[0]['content'] }}{% endif %}",
+        "{% if messages[0]['content'] is not string %}{{ messages[0]['content'] | tojson }} You are help{% endif %}",
+        "{% if messages[0]['content'] is not string %}{{ messages[0]['content'] | e }} You are help{% endif %}",
+        "{% for part in messages[0]['content'] if part is mapping %}{{ part }} You are help, user{% endfor %}",
+    ],
+)  # fmt: skip
+def test_a_prompt_that_occurs_in_the_words_of_the_template_is_lost_too(llama, template, prompt):
+    llama.chat_template = template
+    with pytest.raises(
+        InputError, match=r"template of the tokenizer cannot be used \(it (leaves out|prints).*remove it"
+    ):
+        prompt_texts([prompt], llama, True)
+
+
+@pytest.mark.parametrize("prompt", ["user", "{'type': 'text', 'text': 'a'}", "[1]"])
+@pytest.mark.parametrize("template", [PARTS.replace("Q: ", "user: "), TEMPLATE.replace("Q: ", "user: ")])
+def test_a_prompt_may_hold_words_of_the_template_and_of_lists(llama, template, prompt):
+    llama.chat_template = template
+    assert prompt_texts([prompt], llama, True)[0].startswith(f"<s>user: {prompt}\n")
 
 
 def test_a_chat_template_may_trim_the_prompt(llama):

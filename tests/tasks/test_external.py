@@ -242,6 +242,9 @@ def test_a_blank_question_of_qqp_stays(tmp_path):
         ("sst2", None, "label=None"),
         ("stsb", 5.1, "label=5.1 is not one of: a number from 0 to 5"),
         ("stsb", "nan", "label='nan'"),
+        ("stsb", "0_4", "label='0_4' is not one of: a number from 0 to 5"),
+        ("stsb", "1_0e-1", "label='1_0e-1'"),
+        ("sst2", "0_1", "label='0_1'"),
     ],
 )
 def test_a_label_out_of_range_is_named_with_its_row(tmp_path, name, label, names):
@@ -599,6 +602,51 @@ def test_an_input_that_is_neither_text_nor_a_number_is_named(cell, tmp_path):
     rows[4]["input"] = cell
     with pytest.raises(InputError, match=r"row 5: input=.* must be text, a number, or left out"):
         load_task("own", jsonl(tmp_path / "own.jsonl", rows))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_an_input_that_is_not_a_number_is_missing(ending, tmp_path):
+    """Pandas writes NaN for a missing cell."""
+    rows = [
+        {"instruction": f"Double it, {i}.", "input": math.nan if i % 2 else 1.5, "output": "y"} for i in range(9)
+    ]  # fmt: skip
+    file = tmp_path / f"own.{ending}"
+    if ending == "json":
+        file.write_text(json.dumps(rows))
+    else:
+        (parquet if ending == "parquet" else jsonl)(file, rows)
+    task = load_task("own", file)
+    prompts = {p for split in (task.train, task.validation, task.test) for p in split["prompt"]}
+    assert prompts == {f"Double it, {i}." + ("" if i % 2 else "\n1.5") for i in range(9)}
+
+
+@pytest.mark.parametrize("cell", ["Infinity", "-Infinity", "1e400", "-1e400"])
+def test_an_infinite_input_is_named(cell, tmp_path):
+    row = '{"instruction": "Double it, %d.", "input": %s, "output": "y"}\n'
+    (tmp_path / "own.jsonl").write_text("".join(row % (i, cell if i == 4 else 1) for i in range(9)))
+    with pytest.raises(InputError, match=r"own\.jsonl, row 5: input=-?inf must be text, a finite number, .*as text"):
+        load_task("own", tmp_path / "own.jsonl")
+
+
+@pytest.mark.parametrize("column", ["prompt", "target"])
+def test_a_text_that_is_not_a_number_or_infinite_is_named(column, tmp_path):
+    for cell in (math.nan, math.inf):
+        rows = pairs("prompt", "target", 9)
+        rows[2][column] = cell
+        with pytest.raises(InputError, match=rf"row 3: '{column}' is (nan|inf) \(float\); it must be text"):
+            load_task("own", jsonl(tmp_path / "own.jsonl", rows))
+
+
+@pytest.mark.parametrize("twice", ["prompt", "target", "note"])
+def test_a_parquet_file_with_a_column_twice_is_named(twice, tmp_path):
+    import pyarrow
+    from pyarrow import parquet as pyarrow_parquet
+
+    names = ["prompt", "target", "note", twice]
+    cells = [pyarrow.array([f"{i} {row}" for row in range(9)]) for i in range(4)]
+    pyarrow_parquet.write_table(pyarrow.Table.from_arrays(cells, names), tmp_path / "own.parquet")
+    with pytest.raises(InputError, match=rf"own\.parquet names a column twice \({', '.join(names)}\); rename one"):
+        load_task("own", tmp_path / "own.parquet")
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "metamath", "sst2"])
