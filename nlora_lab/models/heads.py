@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nlora_lab.core.errors import ModelError
@@ -23,13 +24,13 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
         The names in the order of the outputs. Empty if the config names none.
 
     Raises:
-        ModelError: ``id2label`` and ``label2id`` are no tables of outputs and names, or contradict each other.
+        ModelError: ``id2label`` and ``label2id`` are not tables of outputs and names, or contradict each other.
     """
     try:
         listed = _in_order({str(name): int(number) for number, name in (config.get("id2label") or {}).items()})
         by_name = {str(name): int(number) for name, number in (config.get("label2id") or {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ModelError(f"id2label or label2id in the config is no table of outputs and names ({error})") from error
+        raise ModelError(f"id2label or label2id in the config is not a table of outputs and names ({error})") from error
     inverse = _in_order(by_name)
     if listed and inverse and any(by_name.get(name, number) != number for number, name in enumerate(listed)):
         raise ModelError(
@@ -37,6 +38,24 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
             f"({', '.join(inverse)}); correct the one that is wrong"
         )
     return listed or inverse
+
+
+def stored_classes(source: str | Path, **options: Any) -> tuple[str, ...]:
+    """Return the names of the classes in the ``config.json`` of a model.
+
+    Args:
+        source: a folder, or the hub id of a model that is here already.
+        **options: as for ``from_pretrained``.
+
+    Returns:
+        The names, as ``class_names`` reads them.
+
+    Raises:
+        ModelError: the names contradict each other.
+    """
+    from transformers import PreTrainedConfig
+
+    return class_names(PreTrainedConfig.get_config_dict(source, **options)[0])
 
 
 def _in_order(outputs: Mapping[str, int]) -> tuple[str, ...]:

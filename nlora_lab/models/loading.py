@@ -13,7 +13,7 @@ from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.core.files import shipped_folder
 from nlora_lab.core.validation import check_choice, check_whole_number
 from nlora_lab.models import hub
-from nlora_lab.models.heads import class_names, order_head
+from nlora_lab.models.heads import order_head, stored_classes
 from nlora_lab.models.names import ATTENTIONS, CONFIG, EMBEDDED, READ, SHIPPED, check_file, check_model
 
 if TYPE_CHECKING:
@@ -207,20 +207,13 @@ def _find_commit(source: str | Path, revision: str | None) -> str:
 
 def _load(name: str, source: str | Path, head: int, *, revision: str | None, **options: Any) -> tuple[Any, Any, Any]:
     """The model, its tokenizer, and what transformers reports about the weights."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        PreTrainedConfig,
-    )  # fmt: skip
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     # False, not the default, which asks on stdin whether to run the model's own code
     safe = {"trust_remote_code": False, "revision": revision}
     _check_cached(source, READ, revision)
     config = AutoConfig.from_pretrained(source, **safe)
-    fields, _ = PreTrainedConfig.get_config_dict(source, **safe)
-    stored, classes = config.dtype, class_names(fields) if head else ()  # which loading overwrites
+    stored, classes = config.dtype, stored_classes(source, **safe) if head else ()  # which loading overwrites
     _check_type(name, config, head)
     tokenizer = AutoTokenizer.from_pretrained(source, **safe)
     if head:
