@@ -12,13 +12,14 @@ from typing import Any
 from nlora_lab.core.errors import InputError, ModelError
 
 PACKED = ("qweight", "W_q", "qzeros", "codebooks")  # where GPTQ, AWQ, HQQ and AQLM layers keep their weights
-# whole numbers of these widths are masks or positions where the name says so, and else packed weights
-SMALL_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32"}
-BUFFER = re.compile(r"(position_ids|token_type_ids|_index|mask|(attn|attention)\.(masked_)?bias)$")
+# whole numbers in two dimensions are masks or positions where the name says so, and else packed weights
+WHOLE = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
+BUFFER = re.compile(r"(_ids|_index|_idxs?|mask|positions?|buckets?|(attn|attention)\.(masked_)?bias)$")
 NARROW_FLOATS = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
-UNUSUAL = {"I64", "U64", "BOOL", "C64"}  # of a tensor called "weight", which would be left out of a list of floats
+UNUSUAL = WHOLE | {"C64"}  # of a tensor called "weight", which would be left out of a list of floats
 SCALE = re.compile(r"(?:^|_)(scales?|scb|absmax|zeros|zero_points?|quant_map|quant_state)(_inv)?(_.*)?$", re.IGNORECASE)
-PARTS = re.compile(r"(\.weight_v|\.weight_orig|\.parametrizations\.weight\.original\d*)$")
+PARTS = re.compile(r"(\.weight_v|\.weight_orig|\.weight_mask|\.weight\.[USV]|\.parametrizations\.weight\.original\d*)$")
+ADAPTER = re.compile(r"\.(lora|nlora)_A(\.|$)")
 REMEDY = "scan the unquantised checkpoint, or load the model dequantised and scan that"
 
 Header = Mapping[str, tuple[str, list[int]]]
@@ -44,19 +45,28 @@ def check_plain(place: str, header: Header, config: Mapping[str, Any]) -> None:
     if parts is not None:
         raise ModelError(
             f"{place} holds weights that are computed from several tensors ({parts}); "
-            "remove weight_norm or spectral_norm, and save the model again"
+            "remove weight_norm, spectral_norm or the pruning, and save the model again"
         )
+    for name in header:
+        if (found := ADAPTER.search(name)) and {f"{name[: found.start()]}{w}" for w in BASES} & set(header):
+            raise ModelError(
+                f"{place} holds an adapter beside its weights ({name}); merge it, and save the model again"
+            )
+
+
+BASES = (".weight", ".base_layer.weight")
+"""The ends of the name of a weight that has an adapter."""
 
 
 def _configured(config: Mapping[str, Any]) -> str:
     """The method of a config's ``quantization_config``, or "" without one. MLX writes ``quantization``."""
-    for part in (config, *config.values()):  # a model of several parts has a config for each
-        for field in ("quantization_config", "quantization", "compression_config"):
-            settings = part.get(field) if isinstance(part, Mapping) else None
-            if settings:
-                method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
-                return f"{field}: {method or 'no method is named'}"
-    return ""
+    for field in ("quantization_config", "quantization", "compression_config"):
+        if settings := config.get(field):
+            method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
+            return f"{field}: {method or 'no method is named'}"
+    # a model of several parts has a config for each
+    parts = (_configured(part) for part in config.values() if isinstance(part, Mapping))
+    return next(filter(None, parts), "")
 
 
 def _layout(name: str, header: Header, eight: Collection[str]) -> str:
@@ -65,14 +75,16 @@ def _layout(name: str, header: Header, eight: Collection[str]) -> str:
     ``eight`` holds the modules with a weight in eight bits.
     """
     dtype, shape = header[name]
-    if dtype in NARROW_FLOATS or (dtype in SMALL_INTEGERS and len(shape) > 1 and not BUFFER.search(name)):
+    if dtype in NARROW_FLOATS or (dtype in WHOLE and len(shape) > 1 and not BUFFER.search(name)):
         return f"{name} is {dtype}"
     parent, _, last = name.rpartition(".")
     match = SCALE.search(last)
     if last in PACKED:
         return name
-    if last == "weight" and dtype in UNUSUAL and len(shape) > 1:
+    if last == "weight" and dtype in UNUSUAL and shape:  # four-bit weights of some libraries are one long vector
         return f"{name} is {dtype}"
+    if parent in eight and last not in ("weight", "bias") and len(shape) < 3:
+        return f"{name} is a scale"
     if match is None:
         return ""
     stem = last[: match.start()]
@@ -97,10 +109,14 @@ def check_plain_model(model: Any) -> None:
     Raises:
         InputError: a layer is quantised, or its weight is computed. The message names it.
     """
+    import torch
     from torch import Tensor, nn
 
     for name, module in model.named_modules():
-        packed = next((field for field in PACKED if hasattr(module, field)), None)
+        packed = next((field for field in (*PACKED, "_packed_params") if hasattr(module, field)), None)
+        for own, t in module._buffers.items():
+            if t is not None and t.ndim > 1 and not t.is_floating_point() and not BUFFER.search(f"{name}.{own}"):
+                raise InputError(f"{name}.{own} has quantised weights (a buffer of {t.dtype}); {REMEDY}")
         tensors = [*module._parameters.items(), *module._buffers.items()]
         scale = next(
             (own for own, t in tensors if t is not None and own.startswith("weight_") and SCALE.search(own)), None
@@ -108,9 +124,9 @@ def check_plain_model(model: Any) -> None:
         for own, p in module._parameters.items():
             if p is None or p.ndim < 2:
                 continue
-            is_plain = p.is_floating_point() and type(p) in (nn.Parameter, Tensor)
+            is_plain = p.is_floating_point() and type(p) in (nn.Parameter, Tensor) and p.layout is torch.strided
             if packed or not is_plain or (scale and own == "weight"):
-                what = packed or scale or f"{type(p).__name__} of {p.dtype}"
+                what = packed or scale or f"{type(p).__name__} of {p.dtype}, {p.layout}"
                 raise InputError(f"{name}.{own} has quantised weights ({what}); {REMEDY}".removeprefix("."))
         if packed:
             raise InputError(f"{name} has quantised weights ({packed}); {REMEDY}")

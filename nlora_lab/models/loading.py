@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16")
+POSITIONS = ("max_position_embeddings", "max_seq_len")  # where configs say how many tokens a model has places for
 LOADING_LOCK = threading.RLock()
 """Held while a model is built: transformers then switches global state, and two models at once would break both."""
 
@@ -81,6 +82,7 @@ def load_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not head and getattr(model, "generation_config", None) is not None:
+        _check_end_tokens(model, len(tokenizer))
         model.generation_config.eos_token_id = end_tokens(model, tokenizer)  # an export carries them
     if not head and model.loss_type is None:
         model.loss_type = "ForCausalLM"  # transformers assumes this too, but with a warning (for GPT-2, for example)
@@ -117,11 +119,18 @@ def config_limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
 
     Returns:
         The smaller of the limits that are known, in tokens; ``None`` if none is.
+
+    Raises:
+        InputError: a limit cannot be one. The message names its field.
     """
-    limits = [getattr(config, "max_position_embeddings", None)]
-    if tokenizer.model_max_length < 1e9:  # transformers writes "no limit" as 1e30
-        limits.append(tokenizer.model_max_length)
-    return min((limit for limit in limits if limit), default=None)
+    limits = []
+    named = {name: getattr(config, name, None) for name in POSITIONS}
+    for name, limit in {**named, "model_max_length": tokenizer.model_max_length}.items():
+        # no limit is written as 1e30 in transformers, as -1 in XLNet, and as 0 elsewhere
+        if limit is None or limit in (0, -1) or (isinstance(limit, int | float) and limit > 1e9):
+            continue
+        limits.append(check_whole_number(f"{name} of the model", limit, 1, remedy="correct its config"))
+    return min(limits, default=None)
 
 
 def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | list[int]:
@@ -140,18 +149,12 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | list[int
     return ends[0] if len(ends) == 1 else ends
 
 
-def stored_dtype(model: Any) -> Any:
-    """Return the dtype that the config of a model named when it was loaded.
-
-    Args:
-        model: a model from ``load_model``.
-
-    Returns:
-        The torch dtype; float32 if the config named none.
-    """
-    import torch
-
-    return getattr(model, "_stored_dtype", None) or torch.float32
+def _check_end_tokens(model: Any, size: int) -> None:
+    """Check the end tokens in a generation config, of which transformers checks nothing."""
+    own = model.generation_config.eos_token_id
+    largest = max(size, model.config.get_text_config().vocab_size) - 1
+    for token in own if isinstance(own, list | tuple) else [] if own is None else [own]:
+        check_whole_number("eos_token_id in generation_config.json", token, 0, largest, remedy="correct the file")
 
 
 def revision_of(model: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from pathlib import Path
@@ -99,6 +100,9 @@ def check_file(file: Path) -> None:
         check_config(file)
     elif file.name in DOCUMENTS:
         read_document(file)
+        with file.open("rb") as content:  # transformers passes over a file with this mark
+            if content.read(3) == codecs.BOM_UTF8:
+                raise ModelError(f"{file} begins with a byte order mark; save it as UTF-8 without one")
     else:
         try:
             check_regular(file)

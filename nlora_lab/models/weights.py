@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlora_lab.core.cache import Cache
-from nlora_lab.core.errors import InputError
+from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.models.hub import cached_file, check_revision
 from nlora_lab.models.layers import Shape, fused_weights, is_conv1d
 from nlora_lab.models.layouts import check_plain, check_plain_model
@@ -203,7 +203,15 @@ def _named(header: Header, names: set[str] | None) -> Header:
 
 
 def _together(headers: Iterable[Header]) -> Header:
-    return {name: entry for header in headers for name, entry in header.items()}
+    together: dict[str, tuple[str, list[int]]] = {}
+    for header in headers:
+        if twice := together.keys() & header.keys():
+            raise ModelError(
+                f"{min(twice)} is in several files, as the parts of one weight on several cards are; save the model in "
+                "one piece"
+            )
+        together.update(header)
+    return together
 
 
 def _transposed(header: Header) -> set[str]:

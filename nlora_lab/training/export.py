@@ -19,7 +19,7 @@ from nlora_lab.methods.plain_lora import check_plain, subtracts_start, with_twic
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.heads import name_classes
 from nlora_lab.models.layers import head_modules
-from nlora_lab.models.loading import DTYPES, stored_dtype
+from nlora_lab.models.loading import DTYPES
 from nlora_lab.models.names import SHIPPED
 from nlora_lab.runs.config import RunConfig
 from nlora_lab.runs.run import Run
@@ -188,7 +188,10 @@ def save_merged(adapter: str | Path, path: str | Path, model: str | None = None,
 def _save_whole(model: Any, tokenizer: Any, folder: Path, dtype: str | None = None) -> None:
     import torch
 
-    model.to(stored_dtype(model) if dtype is None else getattr(torch, dtype)).save_pretrained(str(folder))
+    stored = getattr(model, "_stored_dtype", None) or torch.float32  # what its config named when it was loaded
+    if not stored.is_floating_point or stored.itemsize < 2:  # a sum would be lost in eight bits, and in whole numbers
+        stored = torch.float32
+    model.to(stored if dtype is None else getattr(torch, dtype)).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 

@@ -32,6 +32,14 @@ LAYOUTS = {
     "16 bits": {"a.weight": INTEGERS[torch.int16]},
     "64 bits": {"a.weight": INTEGERS[torch.int8].long()},
     "signs": {"a.weight": INTEGERS[torch.int8].bool()},
+    "QuIP#": {"a.Qidxs": INTEGERS[torch.int8].long(), "a.SV": torch.ones(8)},
+    "one long vector": {"a.weight": torch.ones(64, dtype=torch.uint8)},
+    "a codebook": {"a.codes": INTEGERS[torch.int8].long(), "a.codebook": W},
+    "centroids": {"a.indices": INTEGERS[torch.int8].long(), "a.centroids.weight": W},
+    "one bit": {"a.signs": INTEGERS[torch.int8].bool(), "a.magnitude": torch.ones(8)},
+    "experts": {"e.experts.down_proj": torch.ones(2, 8, 4, dtype=torch.int64)},
+    "fp8, the largest value": {"a.weight": W.to(torch.float8_e4m3fn), "a.weight_amax": torch.tensor(2.0)},
+    "fp8, one letter": {"a.weight": W.to(torch.float8_e4m3fn), "a.s": torch.tensor(2.0)},
     "torchao": {"a._weight_qdata": W.to(torch.float8_e4m3fn), "a._weight_scale": torch.ones(8, 1)},
 }
 
@@ -60,6 +68,7 @@ def test_a_quantised_checkpoint_is_refused_by_its_tensors(layout, split, tmp_pat
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "quantization_config: awq"),
         ({"language_config": {"quantization_config": {"quant_method": "fp8"}}}, "quantization_config: fp8"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, "compression_config: compressed"),
+        ({"thinker": {"text_config": {"quantization_config": {"quant_method": "awq"}}}}, "quantization_config: awq"),
     ],
 )
 def test_a_quantised_checkpoint_is_refused_by_its_config(config, named, tmp_path):
@@ -73,7 +82,8 @@ def test_a_quantised_checkpoint_is_refused_by_its_config(config, named, tmp_path
 def test_buffers_and_scales_of_other_things_are_not_quantisation(tmp_path):
     tensors = {
         "h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8), "h.0.attn.c.weight": W,
-        "embeddings.position_ids": torch.ones(1, 8, dtype=torch.int32), "table": torch.ones(4, 4, dtype=torch.int64),
+        "embeddings.position_ids": torch.ones(1, 8, dtype=torch.int32), "tgt_mask": INTEGERS[torch.int8].bool(),
+        "attention_bias_idxs": INTEGERS[torch.int8].long(), "relative_position_index": INTEGERS[torch.int8].long(),
         "logit_scale": torch.tensor(1.0), "layer.weight": torch.ones(8), "layer.scale": torch.ones(8),
         "plain8.weight": W.to(torch.float8_e4m3fn),
     }  # fmt: skip
@@ -95,6 +105,45 @@ def test_a_weight_that_is_computed_from_several_tensors_is_refused(kind, old, tm
         list_weights(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.weight", "a.weight_mask"), "computed from several tensors"),
+        (("a.weight.U", "a.weight.V"), "computed from several tensors"),
+        (("a.base_layer.weight", "a.lora_A.weight", "a.lora_B.weight"), "an adapter beside its weights"),
+        (("a.weight", "a.lora_A.default.weight"), "an adapter beside its weights"),
+    ],
+)
+def test_a_weight_that_other_tensors_change_is_refused(names, message, tmp_path):
+    save_file({name: W.clone() for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=message):
+        list_weights(tmp_path)
+
+
+def test_an_adapter_alone_has_weights_like_any_file(tmp_path):
+    save_file({"a.lora_A.weight": W, "a.lora_B.weight": W.clone()}, tmp_path / "adapter_model.safetensors")
+    assert len(list_weights(tmp_path / "adapter_model.safetensors")) == 2
+
+
+def test_one_weight_in_two_files_is_refused(tmp_path):
+    for rank in (0, 1):
+        save_file({"a.weight": W}, tmp_path / f"model-rank{rank}.safetensors")
+    with pytest.raises(InputError, match=r"a\.weight is in several files"):
+        list_weights(tmp_path)
+
+
+class Dynamic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("values", torch.ones(8, 8, dtype=torch.int8))
+
+
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(8).to_sparse())
+
+
 class Int8(nn.Module):
     def __init__(self):
         super().__init__()
@@ -114,7 +163,7 @@ class Fp8(nn.Module):
         self.weight_scale_inv = nn.Parameter(torch.ones(1, 1))
 
 
-@pytest.mark.parametrize("layer", [Int8, Gptq, Fp8])
+@pytest.mark.parametrize("layer", [Int8, Gptq, Fp8, Dynamic, Sparse])
 def test_a_quantised_layer_of_a_live_model_is_refused(layer):
     model = tiny_llama()
     model.model.layers[1].mlp.up_proj = layer()

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.core.files import shipped_folder
 from nlora_lab.models import loading as models
 from nlora_lab.models.layers import linear_layers
-from nlora_lab.models.loading import load_model, revision_of
+from nlora_lab.models.loading import config_limit, load_model, revision_of
 
 EMBEDDED = shipped_folder("data") / "embedded"
 
@@ -231,6 +232,42 @@ def test_a_classifier_of_each_architecture(saved, name, head):
     known = [key for key in body if f"{model.base_model_prefix}.{key}" in causal]
     assert len(known) > 10
     assert all(torch.equal(body[key], causal[f"{model.base_model_prefix}.{key}"]) for key in known)
+
+
+@pytest.mark.parametrize("token", ["abc", [[2]], {"a": 1}, True, 2.5, "3", -1, 10**9, [2, "3"]])
+def test_an_end_token_that_cannot_be_one_is_refused(copy, token):
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": token}))
+    with pytest.raises(InputError, match="generation_config"):
+        load_model(str(copy))
+
+
+def test_a_file_that_transformers_would_pass_over_is_refused(copy):
+    (copy / "generation_config.json").write_bytes(b'\xef\xbb\xbf{"eos_token_id": [3, 2]}')
+    with pytest.raises(InputError, match=r"generation_config\.json begins with a byte order mark"):
+        load_model(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("named", "limit", "expected"),
+    [
+        ("max_position_embeddings", 64, 64), ("max_seq_len", 16, 16), ("max_position_embeddings", -1, None),
+        ("max_position_embeddings", None, None), ("model_max_length", 32, 32), ("model_max_length", int(1e30), None),
+    ],
+)  # fmt: skip
+def test_the_limit_of_a_model_is_that_of_its_config_or_its_tokenizer(named, limit, expected):
+    tokenizer = SimpleNamespace(model_max_length=int(1e30))
+    config = SimpleNamespace()
+    setattr(tokenizer if named == "model_max_length" else config, named, limit)
+    assert config_limit(config, tokenizer) == expected
+
+
+@pytest.mark.parametrize("named", ["max_position_embeddings", "model_max_length"])
+@pytest.mark.parametrize("limit", ["64", -5, True, 2.5])
+def test_a_limit_that_cannot_be_one_is_named_by_its_field(named, limit):
+    tokenizer, config = SimpleNamespace(model_max_length=int(1e30)), SimpleNamespace()
+    setattr(tokenizer if named == "model_max_length" else config, named, limit)
+    with pytest.raises(InputError, match=f"{named} of the model"):
+        config_limit(config, tokenizer)
 
 
 def test_a_head_in_the_weights_is_used_if_it_fits_and_drawn_if_not(saved):

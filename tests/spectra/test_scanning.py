@@ -49,7 +49,7 @@ def sharded(tmp_path):
     second = {
         "model.layers.1.mlp.up_proj.weight": gaussian(30, 20, 2).bfloat16(),
         "lm_head.weight": gaussian(50, 20, 3).half(),
-        "model.layers.1.mlp.table": torch.ones(4, 4, dtype=torch.int64),
+        "model.layers.1.mlp.relative_position_index": torch.ones(4, 4, dtype=torch.int64),
         "model.layers.1.conv.weight": torch.ones(4, 4, 2),
     }
     names = {}
