@@ -118,7 +118,9 @@ def check_unshared(model: Any) -> None:
         has_factors = hasattr(module, "lora_A") or hasattr(module, "update_factors")
         weight = getattr(module.get_base_layer(), "weight", None) if has_factors else None
         layer = name.removeprefix(PEFT_PREFIX)
-        others = [] if weight is None else [o for o in owners[id(weight)] if not f"{o}.".startswith(f"{layer}.")]
+        others = (
+            [] if weight is None else [o for o in owners.get(id(weight), ()) if not f"{o}.".startswith(f"{layer}.")]
+        )
         if others:
             raise InputError(shares_its_weight(layer, others[0]))
 

@@ -14,7 +14,7 @@ from nlora_lab.core.errors import InputError, ModelError
 PACKED = ("qweight", "W_q", "qzeros", "codebooks")  # where GPTQ, AWQ, HQQ and AQLM layers keep their weights
 # whole numbers in two dimensions are masks or positions where the name says so, and else packed weights
 WHOLE = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
-BUFFER = re.compile(r"(_ids|_index|_idxs?|mask|positions?|buckets?|(attn|attention)\.(masked_)?bias)$")
+BUFFER = re.compile(r"(_ids|_index|_idxs?|mask|positions?|buckets?|(^|\.)(masked_)?bias)$")
 NARROW_FLOATS = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
 UNUSUAL = WHOLE | {"C64"}  # of a tensor called "weight", which would be left out of a list of floats
 SCALE = re.compile(r"(?:^|_)(scales?|scb|absmax|zeros|zero_points?|quant_map|quant_state)(_inv)?(_.*)?$", re.IGNORECASE)
@@ -116,7 +116,9 @@ def check_plain_model(model: Any) -> None:
         packed = next((field for field in (*PACKED, "_packed_params") if hasattr(module, field)), None)
         for own, t in module._buffers.items():
             if t is not None and t.ndim > 1 and not t.is_floating_point() and not BUFFER.search(f"{name}.{own}"):
-                raise InputError(f"{name}.{own} has quantised weights (a buffer of {t.dtype}); {REMEDY}")
+                raise InputError(
+                    f"{name}.{own} has quantised weights (a buffer of {t.dtype}); {REMEDY}".removeprefix(".")
+                )
         tensors = [*module._parameters.items(), *module._buffers.items()]
         scale = next(
             (own for own, t in tensors if t is not None and own.startswith("weight_") and SCALE.search(own)), None

@@ -152,7 +152,7 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | list[int
 def _check_end_tokens(model: Any, size: int) -> None:
     """Check the end tokens in a generation config, of which transformers checks nothing."""
     own = model.generation_config.eos_token_id
-    largest = max(size, model.config.get_text_config().vocab_size) - 1
+    largest = max(size, getattr(model.config.get_text_config(), "vocab_size", 0)) - 1
     for token in own if isinstance(own, list | tuple) else [] if own is None else [own]:
         check_whole_number("eos_token_id in generation_config.json", token, 0, largest, remedy="correct the file")
 

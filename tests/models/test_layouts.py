@@ -84,7 +84,8 @@ def test_buffers_and_scales_of_other_things_are_not_quantisation(tmp_path):
         "h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8), "h.0.attn.c.weight": W,
         "embeddings.position_ids": torch.ones(1, 8, dtype=torch.int32), "tgt_mask": INTEGERS[torch.int8].bool(),
         "attention_bias_idxs": INTEGERS[torch.int8].long(), "relative_position_index": INTEGERS[torch.int8].long(),
-        "logit_scale": torch.tensor(1.0), "layer.weight": torch.ones(8), "layer.scale": torch.ones(8),
+        "bias": torch.ones(8, 8, dtype=torch.bool), "logit_scale": torch.tensor(1.0),
+        "layer.weight": torch.ones(8), "layer.scale": torch.ones(8),
         "plain8.weight": W.to(torch.float8_e4m3fn),
     }  # fmt: skip
     save_file(tensors, tmp_path / "model.safetensors")
