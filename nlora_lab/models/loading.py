@@ -82,7 +82,7 @@ def load_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not head and getattr(model, "generation_config", None) is not None:
-        _check_end_tokens(model, len(tokenizer))
+        _check_end_tokens(model)
         model.generation_config.eos_token_id = end_tokens(model, tokenizer)  # an export carries them
     if not head and model.loss_type is None:
         model.loss_type = "ForCausalLM"  # transformers assumes this too, but with a warning (for GPT-2, for example)
@@ -149,12 +149,11 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | list[int
     return ends[0] if len(ends) == 1 else ends
 
 
-def _check_end_tokens(model: Any, size: int) -> None:
-    """Check the end tokens in a generation config, of which transformers checks nothing."""
+def _check_end_tokens(model: Any) -> None:
+    """Check the end tokens in a generation config: transformers does not. The vocabulary may lack one of them."""
     own = model.generation_config.eos_token_id
-    largest = max(size, getattr(model.config.get_text_config(), "vocab_size", 0)) - 1
     for token in own if isinstance(own, list | tuple) else [] if own is None else [own]:
-        check_whole_number("eos_token_id in generation_config.json", token, 0, largest, remedy="correct the file")
+        check_whole_number("eos_token_id in generation_config.json", token, 0, remedy="correct the file")
 
 
 def revision_of(model: Any) -> str:

@@ -234,7 +234,7 @@ def test_a_classifier_of_each_architecture(saved, name, head):
     assert all(torch.equal(body[key], causal[f"{model.base_model_prefix}.{key}"]) for key in known)
 
 
-@pytest.mark.parametrize("token", ["abc", [[2]], {"a": 1}, True, 2.5, "3", -1, 10**9, [2, "3"]])
+@pytest.mark.parametrize("token", ["abc", [[2]], {"a": 1}, True, 2.5, "3", -1, [2, "3"]])
 def test_an_end_token_that_cannot_be_one_is_refused(copy, token):
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": token}))
     with pytest.raises(InputError, match="generation_config"):
