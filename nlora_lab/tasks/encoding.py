@@ -116,7 +116,7 @@ def _with_template(
             continue
         if form is _as_text or not PRINTED_PART.search(html.unescape(text)):
             return form, text
-        reason = "it prints a list of parts as it stands"
+        reason = "it prints the list of parts instead of their text"
     raise InputError(
         f"the chat template of the tokenizer cannot be used ({reason}); correct chat_template, or remove it to use "
         "plain prompts"
