@@ -51,6 +51,14 @@ def test_qr_columns_are_those_of_lapack(seed):
     assert choose_pivots(W, 15, "qr")[1].tolist() == expected[:15].tolist()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_qr_rows_are_those_of_partial_pivoting_in_lapack(seed):
+    W = gaussian(30, 20, seed)
+    rows, cols = choose_pivots(W, 7, "qr")
+    places = scipy.linalg.lu(W[:, cols].numpy(), p_indices=True)[0]
+    assert rows.tolist() == np.argsort(places)[:7].tolist()
+
+
 def test_extra_rows_are_the_next_or_the_worst():
     W = gaussian(12, 8, 4)
     assert choose_pivots(W, 3, oversample=2)[0].tolist() == [0, 1, 2, 3, 4]

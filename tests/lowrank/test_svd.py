@@ -65,6 +65,13 @@ def test_singular_values_by_the_gram_matrix_are_right(shape):
     assert np.allclose(singular_values(W, accurate=True).numpy(), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_the_gram_matrix_gives_the_values_of_tiny_and_huge_matrices_too(scale):
+    W = decaying(600, 700, 0.99).float()
+    expected = scale * singular_values(W)
+    assert torch.allclose(singular_values(scale * W)[:100], expected[:100], rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-160, 1e160, 1e200, 1e300])
 def test_float64_at_the_ends_of_its_range(scale):
     W = gaussian(12, 9, 0)
