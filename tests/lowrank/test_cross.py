@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matrices import SHAPES, decaying, gaussian
 
 from nlora_lab.core.errors import InputError
-from nlora_lab.lowrank.checks import IllConditionedWarning, SingularBlockError
+from nlora_lab.lowrank.checks import IllConditionedWarning, SingularBlockError, default_rtol
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.curves import error_curve
 from nlora_lab.lowrank.factors import LowRank, relative_error
@@ -185,6 +185,10 @@ def test_a_nearly_singular_block_warns_and_its_small_values_are_dropped():
         f = nystrom(W.float(), 4)
     assert relative_error(W.float(), f) < 1e-4
     assert relative_error(W, nystrom(W, 4, rtol=1e-3)) < 1e-10
+
+
+def test_the_default_tolerance_is_that_of_one_matrix_of_a_batch():
+    assert default_rtol(torch.ones(50, 3, 4), torch.float32) == torch.finfo(torch.float32).eps * 4
 
 
 def test_the_warning_of_a_batch_is_about_its_worst_block():

@@ -37,6 +37,13 @@ def test_pivoted_cholesky_takes_the_largest_variance_of_the_residual():
         assert index[k] == int(variance.argmax())
 
 
+def test_a_generator_decides_random_pivots():
+    K, generator = kernel(30, 0), torch.Generator()
+    one, again = (nystrom_psd(K, 5, pivots="random", generator=generator.manual_seed(3)).rows for _ in range(2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, nystrom_psd(K, 5, pivots="random", generator=generator.manual_seed(4)).rows)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_size_of_a_kernel_does_not_change_its_pivots(scale):
     K = kernel(12, 0)
