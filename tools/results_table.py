@@ -53,7 +53,7 @@ FRESH_CAPTIONS = {
         "Each method has the best of three rates, by validation loss on three other seeds. Compared is the loss of the "
         "right answers to the test items, in nats per token, as a factor with its 95 % interval. Methods, measure and "
         "test were fixed before these runs. The second ten seeds were added by a plan of their own, after the first "
-        "ten had been read."
+        "ten had been read, and NLoRA balanced was added, too."
     ),
     LARGER: (
         f"The same on the [larger model](data/larger/README.md), after {DECLARED[LARGER].steps} steps. Each rate "

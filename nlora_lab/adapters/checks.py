@@ -18,10 +18,11 @@ from nlora_lab.models.layers import (
     HEADS,
     PEFT_PREFIX,
     check_called,
+    check_owner,
     check_selection,
     is_linear,
     read_by_parent,
-    shares_its_weight,
+    weight_owners,
 )
 from nlora_lab.models.layouts import PACKED
 
@@ -67,14 +68,12 @@ def check_targets(model: nn.Module, config: NLoraConfig, targets: dict[str, nn.M
     """
     if not config.awaits_weights:  # a saved selection is checked by the tensors beside it
         check_selection(model, **_selection(config))
-    shared, parents = _owners(model), read_by_parent(model)
+    owners, parents = weight_owners(model), read_by_parent(model)
     for layer_name, target in targets.items():
         base = _base_layer(layer_name, target)
         check_called(layer_name, base, parents)
         _check_plain(layer_name, base)
-        others = [name for name in shared[id(base.weight)] if not _is_within(name, layer_name)]
-        if others:
-            raise InputError(shares_its_weight(layer_name, others[0]))
+        check_owner(layer_name, base.weight, owners)
         rank, limit = config.rank_of(layer_name), min(base.weight.shape)
         if rank > limit:
             raise InputError(
@@ -126,20 +125,6 @@ def _check_plain(layer_name: str, base: Any) -> None:
     if type(weight) not in (nn.Parameter, Tensor) or type(weight.data) is not Tensor:
         kind = type(weight).__name__
         raise InputError(f"{layer_name} has weights of type {kind}, quantised or sharded; {_UNQUANTISED}")
-
-
-def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Return the names of all modules that hold each parameter, by the id of the parameter."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(name)
-    return owners
-
-
-def _is_within(name: str, layer_name: str) -> bool:
-    return name == layer_name or name.startswith(f"{layer_name}.")
 
 
 def _is_finite(weight: Float[Tensor, "*shape"]) -> bool:

@@ -10,15 +10,15 @@ from nlora_lab.core.validation import check_number, check_whole_number
 from nlora_lab.methods.table import Method, check_init, get_method
 from nlora_lab.models.layers import (
     HEADS,
-    PEFT_PREFIX,
+    check_owner,
     check_selection,
     fused_weights,
     head_modules,
     is_conv1d,
     linear_layers,
     read_by_parent,
-    shares_its_weight,
     target_layers,
+    weight_owners,
 )
 
 if TYPE_CHECKING:
@@ -110,19 +110,12 @@ def check_unshared(model: Any) -> None:
     Raises:
         InputError: a weight is shared. The message names both modules.
     """
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            owners.setdefault(id(parameter), []).append(name.removeprefix(PEFT_PREFIX))
+    owners = weight_owners(model)
     for name, module in model.named_modules():
         has_factors = hasattr(module, "lora_A") or hasattr(module, "update_factors")
         weight = getattr(module.get_base_layer(), "weight", None) if has_factors else None
-        layer = name.removeprefix(PEFT_PREFIX)
-        others = (
-            [] if weight is None else [o for o in owners.get(id(weight), ()) if not f"{o}.".startswith(f"{layer}.")]
-        )
-        if others:
-            raise InputError(shares_its_weight(layer, others[0]))
+        if weight is not None:
+            check_owner(name, weight, owners)
 
 
 def _say_what_is_left_out(model: Any) -> None:
@@ -156,8 +149,6 @@ def check_rank(model: nn.Module, rank: int, target_modules: Any = "all-linear") 
     if target_modules == "all-linear" and not linear_layers(model):
         raise InputError("the model has no linear layer to put an adapter on; choose another model")
     layers = target_layers(model, target_modules)
-    if not layers:
-        raise InputError(f"target_modules={target_modules!r} selects no linear layer; name layers, such as q_proj")
     narrowest, layer = min(layers.items(), key=lambda item: min(item[1].weight.shape))
     limit = min(layer.weight.shape)
     if check_whole_number("rank", rank) > limit:

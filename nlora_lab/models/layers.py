@@ -13,6 +13,8 @@ from nlora_lab.core.validation import check_number, check_whole_number
 from nlora_lab.models.layouts import is_computed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 Shape = tuple[int, int]
@@ -219,12 +221,34 @@ def check_selection(model: Any, **options: Any) -> None:
                 raise InputError(f"{field}: {pattern!r} matches no module of this model; correct it, or leave it out")
 
 
-def shares_its_weight(layer: str, other: str) -> str:
-    """Return the message for a layer that cannot get an adapter, because another module has its weight too."""
-    return (
-        f"{layer} shares its weight with {other}, and merging would change both; leave {layer} out of target_modules, "
-        "or untie the weights (tie_word_embeddings=False)"
-    )
+def weight_owners(model: Any) -> dict[int, list[str]]:
+    """Return the names of all modules that hold each parameter, by the id of the parameter."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def check_owner(layer: str, weight: Tensor, owners: Mapping[int, list[str]]) -> None:
+    """Check that the weight of a layer belongs to no other module: merging an adapter would change both.
+
+    Args:
+        layer: the name of the layer.
+        weight: its weight.
+        owners: what ``weight_owners`` returns. Names within the layer are its own.
+
+    Raises:
+        InputError: another module has the weight, too. The message names both.
+    """
+    others = [name for name in owners.get(id(weight), ()) if not f"{name}.".startswith(f"{layer}.")]
+    if others:
+        layer, other = layer.removeprefix(PEFT_PREFIX), others[0].removeprefix(PEFT_PREFIX)
+        raise InputError(
+            f"{layer} shares its weight with {other}, and merging would change both; leave {layer} out of "
+            "target_modules, or untie the weights (tie_word_embeddings=False)"
+        )
 
 
 def _matches(pattern: str, name: str, field: str) -> bool:

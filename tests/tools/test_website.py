@@ -190,11 +190,11 @@ def formulas(text):
 
 
 def test_every_formula_can_be_converted(assembled):
-    texts = {path.name: path.read_text(encoding="utf-8") for path in assembled.rglob("*.md")}
+    texts = {path: path.read_text(encoding="utf-8") for path in assembled.rglob("*.md")}
     for path in assembled.rglob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        texts[path.name] = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    found = {(name, formula) for name, text in texts.items() for formula in formulas(text)}
+        texts[path] = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    found = {(path.relative_to(assembled), formula) for path, text in texts.items() for formula in formulas(text)}
     assert len(found) > 300
     for name, formula in sorted(found):
         try:
