@@ -87,6 +87,8 @@ def nonsense(action: argparse.Action) -> tuple[str, ...]:
         return WHOLE[:-1] if FITS_ANY & set(action.option_strings) else WHOLE
     if action.type is float:
         return NUMBER
+    if "," in str(action.metavar):  # a list
+        return ("", ",", " , ")
     return ("", "x") if action.choices else ("",)
 
 
