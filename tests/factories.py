@@ -331,9 +331,10 @@ def folder_of(path: Path, rows: list[dict[str, Any]], test: str) -> str:
 
 
 def some_run(**changes):
-    steps = tuple(Step(i, 1 / i, 1e-3, 0.5) for i in range(1, 41))
+    config = changes.pop("config", RunConfig(method="slora", init="identity"))
+    steps = tuple(Step(i, 1 / i, 1e-3, 0.5) for i in range(1, config.steps + 1))
     fields = {
-        "config": RunConfig(method="slora", init="identity"), "steps": steps, "trainable": 10, "seconds": 1.5,
+        "config": config, "steps": steps, "trainable": 10, "seconds": 1.5,
         "metrics": {"accuracy": 0.5, "validation_loss": 0.7, "step0_change": 0.0}, "peak_memory": 2**20,
         "device": "CPU", "versions": {"torch": "2"},
     }  # fmt: skip
@@ -341,9 +342,9 @@ def some_run(**changes):
 
 
 def recorded_run(lr=1e-3, seed=0, loss=1.0, accuracy=0.5, validation=None, diverged=False, **asked):
-    steps = tuple(Step(i, math.nan if diverged else loss, lr, 1.0) for i in range(1, 41))
-    metrics = {"accuracy": accuracy, "validation_loss": loss if validation is None else validation}
     config = RunConfig(**{"method": "lora", "lr": lr, "seed": seed, **asked})
+    steps = tuple(Step(i, math.nan if diverged else loss, lr, 1.0) for i in range(1, config.steps + 1))
+    metrics = {"accuracy": accuracy, "validation_loss": loss if validation is None else validation}
     return some_run(config=config, steps=steps, metrics={} if diverged else metrics, diverged=diverged)
 
 

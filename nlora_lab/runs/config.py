@@ -151,7 +151,9 @@ class RunConfig:
         if self.columns is not None and len([c for c in self.columns.split(",") if c.strip()]) != 2:
             raise InputError(f"columns={self.columns!r} must name two columns with a comma: 'question,answer'")
         if self.target_modules is not None and not self.target_modules.strip(" ,"):
-            raise InputError(f"target_modules={self.target_modules!r} names no layer; name some, such as 'q_proj,v_proj'")
+            raise InputError(
+                f"target_modules={self.target_modules!r} names no layer; name some, such as 'q_proj,v_proj'"
+            )
         for name, allowed in (("precision", PRECISIONS), ("attention", ATTENTIONS)):
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), allowed)

@@ -100,13 +100,13 @@ def check_record(record: Any) -> None:
 
 
 def _check_steps(record: Any) -> None:
-    """Check that a run has its steps in order, and no more than its config asks for."""
+    """Check that a run has its steps in order, and all that its config asks for, unless it says that it ended early."""
     history, wanted = record["history"], record["config"]["steps"]
     count = len(history["loss"])
     numbers = history.get("step", [])
     if len(numbers) == count and numbers != list(range(1, count + 1)):  # a shorter list is found later
         raise InputError("history.step in the record must be 1, 2, 3 and so on; correct it, or make the run again")
-    if count > wanted:
+    if count > wanted or (count < wanted and not (record["diverged"] or record["stopped"] or record.get("error"))):
         raise InputError(
             f"the record of a run of {wanted} steps has {count} in its history; correct it, or make the run again"
         )

@@ -34,7 +34,7 @@ def test_a_diverged_record_is_valid_json_and_survives(tmp_path):
 
 
 def test_the_final_loss_is_the_mean_of_the_last_twenty():
-    assert some_run().final_loss == pytest.approx(sum(1 / i for i in range(21, 41)) / 20)
+    assert some_run().final_loss == pytest.approx(sum(1 / i for i in range(231, 251)) / 20)
     assert math.isnan(some_run(steps=()).final_loss)
 
 
@@ -77,7 +77,7 @@ def test_a_field_of_another_kind_is_named(field, value):
         Run.from_json(json.dumps(record))
 
 
-@pytest.mark.parametrize("numbers", [list(range(40, 0, -1)), [1] * 40, list(range(2, 42))])
+@pytest.mark.parametrize("numbers", [list(range(250, 0, -1)), [1] * 250, list(range(2, 252))])
 def test_steps_in_another_order_are_refused(numbers):
     record = json.loads(some_run().to_json())
     record["history"]["step"] = numbers
@@ -85,11 +85,18 @@ def test_steps_in_another_order_are_refused(numbers):
         Run.from_json(json.dumps(record))
 
 
-def test_more_steps_than_the_config_asks_for_are_refused():
+@pytest.mark.parametrize("asked", [249, 251])
+def test_more_or_fewer_steps_than_the_config_asks_for_are_refused(asked):
     record = json.loads(some_run().to_json())
-    record["config"]["steps"] = 39
-    with pytest.raises(InputError, match="a run of 39 steps has 40 in its history"):
+    record["config"]["steps"] = asked
+    with pytest.raises(InputError, match=f"a run of {asked} steps has 250 in its history"):
         Run.from_json(json.dumps(record))
+
+
+@pytest.mark.parametrize("reason", [{"diverged": True}, {"stopped": True}, {"error": "no memory left"}])
+def test_fewer_steps_are_right_for_a_run_that_ended_early(reason):
+    run = some_run(steps=some_run().steps[:7], **reason)
+    assert Run.from_json(run.to_json()) == run
 
 
 def test_a_record_may_hold_whole_numbers_and_nulls():

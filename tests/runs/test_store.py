@@ -79,7 +79,7 @@ def test_an_empty_store_needs_no_folder(store):
 
 
 def test_a_stopped_run_is_not_done(store):
-    with pytest.raises(InputError, match="was stopped at step 40"):
+    with pytest.raises(InputError, match="was stopped at step 250"):
         store.add(some_run(stopped=True))
 
 
@@ -204,7 +204,7 @@ def test_a_record_edited_by_hand_is_named_and_left_out(store):
 
 def test_packing_keeps_every_run_and_rounds_the_history(store):
     steps = tuple(Step(i, 1 / i, 1e-3, 0.123456) for i in range(1, 41))
-    configs = [RunConfig(method=m, lr=lr) for m in ("lora", "nlora") for lr in (1e-3, 1e-2)]
+    configs = [RunConfig(method=m, lr=lr, steps=40) for m in ("lora", "nlora") for lr in (1e-3, 1e-2)]
     runs = [some_run(config=config, steps=steps) for config in configs]
     for run in runs:
         store.add(run)
@@ -219,6 +219,18 @@ def test_packing_keeps_every_run_and_rounds_the_history(store):
     assert first.steps[2].step == 3
     assert first.steps[2].grad_norm == 0.123
     assert again.pack() == 0
+
+
+def test_a_packed_file_is_in_the_order_of_rank_init_rate_and_seed(store):
+    asked = [
+        {"rank": 4, "lr": 1e-2}, {"lr": 1e-3}, {"lr": 1e-3, "seed": 1}, {"lr": 1e-2}, {"init": "normal", "lr": 1e-3},
+    ]  # fmt: skip
+    configs = [RunConfig(method="slora", **{"rank": 8, **values}) for values in asked]
+    for config in reversed(configs):
+        store.add(some_run(config=config))
+    store.pack()
+    (file,) = store.path.rglob("*.jsonl")
+    assert [Run.from_json(line).config for line in file.read_text().splitlines()] == configs
 
 
 def test_packing_twice_adds_to_what_is_there(store):
