@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from nlora_lab.cli.export import add_export, add_page
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 (a PROBLEM of ``doctor``, runs of a sweep that failed, or an output that cannot be written),
         2 (a mistake of the caller), 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).
     """
-    with raise_on_signal(), _guarded_stdout() as stdout:
+    with raise_on_signal(), _guarded_stdout() as stdout, _plain_warnings():
         return _run(argv, stdout)
 
 
@@ -89,6 +91,25 @@ def _tell(text: str) -> None:
     """Print a line on stderr, if there is one."""
     with suppress(OSError, ValueError):
         print(f"nlora-lab: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print a warning of ours as a line, without the place in the code. Those of other libraries stay as they are."""
+    before, package = warnings.formatwarning, str(Path(__file__).parents[1])
+
+    def in_one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if filename.startswith(package):
+            return f"nlora-lab: warning: {message}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = in_one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 class GuardedStdout:

@@ -132,10 +132,15 @@ def iterate_matrices(header: Header, transposed: Collection[str]) -> Iterator[St
             continue
         if len(shape) == 2:
             yield StoredMatrix(name, _out_in(shape, name in transposed), name in transposed, name)
-        elif len(shape) == 3 and min(shape) > 1 and EXPERTS.search(name):
+        elif holds_experts(name, shape):
             for expert in range(shape[0]):
                 turned = name in transposed
                 yield StoredMatrix(f"{name}.{expert}", _out_in(shape[1:], turned), turned, name, expert)
+
+
+def holds_experts(name: str, shape: Sequence[int]) -> bool:
+    """Return whether a tensor holds several matrices, by its name: the shape is that of any tensor with three axes."""
+    return len(shape) == 3 and min(shape) > 1 and EXPERTS.search(name) is not None
 
 
 def _out_in(shape: list[int], transposed: bool) -> tuple[int, int]:

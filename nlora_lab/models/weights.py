@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ from nlora_lab.models.layers import Shape, fused_weights, is_conv1d
 from nlora_lab.models.layouts import check_plain, check_plain_model
 from nlora_lab.models.names import CONFIG, is_layer_number, split_name
 from nlora_lab.models.safetensors import (
+    FLOATS,
     Header,
     files_in_folder,
     find_transposed,
+    holds_experts,
     iterate_matrices,
     read_config,
     read_header,
@@ -160,7 +163,9 @@ def find_weight(source: Any, name: str, revision: str | None = None) -> Weight:
 def _in_model(model: Any) -> list[Weight]:
     check_plain_model(model)
     conv1d = {f"{name}.weight" for name, module in model.named_modules() if is_conv1d(module)}
-    experts = fused_weights(model)
+    fused = fused_weights(model)
+    experts = {name: shape for name, shape in fused.items() if holds_experts(name, shape)}
+    _say_what_is_left_out(fused.keys() - experts.keys())
     turned = find_transposed(experts) | conv1d
     listed = []
     for name, p in model.named_parameters():  # a tied weight comes once
@@ -189,12 +194,32 @@ def _in_source(source: str | Path, revision: str | None, cache: Cache | None) ->
     headers = {file: _named(read_header(file), names) for file, names in files.items()}
     together = _together(headers.values())
     check_plain(str(source), together, read_config(next(iter(files)).parent))
+    _say_what_is_left_out(_left_out(together))
     transposed = _transposed(together)
     return [
         Weight(stored.name, stored.shape, stored.transposed, file, tensor_reader(file.absolute, stored))
         for file, header in headers.items()
         for stored in iterate_matrices(header, transposed)
     ]
+
+
+def _left_out(header: Header) -> list[str]:
+    """The tensors with three axes that are neither experts nor kernels of convolutions, which only names tell apart."""
+    return [
+        name
+        for name, (dtype, shape) in header.items()
+        if dtype in FLOATS and len(shape) == 3 and min(shape) > 1 and not holds_experts(name, shape)
+        if "conv" not in name
+    ]
+
+
+def _say_what_is_left_out(names: Collection[str]) -> None:
+    if names:
+        warnings.warn(
+            f"left out, because the name does not say what the axes are: tensors with three axes, such as {min(names)} "
+            f"({len(names)} in all)",
+            stacklevel=4,
+        )
 
 
 def _named(header: Header, names: set[str] | None) -> Header:
@@ -223,6 +248,7 @@ def _in_shards(shards: list[Shard]) -> list[Weight]:
     config = {} if file is None else read_config(file.parent)
     together = _together(shard.header for shard in shards)
     check_plain(shards[0].hub_id, together, config)
+    _say_what_is_left_out(_left_out(together))
     transposed = _transposed(together)
     return [
         Weight(stored.name, stored.shape, stored.transposed, None, tensor_reader(shard.download, stored), shard)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,18 @@ def test_a_python_without_docstrings_is_named(level, status):
     assert done.returncode == status
     assert ("python -OO removes docstrings" in done.stderr) == (status == 2)
     assert len(done.stderr.splitlines()) == (status == 2)
+
+
+def test_a_warning_is_one_line_without_the_place_in_the_code(tmp_path):
+    (tmp_path / "odd.json").write_text("{}\n")
+    status, lines = run(["gather", str(tmp_path), "--into", str(tmp_path / "all")], subprocess.DEVNULL)
+    assert status == 0
+    line, _ = lines  # and how many runs were found
+    assert line.startswith(f"nlora-lab: warning: {tmp_path / 'odd.json'}, line 1: ")
+
+
+def test_a_warning_of_another_library_keeps_its_place():
+    before = warnings.formatwarning
+    with cli._plain_warnings():
+        assert "other.py:7: UserWarning: odd" in warnings.formatwarning("odd", UserWarning, "other.py", 7)
+    assert warnings.formatwarning is before

@@ -237,6 +237,20 @@ def test_experts_that_are_called_linear_are_listed(tmp_path):
     assert [w.name for w in list_weights(tmp_path)] == [f"h.0.mlp.input_linear.weight.{i}" for i in range(3)]
 
 
+def test_three_axes_that_are_not_experts_are_left_out_with_a_word(tmp_path):
+    """XLNet's axes are the input, the heads, and the width of a head: no slice of it is a matrix of the model."""
+    from transformers import XLNetConfig, XLNetModel
+
+    model = XLNetModel(XLNetConfig(vocab_size=50, d_model=32, n_layer=1, n_head=4, d_inner=48))
+    model.save_pretrained(tmp_path)
+    listed = []
+    for source in (model, tmp_path):
+        with pytest.warns(UserWarning, match=r"left out.*three axes, such as layer\.0\.rel_attn\.k \(6 in all\)"):
+            listed.append({w.name: w.shape for w in list_weights(source)})
+    assert listed[0] == listed[1]
+    assert listed[0]["layer.0.ff.layer_1.weight"] == (48, 32)
+
+
 def test_plain_models_are_listed():
     assert len(list_weights(tiny_llama())) == 16
     assert len(list_weights(tiny_gpt2())) == 10
