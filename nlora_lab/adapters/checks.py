@@ -36,8 +36,13 @@ def check_adapter_name(model: nn.Module, adapter: str) -> None:
 
     Raises:
         InputError: a module or a parameter of the model has the same name. Tensors of other adapters would then get
-            lost when they are saved.
+            lost when they are saved. Or the name cannot be that of the folder into which PEFT saves the adapter.
     """
+    if len(adapter) > LONGEST_NAME or not adapter.isprintable() or "/" in adapter or "\\" in adapter:
+        raise InputError(
+            f"adapter_name={adapter[:LONGEST_NAME]!r} cannot be the name of the folder to save it in; choose at most "
+            f"{LONGEST_NAME} letters without slashes, such as 'default'"
+        )
     names = [name for name, _ in model.named_parameters()]
     parts = {part for name in names for part in ADAPTER_PART.sub("", name).split(".")}
     if not adapter or "." in adapter or adapter in parts | RESERVED:
@@ -47,6 +52,7 @@ def check_adapter_name(model: nn.Module, adapter: str) -> None:
         )
 
 
+LONGEST_NAME = 100  # letters; a file system takes 255 bytes
 ADAPTER_PART = re.compile(r"\.(n?lora_\w+|modules_to_save)\.[^.]+")  # what adapters add to a name, with their own
 RESERVED = {"base_model", "model", "base_layer", "weight", "bias", "modules_to_save", "original_module"} | {
     *FactorLayer.adapter_layer_names

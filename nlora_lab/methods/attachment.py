@@ -58,7 +58,7 @@ def attach(
     head = head_modules(model)
     options = {"target_modules": "all-linear", "task_type": "SEQ_CLS" if head else "CAUSAL_LM", **options}
     check_selection(model, **options)
-    layers = check_rank(model, rank, options["target_modules"])
+    layers = check_rank(model, rank, options["target_modules"], options.get("rank_pattern"))
     if options["target_modules"] == "all-linear":
         _say_what_is_left_out(model)
         if head or read_by_parent(model) or fused_weights(model):
@@ -131,29 +131,37 @@ def _say_what_is_left_out(model: Any) -> None:
         )
 
 
-def check_rank(model: nn.Module, rank: int, target_modules: Any = "all-linear") -> dict[str, Any]:
+def check_rank(
+    model: nn.Module, rank: int, target_modules: Any = "all-linear", rank_pattern: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Check that every target layer can have an adapter of this rank.
 
     Args:
         model: the base model.
         rank: the rank.
         target_modules: the target layers, as PEFT takes them.
+        rank_pattern: ranks of single layers, as PEFT takes them.
 
     Returns:
         The target layers by name.
 
     Raises:
-        InputError: the rank is not a whole number, or is above the smaller side of a target. The message names the
-            narrowest layer. Or the model has no such layer.
+        InputError: a rank is not a whole number, or is above the smaller side of a target. The message names the layer
+            that it exceeds by most. Or the model has no such layer.
     """
+    from peft.utils.other import get_pattern_key
+
     if target_modules == "all-linear" and not linear_layers(model):
         raise InputError("the model has no linear layer to put an adapter on; choose another model")
     layers = target_layers(model, target_modules)
-    narrowest, layer = min(layers.items(), key=lambda item: min(item[1].weight.shape))
-    limit = min(layer.weight.shape)
-    if check_whole_number("rank", rank) > limit:
+    pattern = rank_pattern or {}
+    check_whole_number("rank", rank)
+    asked = {name: pattern.get(get_pattern_key(list(pattern), name), rank) for name in layers}
+    worst = min(layers, key=lambda name: min(layers[name].weight.shape) - asked[name])
+    limit = min(layers[worst].weight.shape)
+    if asked[worst] > limit:
         raise InputError(
-            f"rank={rank} is above {limit}, the smaller side of {narrowest}; choose a rank from 1 to {limit}"
+            f"rank={asked[worst]} is above {limit}, the smaller side of {worst}; choose a rank from 1 to {limit}"
         )
     return layers
 

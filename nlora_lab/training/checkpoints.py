@@ -249,7 +249,7 @@ class CheckpointWriter:
         """Write a checkpoint if one is due, or if the run ends here."""
         if ends or self.folder.is_due(step.step):
             model = session.accelerator.unwrap_model(session.model)
-            run = session.state.to_run(session.run)
+            run = session.state.unmeasured(session.run)
             self.folder.save(run, self.digest, session.accelerator, model, session.optimizer)
 
 
@@ -368,7 +368,7 @@ def _read_run(folder: Path, shapes: Shapes | None) -> Run:
         file = folder / ROWS
         read_text(file)
         file = folder / RUN
-        return Run.load(file)
+        return Run.from_json(json.dumps({**read_json(file), "stopped": True}))  # earlier versions did not say so
     except ModelError as error:
         raise CheckpointError(str(error).partition("; ")[0]) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

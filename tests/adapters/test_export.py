@@ -239,7 +239,13 @@ def test_an_adapter_called_like_a_part_of_the_model_is_refused_when_it_is_added(
     model.add_adapter("second", slora(4))
 
 
-@pytest.mark.parametrize("name", ["default", "second", "adapter-1", "poems_v2"])
+@pytest.mark.parametrize("name", ["x" * 101, "x/y", "x\\y", "x\ny"])
+def test_an_adapter_name_that_is_not_a_folder_is_refused_when_it_is_added(name):
+    with pytest.raises(InputError, match="cannot be the name of the folder to save it in"):
+        get_peft_model(base_model("llama"), slora(4), adapter_name=name)
+
+
+@pytest.mark.parametrize("name", ["default", "second", "adapter-1", "poems_v2", "é" * 100])
 def test_an_adapter_of_any_other_name_is_saved_completely(name, tmp_path):
     model = get_peft_model(base_model("llama"), slora(4, target_modules="all-linear"), adapter_name=name)
     model.save_pretrained(tmp_path)

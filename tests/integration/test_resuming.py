@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from nlora_lab.core.errors import CheckpointError, InputError
 from nlora_lab.models.names import is_pickle
 from nlora_lab.runs.config import RunConfig
+from nlora_lab.runs.run import Run
 from nlora_lab.training import checkpoints as resume
 from nlora_lab.training.checkpoints import CheckpointFolder
 from nlora_lab.training.data import RemainingBatches
@@ -145,6 +146,22 @@ def test_a_checkpoint_of_another_model_and_an_old_one_are_not_used(two_checkpoin
         assert not [f for f in step.iterdir() if is_pickle(f) and f.name != "state.pt"]
     with pytest.raises(CheckpointError, match=r"state\.pt is a pickle of an earlier version.*to start again"):
         folder.newest()
+
+
+def test_the_record_of_a_checkpoint_is_not_that_of_a_finished_run(two_checkpoints, undisturbed, tmp_path):
+    home = shutil.copytree(two_checkpoints, tmp_path / "home")
+    folders = sorted(CheckpointFolder(home, CFG).folder.glob("step-*"))
+    assert all(Run.load(folder / "run.json").stopped for folder in folders)
+    for folder in folders:  # as earlier versions wrote it
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**record, "stopped": False}))
+        sign(folder)
+        with pytest.raises(InputError, match="a run of 6 steps has"):
+            Run.load(folder / "run.json")
+    again = fine_tune(CFG, checkpoints=home)
+    assert histories(again) == histories(undisturbed)
+    assert again.metrics == undisturbed.metrics
+    assert not again.stopped
 
 
 def test_another_config_has_checkpoints_of_its_own(tmp_path):

@@ -52,6 +52,7 @@ def test_an_adapter_on_parameters_is_refused_before_it_trains():
         ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\['q_proj'\]=0"),
         ({"rank_pattern": {"q_proj": 2.5}}, r"rank_pattern\['q_proj'\]=2.5"),
         ({"rank_pattern": {"q_proj": "2"}}, r"rank_pattern\['q_proj'\]='2'"),
+        ({"rank_pattern": {"q_proj": 40}}, "rank=40 is above 32, the smaller side of model.layers.0.self_attn.q_proj"),
         ({"alpha_pattern": {"q_proj": 0}}, r"alpha_pattern\['q_proj'\]=0"),
         ({"alpha_pattern": {"q_proj": -4.0}}, r"alpha_pattern\['q_proj'\]=-4.0"),
         ({"alpha_pattern": {"q_proj": math.nan}}, r"alpha_pattern\['q_proj'\]=nan"),
