@@ -29,6 +29,14 @@ def same(before, after):
         assert flag == after[1][name][2]
 
 
+class OwnWeight(nn.Parameter):
+    """As the weights of quantising libraries are: floating-point to look at, with a layout of their own."""
+
+
+def own_kind(model):
+    model.model.layers[1].mlp.up_proj.weight = OwnWeight(model.model.layers[1].mlp.up_proj.weight.data)
+
+
 def quantised(model):
     model.model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.ones(48, 32, dtype=torch.int8), requires_grad=False)
 
@@ -59,6 +67,7 @@ def untouched(model):
 FAILURES = {
     "rank above one layer": (untouched, nlora(4, rank_pattern={"1.mlp.down_proj": 40}), "r=40 .*1.mlp.down_proj"),
     "quantised": (quantised, nlora(4), r"layers\.1\.mlp\.up_proj has quantised weights \(torch.int8\).*unquantised"),
+    "own kind": (own_kind, slora(4), r"up_proj has weights of type OwnWeight, quantised or sharded"),
     "float8": (float8, slora(4), r"up_proj has quantised weights \(torch.float8"),
     "packed": (packed, slora(4), r"up_proj has quantised weights"),
     "nan in a late layer": (nan, nlora(4), r"layers\.1\.mlp\.down_proj holds NaN"),

@@ -364,3 +364,23 @@ def test_any_torch_module_will_do():
     before = net(x)
     model = get_peft_model(net, nlora(2, target_modules=["0", "2"]))
     assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_every_preset_has_the_rank_of_a_config_unless_told(preset):
+    assert preset().r == NLoraConfig().r == 8
+
+
+@pytest.mark.filterwarnings("ignore:Adapter cannot be set when the model is merged")  # it is unmerged afterwards
+@pytest.mark.parametrize("alpha", [3, 12])
+def test_an_adapter_added_beside_a_merged_one_starts_from_the_weight_before(alpha):
+    model = get_peft_model(base_model("llama"), nlora(3, alpha))
+    move(model)
+    before = layers(model)[0].original_matrix().clone()
+    model.merge_adapter()
+    assert not torch.allclose(layers(model)[0].base_matrix(), before, atol=1e-3)
+    assert torch.allclose(layers(model)[0].original_matrix(), before, atol=1e-5)
+    model.add_adapter("second", nlora(3))
+    alone = get_peft_model(base_model("llama"), nlora(3))
+    for mine, other in zip(layers(model)[0].factors("second"), layers(alone)[0].factors("default"), strict=True):
+        assert torch.allclose(mine, other, atol=1e-3)

@@ -123,6 +123,7 @@ DAMAGE = {
     "broken regex": (config(target_modules="(q_proj"), "is not a regular expression"),
     "catastrophic regex": (config(target_modules="(([a-z.])+.)+[A-Z]([a-z])+$"), "for ever"),
     "catastrophic pattern": (config(rank_pattern={"(a+)+$": 4}), "for ever"),
+    "broken layers pattern": (config(layers_pattern=["(h"], layers_to_transform=[0]), "is not a regular expression"),
     "another library": (
         config(megatron_config={"a": 1}, megatron_core="antigravity"),
         "megatron_config asks to import",
