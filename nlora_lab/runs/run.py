@@ -133,7 +133,7 @@ class Run:
         if self.diverged or self.error or not self.steps:
             return math.nan
         tail = [s.loss for s in self.steps[-LAST_STEPS:]]
-        return sum(tail) / len(tail)
+        return math.fsum(tail) / len(tail)  # `sum` adds in another way from Python 3.12 on
 
     @property
     def accuracy(self) -> float:

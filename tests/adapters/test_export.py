@@ -202,6 +202,7 @@ def test_an_integral_alpha_is_written_as_an_integer(tmp_path):
     assert (config["r"], config["lora_alpha"]) == (8, 8)
     assert isinstance(config["lora_alpha"], int)
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
+    assert config["inference_mode"] is True  # a fresh load does not train it by accident
 
 
 def with_resized_embeddings(folder):
