@@ -32,7 +32,16 @@ from nlora_lab.lowrank import (
 from nlora_lab.spectra import block_condition, effective_rank, power_law, stable_rank
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
-OTHERS = [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64, torch.complex128, torch.float4_e2m1fn_x2]
+FLOAT4 = getattr(torch, "float4_e2m1fn_x2", None)  # from torch 2.8 on
+OTHERS = [
+    torch.int8,
+    torch.uint8,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    torch.complex128,
+    *([FLOAT4] * bool(FLOAT4)),
+]
 SHAPES = st.one_of(
     st.tuples(st.integers(0, 5), st.integers(0, 5)),
     st.sampled_from([(), (4,), (0,), (1, 1, 1), (2, 3, 4), (0, 3, 4), (2, 0, 4), (2, 2, 3, 3), (1, 9), (9, 1)]),
@@ -41,7 +50,7 @@ SHAPES = st.one_of(
 
 def matrix(shape, dtype, size, seed, spoilt):
     """Small whole numbers, so that many blocks are exactly singular; at the ends of the range of the dtype too."""
-    if dtype == torch.float4_e2m1fn_x2:
+    if dtype == FLOAT4:
         return torch.zeros(shape, dtype=torch.uint8).view(dtype)
     W = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).double()
     if dtype.is_floating_point:
