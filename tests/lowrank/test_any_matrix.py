@@ -177,3 +177,13 @@ def test_a_norm_that_does_not_fit_is_said(dtype):
     f = nystrom(W / 2**30, 2, core="block")
     with pytest.raises(InputError, match=r"the approximation does not fit into"):
         relative_error(W / 2**30, f)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 3), (40, 30)])
+def test_entries_may_be_as_large_as_a_hundredth_of_what_a_norm_may_be(shape, dtype):
+    limit = torch.finfo(dtype).max / (100 * math.sqrt(shape[0] * shape[1]))
+    assert torch.isfinite(singular_values(torch.full(shape, 0.99 * limit, dtype=dtype))[0])
+    with pytest.raises(InputError, match="may not fit into") as raised:
+        singular_values(torch.full(shape, 1.01 * limit, dtype=dtype))
+    assert ("give it in float64" in str(raised.value)) == (dtype == torch.float32)
