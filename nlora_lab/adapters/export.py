@@ -7,6 +7,7 @@ that of ``nlora_lab.adapters.products.update_pair``, in which nothing large canc
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections import Counter
@@ -25,10 +26,13 @@ from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.adapters.products import NO_START, Start, update_pair
 from nlora_lab.adapters.saved import WEIGHTS, read_adapter, read_settings
 from nlora_lab.core.array_types import Float
+from nlora_lab.core.documents import read_text
 from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.core.files import atomic_folder, expand_path
-from nlora_lab.models.layers import HEADS, PEFT_PREFIX, linear_layers
+from nlora_lab.models.layers import HEADS, PEFT_PREFIX, head_modules, linear_layers
 from nlora_lab.models.loading import meta_body
+from nlora_lab.models.names import CONFIG as MODEL_CONFIG
+from nlora_lab.models.names import check_config
 
 COPIED_FIELDS = (
     "task_type", "auto_mapping", "base_model_name_or_path", "revision", "target_modules", "exclude_modules",
@@ -39,7 +43,8 @@ COPIED_FIELDS = (
 def save_as_lora(model_or_saved_folder: Any, path: str | Path, adapter_name: str = "default") -> Path:
     """Write an adapter as a LoRA adapter that stock PEFT loads on the original base model.
 
-    The logits are equal to rounding. Ranks and scales of single layers and ``modules_to_save`` are carried over.
+    The logits are equal to rounding. Ranks and scales of single layers and ``modules_to_save`` are carried over. A
+    classifier's config is written beside the adapter, because only it says which output is which class.
 
     Args:
         model_or_saved_folder: a model with an adapter of this package (a ``PeftModel``, or a transformers model with
@@ -54,7 +59,7 @@ def save_as_lora(model_or_saved_folder: Any, path: str | Path, adapter_name: str
         InputError: the adapter does not exist, its file is damaged, or ``path`` cannot be written.
     """
     if isinstance(model_or_saved_folder, str | Path):
-        config, state = _from_folder(Path(model_or_saved_folder))
+        config, state = _from_folder(expand_path(model_or_saved_folder))
     else:
         config, state = _from_model(model_or_saved_folder, adapter_name)
     weights, scales = _lora_weights(config, state)
@@ -63,9 +68,29 @@ def save_as_lora(model_or_saved_folder: Any, path: str | Path, adapter_name: str
         with atomic_folder(folder) as part:
             save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
             _lora_config(config, weights, scales).save_pretrained(str(part))
+            save_classes(model_or_saved_folder, part)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be written ({error}); choose another folder") from error
     return folder
+
+
+def save_classes(model_or_saved_folder: Any, folder: Path) -> None:
+    """Write the config of a classifier beside its adapter, because only the config says which output is which class.
+
+    Args:
+        model_or_saved_folder: the model with the adapter, or a folder with a saved one and the config beside it.
+        folder: where the adapter is written.
+    """
+    if isinstance(model_or_saved_folder, str | Path):
+        beside = expand_path(model_or_saved_folder) / MODEL_CONFIG
+        if os.path.lexists(beside):
+            check_config(beside)
+            (folder / MODEL_CONFIG).write_text(read_text(beside), encoding="utf-8")
+        return
+    model = model_or_saved_folder
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if head_modules(base):
+        base.config.save_pretrained(str(folder))
 
 
 def _from_folder(folder: Path) -> tuple[NLoraConfig, dict[str, Tensor]]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlora_lab.cli.parsers import add_command
+from nlora_lab.cli.parsers import add_command, user_path
 from nlora_lab.core.errors import InputError
 
 
@@ -17,7 +17,7 @@ def add_export(commands: Any) -> argparse.ArgumentParser:
         "nlora-lab export my-adapter --as lora --out my-adapter-as-lora", _export,
     )  # fmt: skip
     add = parser.add_argument
-    add("folder", type=Path, help="the saved adapter, as save_pretrained or run --adapter wrote it")
+    add("folder", type=user_path, help="the saved adapter, as save_pretrained or run --adapter wrote it")
     add(
         "--as", dest="form", choices=["lora", "merged"], default="lora",
         help="lora: an exact plain LoRA adapter, for stock PEFT; merged: the model with the adapter in its weights "
@@ -25,7 +25,7 @@ def add_export(commands: Any) -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--model", help="for merged: the base model (default: the one that the adapter names)")
     add("--dtype", help="for merged: float32 or bfloat16 (default: that of the base model's checkpoint)")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="write into this folder")
+    add("--out", type=user_path, required=True, metavar="FOLDER", help="write into this folder")
     return parser
 
 

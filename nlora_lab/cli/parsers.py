@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.core.files import expand_path
 
 UNTOUCHED = "nothing new was written; run the same command again"
 
@@ -20,6 +22,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the mistake and where help is, and exit with 2."""
         self.exit(2, f"nlora-lab: error: {InputError(message)}; {self.prog} --help shows what is allowed\n")
+
+
+def user_path(text: str) -> Path:
+    """Read a path of the command line. A shell leaves the ``~`` of ``--out=~/runs`` as it is."""
+    try:
+        return expand_path(text) if text.startswith("~") else Path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_command(

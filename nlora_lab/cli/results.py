@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nlora_lab.cli.parsers import add_command
+from nlora_lab.cli.parsers import add_command, user_path
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.validation import check_number, check_whole_number
 
@@ -22,7 +22,13 @@ def add_compare(commands: Any) -> argparse.ArgumentParser:
         "nlora-lab compare runs --methods lora,nlora --out table.csv", _compare,
     )  # fmt: skip
     add = parser.add_argument
-    add("store", nargs="?", type=Path, metavar="FOLDER", help="a store of runs (default: the recorded runs that ship)")
+    add(
+        "store",
+        nargs="?",
+        type=user_path,
+        metavar="FOLDER",
+        help="a store of runs (default: the recorded runs that ship)",
+    )
     add("--task", default="word-problems", help="the task of the runs (default: %(default)s)")
     add("--methods", help="methods, separated by commas (default: all that have runs)")
     add("--rank", type=int, default=8, help="the rank of the runs (default: %(default)s)")
@@ -31,7 +37,7 @@ def add_compare(commands: Any) -> argparse.ArgumentParser:
     add("--baseline", default="lora", help="the method to compare the others with (default: %(default)s)")
     add("--metric", default="accuracy", help=f"{', '.join(METRIC_NAMES)} (default: %(default)s)")
     add("--at", type=float, metavar="RATE", help="compare all methods at this rate, not each at its own best")
-    add("--out", type=Path, metavar="FILE", help="write the complete table: .csv, .json, .parquet or .tex")
+    add("--out", type=user_path, metavar="FILE", help="write the complete table: .csv, .json, .parquet or .tex")
     add("--json", action="store_true", help="print the complete table as JSON")
     return parser
 
@@ -45,7 +51,7 @@ def add_reproduce(commands: Any) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("count", type=int, metavar="N", help="how many runs; one takes about a minute on one core")
     add("--seed", type=int, default=0, help="the seed of the draw (default: %(default)s)")
-    add("--store", type=Path, metavar="FOLDER", help="a store of runs (default: the recorded runs that ship)")
+    add("--store", type=user_path, metavar="FOLDER", help="a store of runs (default: the recorded runs that ship)")
     add("--workers", type=int, metavar="N", help="the number of processes (default: one per core)")
     add("--json", action="store_true", help="print the complete table as JSON")
     return parser
@@ -58,8 +64,12 @@ def add_gather(commands: Any) -> argparse.ArgumentParser:
         "nlora-lab gather class/*/runs --into class-runs", _gather,
         stands="copied runs are in {into}; the same command copies the others",
     )  # fmt: skip
-    parser.add_argument("stores", nargs="+", type=Path, metavar="FOLDER", help="stores of runs, such as class/*/runs")
-    parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="the store to copy the runs into")
+    parser.add_argument(
+        "stores", nargs="+", type=user_path, metavar="FOLDER", help="stores of runs, such as class/*/runs"
+    )
+    parser.add_argument(
+        "--into", type=user_path, required=True, metavar="FOLDER", help="the store to copy the runs into"
+    )
     return parser
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlora_lab.cli.parsers import add_command
+from nlora_lab.cli.parsers import add_command, user_path
 from nlora_lab.cli.settings import add_settings, configs_of
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import check_writable, remove_parts
@@ -51,9 +51,14 @@ def add_race(commands: Any) -> argparse.ArgumentParser:
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
-    add("--out", type=Path, metavar="FOLDER", help="write one JSON record per run into this folder")
-    add("--adapter", type=Path, metavar="FOLDER", help="save the trained adapters into this folder, as PEFT does")
-    add("--checkpoints", type=Path, metavar="FOLDER", help="save checkpoints here; the same command resumes from them")
+    add("--out", type=user_path, metavar="FOLDER", help="write one JSON record per run into this folder")
+    add("--adapter", type=user_path, metavar="FOLDER", help="save the trained adapters into this folder, as PEFT does")
+    add(
+        "--checkpoints",
+        type=user_path,
+        metavar="FOLDER",
+        help="save checkpoints here; the same command resumes from them",
+    )
     add("--every", type=int, help="number of steps between two checkpoints (default: 100)")
     add("--one-by-one", action="store_true", help="train one method after the other; needs less memory")
     add("--json", action="store_true", help="print the results as JSON, and nothing else, to stdout")
@@ -129,7 +134,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise InputError(f"--every={options.every} needs --checkpoints; name a folder for the checkpoints")
     for name in ("out", "adapter", "checkpoints"):
         folder = getattr(options, name)
-        if folder == Path():
+        if folder is not None and not str(folder).strip(" ."):
             raise InputError(f"--{name} '' names no folder; for example: --{name} runs")
         if folder is not None:
             check_writable(folder, f"--{name} {folder}")

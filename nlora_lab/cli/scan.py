@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nlora_lab.cli.parsers import add_command
+from nlora_lab.cli.parsers import add_command, user_path
 from nlora_lab.core.devices import DEVICES
 from nlora_lab.core.errors import InputError
 from nlora_lab.core.files import atomic_file, check_writable
@@ -28,7 +28,7 @@ def add_scan(commands: Any) -> argparse.ArgumentParser:
     add("--no-cache", action="store_true", help="compute everything anew, and store nothing in the cache")
     add("--revision", help="branch, tag or commit of a hub id (default: the main branch)")
     add("--no-keep", dest="keep", action="store_false", help="delete each downloaded shard of a hub id after use")
-    add("--csv", type=Path, metavar="FILE", help="write the complete table into this file")
+    add("--csv", type=user_path, metavar="FILE", help="write the complete table into this file")
     add("--json", action="store_true", help="print the complete table as JSON")
     return parser
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nlora_lab.cli.parsers import add_command
+from nlora_lab.cli.parsers import add_command, user_path
 from nlora_lab.core.documents import read_json
 from nlora_lab.core.errors import InputError
 
@@ -28,7 +28,7 @@ def add_sweep(commands: Any) -> argparse.ArgumentParser:
     )  # fmt: skip
     add = parser.add_argument
     add("grid", help="a JSON file: settings of a run with lists of values, or a list of such grids")
-    add("--store", type=Path, metavar="FOLDER", help="write the records into this folder")
+    add("--store", type=user_path, metavar="FOLDER", help="write the records into this folder")
     add("--device", help="cuda, mps or cpu (default: that of the grid, or the best device of this machine)")
     add("--workers", type=int, help="number of processes (default: one per core or card), or of Slurm jobs")
     where = parser.add_mutually_exclusive_group()

@@ -18,7 +18,6 @@ from nlora_lab.methods.attachment import check_unshared
 from nlora_lab.methods.plain_lora import check_plain, subtracts_start, with_twice_the_rank
 from nlora_lab.methods.table import METHODS
 from nlora_lab.models.heads import name_classes
-from nlora_lab.models.layers import head_modules
 from nlora_lab.models.loading import DTYPES
 from nlora_lab.models.names import SHIPPED
 from nlora_lab.runs.config import RunConfig
@@ -102,6 +101,8 @@ def write_adapter(run: Run, path: str | Path, form: str = "peft", tuned: tuple[A
     Raises:
         InputError: the method has no such form, or ``path`` cannot be written.
     """
+    from nlora_lab.adapters.export import save_classes
+
     folder, kind = expand_path(path), METHODS[run.config.method]
     if form == "lora" and kind.build is None:
         raise InputError(f"{kind.label} cannot be written as a plain LoRA adapter; choose form='peft'")
@@ -124,7 +125,7 @@ def write_adapter(run: Run, path: str | Path, form: str = "peft", tuned: tuple[A
                 if kind.build is None:
                     tokenizer.save_pretrained(str(part))
             if kind.build is not None and form != "merged":
-                _save_classes(model, part)
+                save_classes(model, part)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be written ({error}); choose another folder") from error
     except RuntimeError as error:  # PEFT cannot merge every adapter that it trains
@@ -193,13 +194,6 @@ def _save_whole(model: Any, tokenizer: Any, folder: Path, dtype: str | None = No
         stored = torch.float32
     model.to(stored if dtype is None else getattr(torch, dtype)).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
-
-
-def _save_classes(model: Any, folder: Path) -> None:
-    """Write the config of a classifier beside its adapter, because only the config says which output is which class."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if head_modules(base):
-        base.config.save_pretrained(str(folder))
 
 
 def _portable_name(name: str) -> str:
