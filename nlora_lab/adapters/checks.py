@@ -45,7 +45,8 @@ def check_adapter_name(model: nn.Module, adapter: str) -> None:
         )
     names = [name for name, _ in model.named_parameters()]
     parts = {part for name in names for part in ADAPTER_PART.sub("", name).split(".")}
-    if not adapter or "." in adapter or adapter in parts | RESERVED:
+    is_attribute = hasattr(nn.ModuleDict(), adapter)  # PyTorch takes no such name for a part of a module
+    if not adapter or "." in adapter or adapter in parts | RESERVED or is_attribute:
         raise InputError(
             f"adapter_name={adapter!r} is also the name of a part of the model, so saved tensors could not be told "
             "apart; choose another name without dots, such as 'default'"

@@ -24,7 +24,7 @@ from torch import Tensor
 from nlora_lab.adapters.config import NLORA, NLoraConfig
 from nlora_lab.adapters.layer import NLoraLayer
 from nlora_lab.adapters.products import NO_START, Start, update_pair
-from nlora_lab.adapters.saved import WEIGHTS, read_adapter, read_settings
+from nlora_lab.adapters.saved import CONFIG, WEIGHTS, read_adapter, read_settings
 from nlora_lab.core.array_types import Float
 from nlora_lab.core.documents import read_text
 from nlora_lab.core.errors import InputError, ModelError
@@ -99,7 +99,14 @@ def _from_folder(folder: Path) -> tuple[NLoraConfig, dict[str, Tensor]]:
         raise InputError(
             f"{folder} holds a {kind} adapter, not one of this package; give a folder with one of this package"
         )
-    config, _ = read_adapter(folder)
+    config, header = read_adapter(folder)
+    if config.target_modules is None:
+        raise InputError(f"{folder / CONFIG} names no target_modules; save the adapter again")
+    foreign = next((name for name in sorted(header) if not name.startswith(PEFT_PREFIX)), None)
+    if foreign is not None:
+        raise InputError(
+            f"{folder / WEIGHTS} holds {foreign}, and PEFT's names start with {PEFT_PREFIX}; save it again"
+        )
     state = load_file(folder / WEIGHTS)
     _check_complete(folder, config, state)
     return config, state
@@ -219,7 +226,10 @@ def _pair_of_layer(layer: str, state: dict[str, Tensor]) -> tuple[Float[Tensor, 
         start = None, factor("N0"), None
     left, right = update_pair((factor("A"), factor("N"), factor("B")), start)
     dtype = torch.promote_types(state[f"{layer}.nlora_A.weight"].dtype, torch.float32)
-    return left.to(dtype).contiguous(), right.to(dtype).contiguous()
+    left, right = left.to(dtype).contiguous(), right.to(dtype).contiguous()
+    if not bool(left.isfinite().all() and right.isfinite().all()):
+        raise InputError(f"the product of the factors of {layer} does not fit into {dtype}; train the adapter again")
+    return left, right
 
 
 def _lora_config(config: NLoraConfig, weights: dict[str, Tensor], scales: dict[str, float]) -> LoraConfig:

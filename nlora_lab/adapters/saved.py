@@ -60,10 +60,24 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file}: task_type={settings['task_type']!r} is not known to PEFT; correct it, or use null")
     if settings.get("megatron_config"):
         raise InputError(f"{file}: megatron_config asks to import another library, which is never done here")
+    _check_names(file, settings)
     for name, pattern in _patterns(settings):
         _check_pattern(f"{file}: {name}", pattern)
     _check_scale(file, settings)
     return settings
+
+
+def _check_names(file: Path, settings: dict[str, Any]) -> None:
+    """Check the kind of what names the base model and its layers."""
+    base = settings.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise InputError(f"{file}: base_model_name_or_path={base!r} must be a name or null; save the adapter again")
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        value = settings.get(name)
+        if not isinstance(value, str | None) and not (
+            isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+        ):
+            raise InputError(f"{file}: {name}={value!r} must be names of modules; save the adapter again")
 
 
 def _check_scale(file: Path, settings: dict[str, Any]) -> None:

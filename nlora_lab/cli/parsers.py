@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 def user_path(text: str) -> Path:
     """Read a path of the command line. A shell leaves the ``~`` of ``--out=~/runs`` as it is."""
     try:
-        return expand_path(text) if text.startswith("~") else Path(text)
+        return expand_path(text) if text.startswith("~") or text.isspace() else Path(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

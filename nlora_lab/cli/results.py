@@ -9,7 +9,8 @@ from typing import Any
 
 from nlora_lab.cli.parsers import add_command, user_path
 from nlora_lab.core.errors import InputError
-from nlora_lab.core.validation import check_number, check_whole_number
+from nlora_lab.core.tables import WRITERS, save_table
+from nlora_lab.core.validation import check_choice, check_number, check_whole_number
 
 METRIC_NAMES = ("accuracy", "final_loss", "validation_loss", "test_loss", "log_test_loss", "steps_to_90")
 COLUMNS = ["rate", "seeds", "median", "low", "high", "difference", "verdict"]
@@ -85,22 +86,22 @@ def _compare(options: argparse.Namespace) -> int:
     check_whole_number("--rank", options.rank)
     if options.at is not None:
         check_number("--at", options.at, above=0.0, remedy="it is a learning rate, such as 2e-4")
+    if options.out is not None:
+        check_choice("ending of --out", options.out.suffix.lower(), WRITERS)
     runs = recorded_index(options.store, options.model, options.steps)
     selection: dict[str, Any] = {
         "runs": runs, "task": options.task, "methods": methods, "rank": options.rank, "model": options.model,
     }  # fmt: skip
     groups = at_best(**selection) if options.at is None else at_rate(options.at, **selection)
     table = compare(groups, options.baseline, options.metric)
-    if options.out is not None:
-        from nlora_lab.core.tables import save_table
-
-        print(f"nlora-lab: wrote {save_table(table, options.out)}", file=sys.stderr)
     if options.json:
         print(table.rename_axis("method").reset_index().to_json(orient="records", double_precision=15))
     else:
         print(table[COLUMNS].to_string(float_format=lambda value: f"{value:.3g}"))
     if describe_left_out(runs):
         print(f"nlora-lab: left out: {describe_left_out(runs)}", file=sys.stderr)
+    if options.out is not None:  # last: the table is on stdout if it cannot be written
+        print(f"nlora-lab: wrote {save_table(table, options.out)}", file=sys.stderr)
     return 0
 
 

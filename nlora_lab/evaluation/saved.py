@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from nlora_lab.core.devices import find_device
 from nlora_lab.core.documents import read_json
@@ -76,14 +77,31 @@ def measure_saved(
             f"model={model!r} tells apart {', '.join(names)}, and the task {task.name!r} asks for "
             f"{', '.join(labels)}; give a model that was trained for this task, or an adapter"
         )
+    if folder is None and task.head and loaded._has_new_head:
+        raise InputError(
+            f"model={model!r} has no trained head with {task.head} outputs for the task {task.name!r}, and a new one "
+            "is random; give a model that was trained for this task, or an adapter"
+        )
     if folder is not None:
         from nlora_lab.adapters.saved import load_adapter
 
         loaded = load_adapter(loaded, folder)
         if order is not None:
             order_logits(loaded, order)
+        _check_output(loaded, tokenizer, str(adapter))
     positions = position_limit(loaded, tokenizer)  # as a run measures itself
     return measure(loaded.to(target.kind).eval(), tokenizer, task, shots=shots, max_length=positions)
+
+
+def _check_output(model: Any, tokenizer: Any, adapter: str) -> None:
+    """Check that the model computes numbers: the product of finite factors may be too large."""
+    import torch
+
+    with torch.no_grad():
+        ends = (tokenizer.eos_token_id, tokenizer.sep_token_id, 0)  # some classifiers read at the end token
+        logits = model(input_ids=torch.tensor([[next(e for e in ends if e is not None)]])).logits
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"with the adapter {adapter!r} the model computes NaN or infinity; train the adapter again")
 
 
 def saved_classes(adapter: Path) -> tuple[str, ...]:

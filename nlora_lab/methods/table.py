@@ -213,8 +213,11 @@ def _check_build(method: Method, changes: str) -> None:
     assert method.build is not None
     try:
         method.build(4, None, None, target_modules="all-linear")
-    except TypeError as error:
-        raise InputError(f"{method.name}: {changes} is not an option of its config ({error})") from error
+    except InputError:
+        raise
+    except (TypeError, ValueError, ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{method.name}: {changes} is not an option of its config ({reason})") from error
 
 
 def get_method(name: str) -> Method:

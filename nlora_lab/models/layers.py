@@ -203,6 +203,8 @@ def check_selection(model: Any, **options: Any) -> None:
         raise InputError(f"modules_to_save={saved!r} must be a list of names, such as [{saved!r}]")
     for field in ("target_modules", "exclude_modules", "modules_to_save"):
         entries = options.get(field)
+        if isinstance(entries, str) and entries != "all-linear":
+            _matches(entries, "", field)
         for entry in [] if entries is None or isinstance(entries, str) else sorted(entries):
             if not any(f".{name}".endswith(f".{entry}") for name in names):
                 raise InputError(f"{field}: {entry!r} matches no module of this model; correct it, or leave it out")

@@ -17,7 +17,10 @@ WHOLE = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
 BUFFER = re.compile(r"(_ids|_index|_idxs?|mask|positions?|buckets?|(^|\.)(masked_)?bias)$")
 NARROW_FLOATS = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
 UNUSUAL = WHOLE | {"C64"}  # of a tensor called "weight", which would be left out of a list of floats
-SCALE = re.compile(r"(?:^|_)(scales?|scb|absmax|zeros|zero_points?|quant_map|quant_state)(_inv)?(_.*)?$", re.IGNORECASE)
+SCALE = re.compile(
+    r"(?:^|_)[wq]?(scales?|scaling_factors?|scb|absmax|zeros|zero_points?|quant_map|quant_state)(_inv)?(_.*)?$",
+    re.IGNORECASE,
+)
 PARTS = re.compile(r"(\.weight_v|\.weight_orig|\.weight_mask|\.weight\.[USV]|\.parametrizations\.weight\.original\d*)$")
 ADAPTER = re.compile(r"\.(lora|nlora)_A(\.|$)")
 REMEDY = "scan the unquantised checkpoint, or load the model dequantised and scan that"
@@ -75,9 +78,10 @@ def _layout(name: str, header: Header, eight: Collection[str]) -> str:
     ``eight`` holds the modules with a weight in eight bits.
     """
     dtype, shape = header[name]
-    if dtype in NARROW_FLOATS or (dtype in WHOLE and len(shape) > 1 and not BUFFER.search(name)):
-        return f"{name} is {dtype}"
     parent, _, last = name.rpartition(".")
+    is_buffer = BUFFER.search(name) and not last.startswith("weight")
+    if dtype in NARROW_FLOATS or (dtype in WHOLE and len(shape) > 1 and not is_buffer):
+        return f"{name} is {dtype}"
     match = SCALE.search(last)
     if last in PACKED:
         return name
@@ -85,10 +89,10 @@ def _layout(name: str, header: Header, eight: Collection[str]) -> str:
         return f"{name} is {dtype}"
     if parent in eight and last not in ("weight", "bias") and len(shape) < 3:
         return f"{name} is a scale"
-    if match is None:
+    if match is None or ("scaling" in last and len(shape) < 2):  # I-BERT keeps vectors of them beside plain weights
         return ""
     stem = last[: match.start()]
-    scaled = [f"{parent}.{own}".strip(".") for own in ("weight", "", stem)]
+    scaled = [f"{parent}.{own}".strip(".") for own in ("weight", "", stem, f"{stem}_weight")]
     is_scale = parent in eight or any(len(header[s][1]) > 1 for s in scaled if s in header and s != name)
     return f"{name} is a scale" if is_scale else ""
 
@@ -120,9 +124,8 @@ def check_plain_model(model: Any) -> None:
                     f"{name}.{own} has quantised weights (a buffer of {t.dtype}); {REMEDY}".removeprefix(".")
                 )
         tensors = [*module._parameters.items(), *module._buffers.items()]
-        scale = next(
-            (own for own, t in tensors if t is not None and own.startswith("weight_") and SCALE.search(own)), None
-        )
+        kept = [(own, t) for own, t in tensors if t is not None and own not in module._non_persistent_buffers_set]
+        scale = next((own for own, t in kept if SCALE.search(own) and (own.startswith("weight_") or t.ndim > 1)), None)
         for own, p in module._parameters.items():
             if p is None or p.ndim < 2:
                 continue

@@ -78,6 +78,7 @@ def load_model(
     check_complete(name, model, tokenizer, head)
     if labels:
         order_head(model, model._stored_classes, labels)
+    model._has_new_head = bool(info["missing_keys"] or info["mismatched_keys"])  # all others are errors
     model._drawn = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -106,7 +107,7 @@ def position_limit(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None
     limits = [config_limit(model.config, tokenizer)]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa's start after the padding's
+            limits.append(len(module.weight) - module.padding_idx - 1)  # RoBERTa's start after the padding's
     return min((limit for limit in limits if limit), default=None)
 
 

@@ -123,12 +123,17 @@ def check_config(file: Path) -> None:
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name, value in part.items():
             limit = next((most for pattern, most in LARGEST.items() if re.search(pattern, name)), None)
-            if limit is not None and isinstance(value, int | float) and not -1 <= value <= limit:
-                raise ModelError(f"{file} says {name}={value!r}, and no model has more than {limit:,}; {remedy}")
+            if limit is None or not isinstance(value, int | float):
+                continue
+            least = 0 if LAYERS.search(name) else -1  # which stands for a default elsewhere
+            if not least <= value <= limit:
+                raise ModelError(f"{file} says {name}={value!r}, and it must be from {least} to {limit:,}; {remedy}")
 
 
+LAYERS = re.compile(r"(^|_)(num_(hidden_)?layers|n_layers?|(en|de)coder_layers|num_blocks|depth)$")
 LARGEST = {
-    r"(^|_)(num_(hidden_)?layers|n_layers?|(en|de)coder_layers|num_blocks|depth)$": 10_000,
+    LAYERS.pattern: 10_000,
+    r"^num_labels$": 1_000_000,
     r"(^|_)(num_.*experts|num_.*heads|n_heads?|.*attention_heads)$": 100_000,
     r"(^|_)(hidden_size|n_embd|d_model|dim|head_dim|intermediate_size|.*ffn_dim|n_inner|d_ff|vocab_size)$": 2**24,
 }

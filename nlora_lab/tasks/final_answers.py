@@ -14,7 +14,7 @@ MARKED_ANSWER = re.compile(
 )
 LATEX_WRAPPER = re.compile(r"\\(?:boxed|text|mathrm|mathbf)\{((?:[^{}]|\{[^{}]*\})*)\}")
 LATEX_SPACES = {r"\,": " ", r"\ ": " ", r"\!": "", "{,}": ","}
-CURRENCY = "$€£¥¢₹₽₩₺₫₪₱₦฿"
+CURRENCY = "$€£¥￥元円원¢₹₽₩₺₫₪₱₦฿"
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}  # as powers of ten
 END = r"[\s.…?;:]*$"
 NUMBER = re.compile(
@@ -28,7 +28,8 @@ NUMBER = re.compile(
     # then the end, perhaps with a remark in brackets; or a unit: a word, or a letter that is not the x of a formula
     rf"(?=[\s.…*_`\"')\]}}\\{CURRENCY}?;:]*+(?:\([^()]*\))?{END}"
     rf"|[*_`\"')\]}}]*(?:\s*\\?%|\.?\s+[A-Za-z]{{2,}}|[A-Za-z]{{2,}}{END}"
-    rf"|\s+[cghlLmst](?:[²³]|/[a-z]+)?{END}|(?:[gLm][²³]?|m/s){END}|\s*°[CF]?{END}))"
+    rf"|\s+[cdghJlLmNstVW](?:[²³]|/[a-z]+)?{END}|(?:[ghLmsVW][²³]?|m/s){END}|\s*(?:°[CF]?|[℃℉]){END}"
+    rf"|\s*/\s*[A-Za-z]{{2,}}{END}))"
 )
 # Beside a number, in the same sentence, these make another number of it. "One" and "times" do not: "18 in one day".
 OTHER_NUMBER = re.compile(

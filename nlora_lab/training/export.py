@@ -192,7 +192,11 @@ def _save_whole(model: Any, tokenizer: Any, folder: Path, dtype: str | None = No
     stored = getattr(model, "_stored_dtype", None) or torch.float32  # what its config named when it was loaded
     if not stored.is_floating_point or stored.itemsize < 2:  # a sum would be lost in eight bits, and in whole numbers
         stored = torch.float32
-    model.to(stored if dtype is None else getattr(torch, dtype)).save_pretrained(str(folder))
+    model.to(stored if dtype is None else getattr(torch, dtype))
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise InputError(f"{name} of the merged model holds NaN or infinity; train the adapter again")
+    model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 

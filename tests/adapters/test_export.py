@@ -230,7 +230,9 @@ def test_both_routes_to_a_lora_adapter_keep_resized_embeddings(tmp_path, tied):
     assert any(len(tensor) == 101 for tensor in first.values())
 
 
-@pytest.mark.parametrize("name", ["mlp", "model", "weight", "layers", "nlora_A", "base_layer", "0", "a.b"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "model", "weight", "layers", "nlora_A", "base_layer", "0", "a.b", "update", "training"]
+)
 def test_an_adapter_called_like_a_part_of_the_model_is_refused_when_it_is_added(name):
     model = get_peft_model(base_model("llama"), slora(4))
     with pytest.raises(InputError, match=f"adapter_name={name!r}"):

@@ -120,6 +120,13 @@ DAMAGE = {
     "unknown kind": (config(peft_type="MYLORA"), "peft_type='MYLORA' is not known"),
     "a kind that is a list": (config(peft_type=["LORA"]), "peft_type=.* is not known"),
     "unknown task": (config(task_type="POETRY"), "task_type='POETRY' is not known"),
+    "a base that is a number": (config(base_model_name_or_path=5), "base_model_name_or_path=5 must be a name"),
+    "targets that are a number": (config(target_modules=5), "target_modules=5 must be names"),
+    "targets of numbers": (config(target_modules=[5]), "target_modules=.* must be names"),
+    "factors whose product is infinite": (
+        tensors(lambda w: {k: v if "0.weight" in k else v + 1e30 for k, v in w.items()}),
+        "does not fit into|holds NaN or infinity|computes NaN or infinity",
+    ),
     "broken regex": (config(target_modules="(q_proj"), "is not a regular expression"),
     "catastrophic regex": (config(target_modules="(([a-z.])+.)+[A-Z]([a-z])+$"), "for ever"),
     "catastrophic pattern": (config(rank_pattern={"(a+)+$": 4}), "for ever"),

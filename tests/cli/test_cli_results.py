@@ -40,3 +40,11 @@ def test_gather_brings_a_class_together(tmp_path, capsys):
     assert "0 runs copied" in capsys.readouterr().out
     assert cli.main(["gather", str(tmp_path / "third"), "--into", into]) == 2
     assert "third' is not a folder of runs" in capsys.readouterr().err
+
+
+def test_a_comparison_that_cannot_be_written_is_printed(tmp_path, capsys):
+    (tmp_path / "d.csv").mkdir()
+    assert cli.main(["compare", "--methods", "lora,slora", "--out", str(tmp_path / "d.csv")]) == 2
+    out, err = capsys.readouterr()
+    assert "not distinguishable" in out
+    assert "nlora-lab: error: " in err

@@ -57,6 +57,7 @@ def test_an_adapter_on_parameters_is_refused_before_it_trains():
         ({"alpha_pattern": {"q_proj": -4.0}}, r"alpha_pattern\['q_proj'\]=-4.0"),
         ({"alpha_pattern": {"q_proj": math.nan}}, r"alpha_pattern\['q_proj'\]=nan"),
         ({"target_modules": []}, "target_modules"),
+        ({"target_modules": "["}, r"target_modules: '\[' is not a regular expression"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_refused(method, options, named):

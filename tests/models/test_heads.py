@@ -189,10 +189,12 @@ SEQ2SEQ = {
 }  # fmt: skip
 
 
-def save_seq2seq(name, folder, tokenizer, end):
+def save_seq2seq(name, folder, tokenizer, end, **options):
     import transformers
 
-    config = getattr(transformers, f"{name}Config")(vocab_size=500, eos_token_id=end, pad_token_id=1, **SEQ2SEQ[name])
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=500, eos_token_id=end, pad_token_id=1, **SEQ2SEQ[name], **options
+    )
     torch.manual_seed(0)
     getattr(transformers, f"{name}ForSequenceClassification")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -205,10 +207,37 @@ def test_a_classifier_that_reads_the_end_token_needs_one_in_every_text(name, tmp
     task = nl.load_task("mrpc", data)
     good, bad = word_pieces(roberta=True), word_pieces(roberta=True)
     bad._tokenizer.post_processor = None
-    folder = save_seq2seq(name, tmp_path / "good", good, good.eos_token_id)
+    folder = save_seq2seq(name, tmp_path / "good", good, good.eos_token_id, num_labels=2)
     assert 0 <= nl.measure_saved(folder, task)[1]["accuracy"] <= 1
-    folder = save_seq2seq(name, tmp_path / "bad", bad, bad.eos_token_id)
+    folder = save_seq2seq(name, tmp_path / "bad", bad, bad.eos_token_id, num_labels=2)
     with pytest.raises(nl.InputError, match=r"reads the end token of each text, and its tokenizer puts 0 of them"):
         nl.measure_saved(folder, task)
     with pytest.raises(nl.InputError, match=r"reads the end token of each text"):
         nl.fine_tune(nl.RunConfig("slora", rank=2, model=folder, task="mrpc", data=data, steps=1, batch_size=4))
+
+
+@pytest.mark.parametrize("outputs", [0, 3])
+def test_a_head_that_was_never_trained_for_the_task_is_not_measured(outputs, tmp_path):
+    """A new head is random. Without a word, half of the answers would be right."""
+    from transformers import AutoModelForSequenceClassification
+
+    data = folder_of(tmp_path / "data", pairs(40), "validation")
+    folder = save_model("Bert", tmp_path / "model", word_pieces())
+    if outputs:
+        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=outputs).save_pretrained(folder)
+    with pytest.raises(nl.InputError, match="has no trained head with 2 outputs for the task 'mrpc'"):
+        nl.measure_saved(folder, nl.load_task("mrpc", data))
+
+
+def test_a_plain_lora_of_a_folder_keeps_the_order_of_the_classes(mnli, tmp_path):
+    folder, data = mnli
+    made = {"task": "mnli", "data": data, "steps": 2, "batch_size": 4, "lr": 1e-4}
+    run = nl.fine_tune(nl.RunConfig("nlora", rank=2, model=folder, **made))
+    saved = nl.save_adapter(run, tmp_path / "peft")
+    task = nl.load_task("mnli", data)
+    expected = nl.measure_saved(folder, task, saved)[1]
+    assert expected["accuracy"] > 0.5
+    lora = nl.adapters.save_as_lora(saved, tmp_path / "lora")
+    assert nl.measure_saved(folder, task, lora)[1] == expected
+    merged = save_merged(lora, tmp_path / "merged")
+    assert nl.measure_saved(str(merged), task)[1] == expected

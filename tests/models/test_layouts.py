@@ -11,7 +11,7 @@ from factories import tiny_gpt2, tiny_llama, tiny_mixtral
 from safetensors.torch import save_file
 from torch import nn
 
-from nlora_lab.core.errors import InputError
+from nlora_lab.core.errors import InputError, ModelError
 from nlora_lab.models.safetensors import GATE_UP, find_transposed
 from nlora_lab.models.weights import list_weights
 
@@ -235,6 +235,43 @@ def test_experts_that_are_called_linear_are_listed(tmp_path):
     save_file({"h.0.mlp.input_linear.weight": torch.ones(3, 8, 16), "a.conv.weight": torch.ones(3, 8, 16)},
               tmp_path / "model.safetensors")  # fmt: skip
     assert [w.name for w in list_weights(tmp_path)] == [f"h.0.mlp.input_linear.weight.{i}" for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a.q_weight": (8, 16), "a.q_scale": (8, 1)}, {"a.weight": (8, 16), "a.wscales": (8, 2)},
+        {"a.weight": (8, 16), "a.scaling_factor": (8, 1)}, {"a.weight": (8, 16), "a.weight_qscale": (8, 1)},
+    ],
+)  # fmt: skip
+def test_a_scale_by_another_name_is_no_matrix(tensors, tmp_path):
+    save_file({name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="is a scale"):
+        list_weights(tmp_path)
+
+
+def test_the_vectors_of_scales_beside_plain_weights_are_no_layout(tmp_path):
+    tensors = {"a.weight": torch.ones(8, 16), "a.fc_scaling_factor": torch.ones(8)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert [w.name for w in list_weights(tmp_path)] == ["a.weight"]
+
+
+def test_an_index_into_a_table_is_no_mask(tmp_path):
+    tensors = {"a.weight_idx": torch.ones(8, 16, dtype=torch.int8), "a.weight_lut": torch.ones(8, 16)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"a\.weight_idx is I8"):
+        list_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["scale", "scales", "zeros"])
+def test_a_live_scale_is_refused_as_its_file_is(name, tmp_path):
+    layer = nn.Linear(16, 8)
+    layer.register_parameter(name, nn.Parameter(torch.ones(8, 1)))
+    model = nn.Sequential(layer)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    for source in (model, tmp_path):
+        with pytest.raises(InputError, match="quantised weights"):
+            list_weights(source)
 
 
 def test_three_axes_that_are_not_experts_are_left_out_with_a_word(tmp_path):

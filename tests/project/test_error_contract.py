@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from nlora_lab.adapters.saved import read_adapter
 from nlora_lab.analysis import selection
 from nlora_lab.cli import main as cli
+from nlora_lab.cli.parsers import user_path
 from nlora_lab.cli.sweep import _read_grid
 from nlora_lab.core.errors import InputError
 from nlora_lab.models.names import check_config
@@ -87,6 +88,8 @@ def nonsense(action: argparse.Action) -> tuple[str, ...]:
         return WHOLE[:-1] if FITS_ANY & set(action.option_strings) else WHOLE
     if action.type is float:
         return NUMBER
+    if action.type is user_path:
+        return ("", " ", "~nobody-of-this-name/x")
     if "," in str(action.metavar):  # a list
         return ("", ",", " , ")
     return ("", "x") if action.choices else ("",)
