@@ -28,6 +28,8 @@ from nlora_lab.core.errors import InputError
 from nlora_lab.core.interrupts import exit_status, raise_on_signal, signal_number
 
 ESCAPES = "nlora-lab-escapes"
+# names in files of strangers must not command a terminal
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 GROUPS = {
     "Learn": (add_lab, add_page, add_doctor),
     "Teach": (add_notebooks, add_pack),
@@ -128,7 +130,7 @@ class GuardedStdout:
     def write(self, text: str) -> int:
         """Write text."""
         with self._noticed():
-            return int(self._stream.write(text))
+            return int(self._stream.write(text.translate(CONTROLS)))
 
     def flush(self) -> None:
         """Write what is buffered."""

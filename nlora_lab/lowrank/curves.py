@@ -14,6 +14,7 @@ lost its digits, or whose block is singular, are computed one by one.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -36,6 +37,7 @@ from nlora_lab.lowrank.rules import Core
 from nlora_lab.lowrank.svd import singular_values, truncation_errors
 
 PANEL = 512  # rows in float64 at a time
+WIDE = 8192  # columns up to which they are that many
 RELIABLE = 1e-9  # of the largest term: below this, a squared error is rounding noise
 Squares = tuple[Float64[Tensor, " r"], Bool[Tensor, " r"]]
 """The squared relative error at rank 1 … r, and at which ranks it can be trusted."""
@@ -170,10 +172,10 @@ def _optimal_squares(
     Qc, Tc = torch.linalg.qr(to_float64(take_cols(W, cols)))
     Qr, Tr = torch.linalg.qr(to_float64(take_rows(W, rows)).mT)
     total, middle = W.new_zeros((), dtype=torch.float64), Qc.new_zeros(Qc.shape[1], Qr.shape[1])
-    for start in range(0, W.shape[0], PANEL):
-        wide = to_float64(W[start : start + PANEL])
+    for panel in _panels(W):
+        wide = to_float64(W[panel])
         total = total + wide.square().sum()
-        middle += Qc[start : start + PANEL].T @ (wide @ Qr)
+        middle += Qc[panel].T @ (wide @ Qr)
     squares = total - _corner_sums(middle.square())
     cut = torch.finfo(W.dtype).eps * max(W.shape) if rtol is None else rtol
     regular = _well_conditioned(Tc, cut) & _well_conditioned(Tr, cut)
@@ -234,14 +236,20 @@ def _panel_sums(
     """``‖W‖²``, ``B'ᵀ W Fᵀ`` and ``B'ᵀB'`` with ``B' = C U⁻¹``; of the second only its diagonal, if ``diagonal``."""
     total, gram = F.new_zeros(()), F.new_zeros(len(F), len(F))
     product = torch.zeros_like(gram) if not diagonal else F.new_zeros(len(F))
-    for start in range(0, W.shape[0], PANEL):
-        wide = to_float64(W[start : start + PANEL])
-        B = to_float64(C[start : start + PANEL]) @ U_inverse
+    for panel in _panels(W):
+        wide = to_float64(W[panel])
+        B = to_float64(C[panel]) @ U_inverse
         total = total + wide.square().sum()
         gram += B.T @ B
         WF = wide @ F.T
         product += (B * WF).sum(0) if diagonal else B.T @ WF
     return total, product, gram
+
+
+def _panels(W: Float[Tensor, "m n"]) -> Iterator[slice]:
+    """The rows of a matrix in panels that are small beside it in float64. Only a wide matrix has fewer in each."""
+    height = max(1, min(PANEL, PANEL * WIDE // max(1, W.shape[1])))
+    return (slice(start, start + height) for start in range(0, W.shape[0], height))
 
 
 def _corner_sums(M: Float64[Tensor, "k k"]) -> Float64[Tensor, " k"]:

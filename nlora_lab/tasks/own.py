@@ -105,11 +105,19 @@ def class_names(parts: Sequence[Part], column: str) -> tuple[str, ...]:
     return names
 
 
+LONGEST_LABEL = 200  # characters in the name of a class
+
+
 def class_of(part: Part, row: int, cell: Any) -> str:
     """Return the class in a cell as text. An ``InputError`` names a cell that is neither a whole number nor text."""
     is_number = isinstance(cell, int) and not isinstance(cell, bool)
     if not is_number and not (isinstance(cell, str) and cell.strip()):
         raise InputError(f"{part.where}, row {row}: label={cell!r} must be a whole number or text, and not blank")
+    if len(str(cell)) > LONGEST_LABEL:
+        raise InputError(
+            f"{part.where}, row {row}: label={str(cell)[:40]!r} has {len(str(cell)):,} characters, and the name of a "
+            f"class has {LONGEST_LABEL} at most; name another column"
+        )
     return str(cell).strip()
 
 

@@ -168,13 +168,15 @@ def find_source(place: str | Path) -> tuple[Literal["file", "folder", "hub"], Pa
         The kind, and the path, which means nothing for the hub.
 
     Raises:
-        InputError: ``place`` is neither a file nor a folder, and cannot be a hub id.
+        InputError: ``place`` is neither a file nor a folder, and cannot be a hub id, or the folder is empty.
     """
     path = expand_path(place, "data")
     try:
         is_file, is_folder = path.is_file(), bool(str(place)) and path.is_dir()  # "" would be the current folder
     except (OSError, ValueError):  # the path is too long, or has a NUL in it
         is_file = is_folder = False
+    if is_folder and next(path.iterdir(), None) is None:
+        raise InputError(f"data={str(place)!r} holds no data file, it is empty; give a folder with some")
     if is_file or is_folder:
         return ("file" if is_file else "folder"), path
     if isinstance(place, Path) or path.suffix.lower() in ENDINGS or not HUB_ID.fullmatch(place):

@@ -132,6 +132,12 @@ def test_a_warning_is_one_line_without_the_place_in_the_code(tmp_path):
     assert line.startswith(f"nlora-lab: warning: {tmp_path / 'odd.json'}, line 1: ")
 
 
+def test_a_name_cannot_command_the_terminal(capsys):
+    with cli._guarded_stdout() as stdout:
+        print("a\x1b[31m\x9bb\tc\r\nd", file=stdout)
+    assert capsys.readouterr().out == "a\\x1b[31m\\x9bb\tc\\x0d\nd\n"
+
+
 def test_a_path_of_an_option_may_be_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     options = cli._parser().parse_args(["run", "--out=~/runs", "--adapter=a~b"])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from matrices import gaussian
 
 from nlora_lab.core.errors import InputError
+from nlora_lab.lowrank import curves
 from nlora_lab.lowrank.cross import nystrom
 from nlora_lab.lowrank.curves import error_curve, lu_without_pivoting
 from nlora_lab.lowrank.factors import relative_error
@@ -117,12 +118,22 @@ def test_the_best_possible_curve_is_that_of_the_svd():
     assert error_curve(low, 6, "svd")[3] > 0.1
 
 
+@pytest.mark.parametrize("core", CORES)
+def test_a_wide_matrix_is_read_in_panels_of_fewer_rows(core, monkeypatch):
+    W = gaussian(40, 60, 2)
+    whole = error_curve(W, 7, core=core)
+    monkeypatch.setattr(curves, "PANEL", 12)
+    monkeypatch.setattr(curves, "WIDE", 25)
+    assert [panel.stop for panel in curves._panels(W)] == list(range(5, 41, 5))
+    assert torch.allclose(error_curve(W, 7, core=core), whole, rtol=1e-12)
+
+
 def test_a_batch_is_its_matrices():
     W = torch.stack([gaussian(9, 7, s) for s in range(4)]).reshape(2, 2, 9, 7)
     for options in ({}, {"pivots": "cross"}, {"core": "optimal", "oversample": 1}):
-        curves = error_curve(W, 5, **options)
-        assert curves.shape == (2, 2, 5)
-        assert torch.allclose(curves[1, 0], error_curve(W[1, 0], 5, **options))
+        errors = error_curve(W, 5, **options)
+        assert errors.shape == (2, 2, 5)
+        assert torch.allclose(errors[1, 0], error_curve(W[1, 0], 5, **options))
     assert error_curve(W, 5, "svd").shape == (2, 2, 5)
 
 

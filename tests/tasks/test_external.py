@@ -390,6 +390,11 @@ def write(path, content):
         ("a.jsonl", '{"prompt": "x", "target": ""}', "row 1: 'target' is blank"),
         ("a.jsonl", '{"prompt": "x", "target": "y"}', "1 row of one prompt .* at least 2 rows"),
         ("a.jsonl", '{"text": "x", "label": 0.5}', "row 1: label=0.5 must be a whole number or text"),
+        (
+            "a.jsonl",
+            json.dumps({"text": "x", "label": "y" * 201}),
+            "has 201 characters, and the name of a class has 200",
+        ),
         ("a.jsonl", '{"text": "x", "label": "a"}', "holds 1 different value;"),
         ("a.jsonl", "".join(f'{{"text": "x", "label": {i}}}\n' for i in range(201)), "holds 201 different values"),
     ],
