@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+REFUSALS = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError, ImportError,
+)  # fmt: skip
+"""What PEFT raises where it cannot do what its options ask for."""
+
+
 def attach(
     model: Any, method: Method | str, rank: int = 8, alpha: float | None = None, init: str | None = None, **options: Any
 ) -> Any:
@@ -73,14 +79,14 @@ def attach(
         # PEFT asks transformers for this property under its old name; nothing a learner can act on
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right by itself
-        config = entry.build(int(rank), alpha, init, **options)
-        if getattr(config, "init_lora_weights", None) == "olora":
-            _check_olora(layers)
         try:
+            config = entry.build(int(rank), alpha, init, **options)
+            if getattr(config, "init_lora_weights", None) == "olora":
+                _check_olora(layers)
             adapted = get_peft_model(model, config)
         except InputError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        except REFUSALS as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"PEFT cannot put {entry.label} on this {type(model).__name__} ({reason}); change the options, or "

@@ -203,6 +203,10 @@ def check_selection(model: Any, **options: Any) -> None:
         raise InputError(f"modules_to_save={saved!r} must be a list of names, such as [{saved!r}]")
     for field in ("target_modules", "exclude_modules", "modules_to_save"):
         entries = options.get(field)
+        if not isinstance(entries, str | None) and not (
+            isinstance(entries, list | tuple | set) and all(isinstance(entry, str) for entry in entries)
+        ):
+            raise InputError(f"{field}={entries!r} must be names of modules; give a list, such as ['q_proj', 'v_proj']")
         if isinstance(entries, str) and entries != "all-linear":
             _matches(entries, "", field)
         for entry in [] if entries is None or isinstance(entries, str) else sorted(entries):

@@ -57,6 +57,9 @@ def test_an_adapter_on_parameters_is_refused_before_it_trains():
         ({"alpha_pattern": {"q_proj": -4.0}}, r"alpha_pattern\['q_proj'\]=-4.0"),
         ({"alpha_pattern": {"q_proj": math.nan}}, r"alpha_pattern\['q_proj'\]=nan"),
         ({"target_modules": []}, "target_modules"),
+        ({"target_modules": 5}, "target_modules=5 must be names of modules"),
+        ({"target_modules": ["q_proj", 3]}, r"target_modules=\['q_proj', 3\] must be names"),
+        ({"no_such_option": 1}, "PEFT cannot put .*no_such_option"),
         ({"target_modules": "["}, r"target_modules: '\[' is not a regular expression"),
     ],
 )
