@@ -134,7 +134,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise InputError(f"--every={options.every} needs --checkpoints; name a folder for the checkpoints")
     for name in ("out", "adapter", "checkpoints"):
         folder = getattr(options, name)
-        if folder is not None and not str(folder).strip(" ."):
+        if folder == Path():
             raise InputError(f"--{name} '' names no folder; for example: --{name} runs")
         if folder is not None:
             check_writable(folder, f"--{name} {folder}")

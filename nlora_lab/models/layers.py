@@ -208,7 +208,7 @@ def check_selection(model: Any, **options: Any) -> None:
         ):
             raise InputError(f"{field}={entries!r} must be names of modules; give a list, such as ['q_proj', 'v_proj']")
         if isinstance(entries, str) and entries != "all-linear":
-            _matches(entries, "", field)
+            _compiled(entries, entries, field)
         for entry in [] if entries is None or isinstance(entries, str) else sorted(entries):
             if not any(f".{name}".endswith(f".{entry}") for name in names):
                 raise InputError(f"{field}: {entry!r} matches no module of this model; correct it, or leave it out")
@@ -223,7 +223,8 @@ def check_selection(model: Any, **options: Any) -> None:
                 check_whole_number(f"rank_pattern[{pattern!r}]", value)
             else:
                 check_number(f"alpha_pattern[{pattern!r}]", value, above=0.0)
-            if not any(_matches(pattern, name, field) for name in names):
+            whole = _compiled(rf"(.*\.)?({pattern})$", pattern, field)  # as PEFT does
+            if not any(whole.match(name) for name in names):
                 raise InputError(f"{field}: {pattern!r} matches no module of this model; correct it, or leave it out")
 
 
@@ -257,9 +258,9 @@ def check_owner(layer: str, weight: Tensor, owners: Mapping[int, list[str]]) -> 
         )
 
 
-def _matches(pattern: str, name: str, field: str) -> bool:
+def _compiled(expression: str, pattern: str, field: str) -> re.Pattern[str]:
     try:
-        return re.match(rf"(.*\.)?({pattern})$", name) is not None  # as PEFT does
+        return re.compile(expression)
     except re.error as error:
         raise InputError(f"{field}: {pattern!r} is not a regular expression ({error}); correct it") from error
 

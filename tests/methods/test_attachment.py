@@ -60,12 +60,18 @@ def test_an_adapter_on_parameters_is_refused_before_it_trains():
         ({"target_modules": 5}, "target_modules=5 must be names of modules"),
         ({"target_modules": ["q_proj", 3]}, r"target_modules=\['q_proj', 3\] must be names"),
         ({"no_such_option": 1}, "PEFT cannot put .*no_such_option"),
+        ({"rank_pattern": {"(": 1}}, r"rank_pattern: .\(. is not a regular expression"),
         ({"target_modules": "["}, r"target_modules: '\[' is not a regular expression"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_refused(method, options, named):
     with pytest.raises(nl.InputError, match=named):
         attach(base_model("llama"), method, 2, **options)
+
+
+def test_a_regular_expression_may_set_flags():
+    model = attach(base_model("llama"), "lora", 2, target_modules="(?i).*Q_PROJ")
+    assert {n.split(".")[-4] for n, _ in model.named_parameters() if "lora_A" in n} == {"q_proj"}
 
 
 @pytest.mark.parametrize(
