@@ -134,6 +134,7 @@ def test_a_batch_is_its_matrices():
         errors = error_curve(W, 5, **options)
         assert errors.shape == (2, 2, 5)
         assert torch.allclose(errors[1, 0], error_curve(W[1, 0], 5, **options))
+        assert torch.equal(error_curve(W[1], 5, **options), errors[1])  # one leading dimension
     assert error_curve(W, 5, "svd").shape == (2, 2, 5)
 
 
