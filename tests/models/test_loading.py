@@ -15,6 +15,7 @@ from nlora_lab.core.files import shipped_folder
 from nlora_lab.models import loading as models
 from nlora_lab.models.layers import linear_layers
 from nlora_lab.models.loading import config_limit, load_model, revision_of
+from nlora_lab.models.names import check_config
 
 EMBEDDED = shipped_folder("data") / "embedded"
 
@@ -397,3 +398,10 @@ def test_a_new_head_is_not_reported_as_missing(saved, capsys):
     load_model(folder, head=2)
     assert capsys.readouterr() == ("", "")
     assert logging.get_verbosity() == before
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_hidden_layers", -1), ("n_layer", 20_000), ("num_labels", 10**9)])
+def test_a_size_that_no_model_has_is_named(field, value, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", field: value}))
+    with pytest.raises(ModelError, match=f"{field}={value}, and it must be from "):
+        check_config(tmp_path / "config.json")
