@@ -104,6 +104,12 @@ def is_computed(module: Any) -> bool:
     return is_parametrized(module, "weight") or bool({"weight_g", "weight_orig"} & set(module._parameters))
 
 
+def _is_scale(module: Any, own: str, tensor: Any) -> bool:
+    """Whether a tensor of a live module scales its weight. A buffer that no file keeps needs a clearer name."""
+    is_kept = own not in module._non_persistent_buffers_set
+    return bool(SCALE.search(own)) and (own.startswith("weight_") or (tensor.ndim > 1 and is_kept))
+
+
 def check_plain_model(model: Any) -> None:
     """Check that the weights of a live model are the matrices themselves.
 
@@ -124,8 +130,7 @@ def check_plain_model(model: Any) -> None:
                     f"{name}.{own} has quantised weights (a buffer of {t.dtype}); {REMEDY}".removeprefix(".")
                 )
         tensors = [*module._parameters.items(), *module._buffers.items()]
-        kept = [(own, t) for own, t in tensors if t is not None and own not in module._non_persistent_buffers_set]
-        scale = next((own for own, t in kept if SCALE.search(own) and (own.startswith("weight_") or t.ndim > 1)), None)
+        scale = next((own for own, t in tensors if t is not None and _is_scale(module, own, t)), None)
         for own, p in module._parameters.items():
             if p is None or p.ndim < 2:
                 continue
